@@ -1,0 +1,44 @@
+"""RunConfig: everything a run needs, composed from the rooms' own dataclasses."""
+
+import dataclasses
+
+from dsjax.checkpoint.config import CheckpointConfig
+from dsjax.data.config import DataConfig
+from dsjax.mesh.config import MeshConfig
+from dsjax.models.config import BloomConfig, ModelConfig
+from dsjax.observe.config import ObserveConfig
+from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
+from dsjax.train.config import EvaluateConfig, SampleConfig, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """One training run.
+
+    Example:
+        >>> RunConfig(train=TrainConfig(steps=10)).seed
+        0
+    """
+
+    name: str = "run"
+    """Names the run folder when --run-dir does not."""
+    seed: int = 0
+    """Seed of initial weights and dropout."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    """Devices."""
+    model: ModelConfig = dataclasses.field(default_factory=BloomConfig)
+    """The model."""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    """Text and tokens."""
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=AdamWConfig)
+    """The optimizer and its schedule."""
+    train: TrainConfig
+    """The training loop."""
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    """Validation."""
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    """Saving."""
+    observe: ObserveConfig = dataclasses.field(default_factory=ObserveConfig)
+    """Trackers and traces."""
+    sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
+    """Text at the end."""

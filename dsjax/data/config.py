@@ -1,0 +1,149 @@
+"""Where text comes from and how it becomes rows of tokens."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StdlibSource:
+    """The source text of Python's own standard library, from the running interpreter; a document is a file."""
+
+    kind: Literal["stdlib"] = "stdlib"
+    """The kind of source."""
+    weight: float = 1.0
+    """Share of this source's tokens in the mixture, before normalisation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TextSource:
+    """UTF-8 text files; a document is a file."""
+
+    path: str
+    """A file, or a folder that is searched recursively."""
+    kind: Literal["text"] = "text"
+    """The kind of source."""
+    glob: str = "*.txt"
+    """Which files of a folder count."""
+    weight: float = 1.0
+    """Share of this source's tokens in the mixture, before normalisation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class JsonlSource:
+    """One JSON object a line; a document is one line's field."""
+
+    path: str
+    """A .jsonl file (also .gz, .xz), or a folder of them."""
+    kind: Literal["jsonl"] = "jsonl"
+    """The kind of source."""
+    field: str = "text"
+    """The key that holds the text."""
+    weight: float = 1.0
+    """Share of this source's tokens in the mixture, before normalisation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ParquetSource:
+    """Parquet files (needs the extra `parquet`); a document is one row's column."""
+
+    path: str
+    """A .parquet file or a folder of them."""
+    kind: Literal["parquet"] = "parquet"
+    """The kind of source."""
+    column: str = "text"
+    """The column that holds the text."""
+    weight: float = 1.0
+    """Share of this source's tokens in the mixture, before normalisation."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TokensSource:
+    """Memory-mapped tokens written by `dsjax data build`."""
+
+    path: str
+    """The folder that `dsjax data build` wrote."""
+    kind: Literal["tokens"] = "tokens"
+    """The kind of source."""
+    weight: float = 1.0
+    """Share of this source's tokens in the mixture, before normalisation."""
+
+
+SourceConfig = StdlibSource | TextSource | JsonlSource | ParquetSource | TokensSource
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ByteTokenizer:
+    """256 bytes and one end-of-text token (id 256)."""
+
+    kind: Literal["byte"] = "byte"
+    """The kind of tokenizer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BPETokenizer:
+    """A byte-level BPE trained on the training documents, cached under a hash of them."""
+
+    kind: Literal["bpe"] = "bpe"
+    """The kind of tokenizer."""
+    vocab_size: int = 4096
+    """Tokens, the end-of-text token (id 0) and the 256 bytes among them."""
+
+    def __post_init__(self) -> None:
+        if self.vocab_size < 257:
+            raise ValueError(f"vocab_size must be at least 257 (256 bytes, end of text); got {self.vocab_size}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FileTokenizer:
+    """An existing tokenizer.json of the `tokenizers` library."""
+
+    path: str
+    """The tokenizer.json, or a folder that holds one."""
+    kind: Literal["file"] = "file"
+    """The kind of tokenizer."""
+    end_of_text: str = ""
+    """The token put after each document; '' looks for <|endoftext|>, </s>, <|im_end|>, [SEP]."""
+
+
+TokenizerConfig = ByteTokenizer | BPETokenizer | FileTokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """From sources to rows of `sequence_length` tokens."""
+
+    sources: tuple[SourceConfig, ...] = (StdlibSource(),)
+    """What is read; several are mixed by their weights."""
+    tokenizer: TokenizerConfig = dataclasses.field(default_factory=BPETokenizer)
+    """How text becomes tokens."""
+    sequence_length: int = 1024
+    """Tokens in a row (T)."""
+    pack: Literal["best_fit", "stream", "none"] = "best_fit"
+    """best_fit: documents are put whole into rows where they fit; stream: cut from one long stream; none: one a row."""
+    validation_fraction: float = 0.02
+    """Share of the documents kept apart for validation, chosen by a hash of each document."""
+    validation_sources: tuple[SourceConfig, ...] = ()
+    """Validate on these instead of on a fraction."""
+    undecodable: Literal["error", "replace", "skip"] = "error"
+    """What to do with bytes that are not UTF-8: stop and name the file, put U+FFFD, or leave the document out."""
+    cache_dir: str = ""
+    """Where tokens and indices are kept; '' means $XDG_CACHE_HOME/dsjax or ~/.cache/dsjax."""
+    shuffle_seed: int = 0
+    """Seed of the order of rows."""
+    read_threads: int = 2
+    """Threads that assemble batches."""
+    prefetch: int = 4
+    """Batches kept ready."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("sources must name at least one source")
+        if self.sequence_length < 2:
+            raise ValueError(f"sequence_length must be at least 2; got {self.sequence_length}")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be in [0, 1); got {self.validation_fraction}")
+        for source in self.sources + self.validation_sources:
+            if source.weight <= 0:
+                raise ValueError(f"a source's weight must be above 0; got {source.weight} for {source.kind}")
+        if self.read_threads < 1 or self.prefetch < 1:
+            raise ValueError(f"read_threads and prefetch must be at least 1; got {self.read_threads}, {self.prefetch}")
