@@ -120,6 +120,8 @@ class DataConfig:
     """Tokens in a row (T)."""
     pack: Literal["best_fit", "stream", "none"] = "best_fit"
     """best_fit: documents are put whole into rows where they fit; stream: cut from one long stream; none: one a row."""
+    isolate_documents: bool = True
+    """In packed rows attention and loss stop at document ends and positions restart; false lets them run on."""
     validation_fraction: float = 0.02
     """Share of the documents kept apart for validation, chosen by a hash of each document."""
     validation_sources: tuple[SourceConfig, ...] = ()

@@ -36,8 +36,6 @@ class DecoderConfig:
     """What a block recomputes in the backward pass: nothing, all but matrix products, or all."""
     segments: tuple[int, ...] = ()
     """Lengths of the scanned runs of layers, in order; () means (1, L-2, 1). All ones unrolls the stack."""
-    isolate_documents: bool = True
-    """In packed rows attention and loss stop at document ends and positions restart."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads"):
