@@ -1,0 +1,120 @@
+"""Cross-entropy over the vocabulary, straight from hidden states: logits = x E^T, loss = logsumexp(logits) - logits[y].
+
+The sum of the losses is a scalar, so its gradient is known up to one factor as soon as the logits are: softmax -
+onehot. `summed_loss` therefore multiplies by it in the forward pass, a chunk of positions at a time, and keeps the
+gradients of x [B, T, D] and E [V, D] instead of the logits [B, T, V], which exist for one chunk only and are computed
+once. (The backward pass scales the two by the factor. Without differentiation nothing of this is computed.)
+
+Shapes: B rows, T positions, D model, V vocabulary.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from dsjax.mesh.layout import Layout
+
+# Logits of one chunk, in elements per row set: small enough to stay near the cores, large enough to fill a GPU.
+CHUNK_ELEMENTS = 1 << 26
+
+
+def logits(
+    x_BTD: Float[Array, "B T D"], table_VD: Float[Array, "V D"], *, layout: Layout | None = None
+) -> Float[Array, "B T V"]:
+    """x E^T in float32, the vocabulary split over `tensor`."""
+    out_BTV = jnp.einsum("btd,vd->btv", x_BTD, table_VD, preferred_element_type=jnp.float32)
+    return out_BTV if layout is None else layout.activation(out_BTV, None, "vocab")
+
+
+def token_losses(
+    x_BTD: Float[Array, "B T D"], table_VD: Float[Array, "V D"], targets_BT: Int[Array, "B T"], *, layout=None
+) -> Float[Array, "B T"]:
+    """The loss of every position, in nats.
+
+    Example:
+        >>> x, table = jnp.zeros((1, 2, 4)), jnp.zeros((8, 4))
+        >>> token_losses(x, table, jnp.zeros((1, 2), int)).round(4).tolist()
+        [[2.0794, 2.0794]]
+    """
+    return _chunk(x_BTD, table_VD, targets_BT, layout)[0]
+
+
+def _chunk(x_BTD, table_VD, targets_BT, layout: Layout | None):
+    """Losses [B, T] and what their gradient is made of: softmax and onehot, both [B, T, V]."""
+    z_BTV = logits(x_BTD, table_VD, layout=layout)
+    top_BT1 = jax.lax.stop_gradient(z_BTV.max(-1, keepdims=True))
+    exp_BTV = jnp.exp(z_BTV - top_BT1)
+    sum_BT1 = exp_BTV.sum(-1, keepdims=True)
+    # A comparison, not a gather: a gather along the split vocabulary would collect all the logits.
+    onehot_BTV = jnp.arange(z_BTV.shape[-1]) == targets_BT[..., None]
+    target_BT = jnp.where(onehot_BTV, z_BTV, 0).sum(-1)
+    loss_BT = (jnp.log(sum_BT1) + top_BT1)[..., 0] - target_BT
+    return loss_BT, exp_BTV / sum_BT1, onehot_BTV
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def summed_loss(
+    x_BTD: Float[Array, "B T D"],
+    table_VD: Float[Array, "V D"],
+    targets_BT: Int[Array, "B T"],
+    mask_BT: Bool[Array, "B T"],
+    layout: Layout | None = None,
+) -> Float[Array, ""]:
+    """Sum of the losses of the positions in the mask, in nats, float32.
+
+    Example:
+        >>> x, table = jnp.zeros((1, 2, 4)), jnp.zeros((8, 4))
+        >>> round(float(summed_loss(x, table, jnp.zeros((1, 2), int), jnp.ones((1, 2), bool))), 4)
+        4.1589
+    """
+    losses = token_losses(x_BTD, table_VD, targets_BT, layout=layout)
+    return jnp.where(mask_BT, losses, 0).sum()
+
+
+def _num_chunks(x_BTD: jax.Array, table_VD: jax.Array, layout: Layout | None) -> int:
+    """The smallest divisor of T with which one chunk's logits on one device stay within CHUNK_ELEMENTS."""
+    rows, length, _ = x_BTD.shape
+    local = rows * table_VD.shape[0] * length
+    if layout is not None:
+        local //= layout.size(layout.batch_axes) * layout.mesh.shape["tensor"]
+    return next(n for n in range(1, length + 1) if length % n == 0 and (local // n <= CHUNK_ELEMENTS or n == length))
+
+
+def _forward(x_BTD, table_VD, targets_BT, mask_BT, layout: Layout | None):
+    chunks = _num_chunks(x_BTD, table_VD, layout)
+
+    def chunk_gradient(table_gradient, piece):
+        x, targets, mask = piece
+        losses, softmax, onehot = _chunk(x, table_VD, targets, layout)
+        delta = (jnp.where(mask[..., None], softmax - onehot, 0)).astype(x.dtype)
+        x_gradient = jnp.einsum("btv,vd->btd", delta, table_VD, preferred_element_type=x.dtype)
+        if layout is not None:
+            x_gradient = layout.activation(x_gradient, None, None)
+        grown = jnp.einsum("btv,btd->vd", delta, x, preferred_element_type=jnp.float32)
+        if layout is not None:
+            grown = jax.lax.with_sharding_constraint(
+                grown, layout.named(layout.gradient(("vocab", "embed"), grown.shape))
+            )
+        table_gradient = grown if table_gradient is None else table_gradient + grown
+        return table_gradient, (jnp.where(mask, losses, 0).sum(), x_gradient)
+
+    if chunks == 1:
+        table_gradient, (loss, x_gradient) = chunk_gradient(None, (x_BTD, targets_BT, mask_BT))
+        return loss, (x_gradient, table_gradient.astype(table_VD.dtype))
+    cut = lambda a: jnp.moveaxis(a.reshape(a.shape[0], chunks, -1, *a.shape[2:]), 1, 0)
+    start = jnp.zeros(table_VD.shape, jnp.float32)
+    pieces = (cut(x_BTD), cut(targets_BT), cut(mask_BT))
+    table_gradient, (losses, x_gradients) = jax.lax.scan(chunk_gradient, start, pieces)
+    x_gradient = jnp.moveaxis(x_gradients, 0, 1).reshape(x_BTD.shape)
+    return losses.sum(), (x_gradient, table_gradient.astype(table_VD.dtype))
+
+
+def _backward(layout, residuals, cotangent):
+    x_gradient, table_gradient = residuals
+    scaled = lambda gradient: (cotangent * gradient).astype(gradient.dtype)
+    return scaled(x_gradient), scaled(table_gradient), None, None
+
+
+summed_loss.defvjp(_forward, _backward)

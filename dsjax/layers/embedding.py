@@ -1,0 +1,25 @@
+"""Token and position embeddings, and the logits of a tied one."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from dsjax.layers.parameter import normal, use
+from dsjax.mesh.layout import Layout
+
+
+class Embedding(nnx.Module):
+    """A table [N, D] of vectors, looked up by number.
+
+    Example:
+        >>> Embedding(7, 4, rows="vocab", key=jax.random.key(0), std=0.02)(
+        ...     jnp.zeros((2, 3), int), layout=None, dtype=jnp.float32).shape
+        (2, 3, 4)
+    """
+
+    def __init__(self, num_rows: int, dim: int, *, rows: str, key: jax.Array, std: float) -> None:
+        self.table = normal(key, (num_rows, dim), (rows, "embed"), std=std)
+
+    def __call__(self, ids: Int[Array, "*batch"], *, layout: Layout | None, dtype) -> Float[Array, "*batch D"]:
+        return use(self.table, layout, dtype)[ids]

@@ -1,0 +1,27 @@
+"""y = x W + b, with the dimensions of W named."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from dsjax.layers.parameter import constant, normal, use
+from dsjax.mesh.layout import Axes, Layout
+
+
+class Linear(nnx.Module):
+    """Multiplies the last dimension of x by a kernel; the kernel may have several output dimensions.
+
+    Example:
+        >>> layer = Linear((4, 3, 2), ("embed", "qkv", "heads"), key=jax.random.key(0), std=0.02)
+        >>> layer(jnp.ones((1, 5, 4)), layout=None).shape
+        (1, 5, 3, 2)
+    """
+
+    def __init__(self, shape: tuple[int, ...], axes: Axes, *, key: jax.Array, std: float) -> None:
+        self.kernel = normal(key, shape, axes, std=std)
+        self.bias = constant(0.0, shape[1:], axes[1:])
+
+    def __call__(self, x: Float[Array, "*batch _"], *, layout: Layout | None) -> Float[Array, "*batch _"]:
+        kernel = use(self.kernel, layout, x.dtype)
+        return jnp.tensordot(x, kernel, axes=1) + use(self.bias, layout, x.dtype)

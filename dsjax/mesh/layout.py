@@ -1,0 +1,126 @@
+"""Where tensors lie: logical axes -> mesh axes, and the ZeRO stages (arXiv 1910.02054) as PartitionSpecs.
+
+Every parameter names its dimensions (`('embed', 'mlp')`). A `Layout` turns these names into two specs:
+  gathered   as the layer computes with it: split over `tensor` only
+  sharded    as ZeRO stores it: the same dimension split further, ('tensor', 'fsdp', 'expert')
+The tensor-parallel dimension carries both, in this order, because then going from one to the other is a single
+all-gather; rows over one and columns over the other makes XLA rematerialise the whole tensor.
+
+  ZeRO stage     parameters   gradients   optimizer state
+  0              gathered     gathered    gathered
+  1              gathered     gathered    sharded
+  2              gathered     sharded     sharded
+  3              sharded      sharded     sharded
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+RULES: dict[str, str | None] = {
+    "vocab": "tensor",
+    "heads": "tensor",
+    "mlp": "tensor",
+    "embed": None,
+    "qkv": None,
+    "positions": None,
+}
+BATCH_AXES = ("fsdp", "expert")
+ZERO_AXES = ("fsdp", "expert")
+
+Axes = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """The placement of parameters and activations on a mesh.
+
+    Attributes:
+        mesh: the devices.
+        zero_stage: what ZeRO splits over fsdp (and expert), 0-3.
+        batch_axes: mesh axes over which a worker's rows are split; `data` is added by the vmap over workers.
+    """
+
+    mesh: Mesh | jax.sharding.AbstractMesh
+    zero_stage: int = 0
+    batch_axes: tuple[str, ...] = BATCH_AXES
+
+    def gathered(self, axes: Axes) -> PartitionSpec:
+        """The spec of a parameter as a layer computes with it.
+
+        Example:
+            >>> from jax.sharding import AbstractMesh
+            >>> Layout(AbstractMesh((1, 2, 1, 2), ("data", "fsdp", "expert", "tensor"))).gathered(("embed", "mlp"))
+            PartitionSpec(None, 'tensor')
+        """
+        return PartitionSpec(*(RULES[name] for name in axes))
+
+    def sharded(self, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
+        """The spec of a parameter split by ZeRO: on its tensor dimension if that divides, else the largest that does.
+
+        A tensor of which no dimension divides stays whole (the sharding report shows it).
+        """
+        shards = self.size(ZERO_AXES)
+        order = sorted(range(len(axes)), key=lambda dim: (RULES[axes[dim]] is None, -shape[dim]))
+        for dim in order:
+            taken = RULES[axes[dim]]
+            if shape[dim] % (shards * (self.mesh.shape[taken] if taken else 1)) == 0:
+                spec: list[str | tuple[str, ...] | None] = [RULES[name] for name in axes]
+                spec[dim] = (taken, *ZERO_AXES) if taken else ZERO_AXES
+                return PartitionSpec(*spec)
+        return self.gathered(axes)
+
+    def parameter(self, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
+        """Where the stored parameter lies."""
+        return self.sharded(axes, shape) if self.zero_stage >= 3 else self.gathered(axes)
+
+    def gradient(self, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
+        """Where the accumulated gradient lies."""
+        return self.sharded(axes, shape) if self.zero_stage >= 2 else self.gathered(axes)
+
+    def optimizer(self, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
+        """Where the optimizer's per-parameter state lies."""
+        return self.sharded(axes, shape) if self.zero_stage >= 1 else self.gathered(axes)
+
+    def size(self, mesh_axes: tuple[str, ...]) -> int:
+        """The number of devices along some mesh axes together."""
+        total = 1
+        for axis in mesh_axes:
+            total *= self.mesh.shape[axis]
+        return total
+
+    def named(self, spec: PartitionSpec) -> NamedSharding:
+        """The sharding of a spec on this layout's mesh."""
+        return NamedSharding(self.mesh, spec)
+
+    def weight(self, value: jax.Array, axes: Axes) -> jax.Array:
+        """Gather a stored parameter for use; its gradient is reduced straight into the gradient's shards."""
+        gathered, gradient = self.named(self.gathered(axes)), self.named(self.gradient(axes, value.shape))
+        # The name lets a remat policy gather again in the backward pass instead of keeping whole weights.
+        return checkpoint_name(_gather(value, gathered, gradient), "gathered")
+
+    def activation(self, value: jax.Array, *dims: str | None) -> jax.Array:
+        """Split an activation: first dimension over the batch axes, the named ones by the rules, the rest whole."""
+        spec = PartitionSpec(self.batch_axes, *(RULES[name] if name else None for name in dims))
+        return jax.lax.with_sharding_constraint(value, self.named(spec))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(value: jax.Array, gathered: NamedSharding, gradient: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(value, gathered)
+
+
+def _gather_forward(value: jax.Array, gathered: NamedSharding, gradient: NamedSharding) -> tuple[jax.Array, None]:
+    return _gather(value, gathered, gradient), None
+
+
+def _gather_backward(
+    gathered: NamedSharding, gradient: NamedSharding, _: None, cotangent: jax.Array
+) -> tuple[jax.Array]:
+    return (jax.lax.with_sharding_constraint(cotangent, gradient),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)

@@ -1,0 +1,39 @@
+"""LAMB (arXiv 1904.00962, algorithm 2), per layer also where a stack of layers is one array.
+
+  m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  r = m^ / (sqrt(v^) + eps),  u = r + decay * w
+  w <- w - lr * (|w| / |u|) u        with |w| / |u| = 1 where either is 0
+The norms are of one layer's tensor: a scanned segment stacks n layers along the first dimension, and a norm over the
+whole stack would tie its layers together and change with the way the model is segmented.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def scale_by_layer_trust_ratio(stacked) -> optax.GradientTransformation:
+    """Scale every tensor's update by |w| / |u|.
+
+    Args:
+        stacked: tree of bools like the parameters, True where the first dimension counts layers.
+
+    Example:
+        >>> scale = scale_by_layer_trust_ratio({"w": True})
+        >>> w = {"w": jnp.array([[3.0, 4.0], [0.0, 0.0]])}
+        >>> scale.update({"w": jnp.ones((2, 2))}, scale.init(w), w)[0]["w"].round(3).tolist()
+        [[3.5360000133514404, 3.5360000133514404], [1.0, 1.0]]
+    """
+
+    def scaled(update: jax.Array, weight: jax.Array, is_stack: bool) -> jax.Array:
+        dims = tuple(range(1 if is_stack else 0, weight.ndim))
+        norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=dims, keepdims=True))
+        weight_norm, update_norm = norm(weight), norm(update)
+        usable = (weight_norm > 0) & (update_norm > 0)
+        return update * jnp.where(usable, weight_norm / jnp.where(usable, update_norm, 1), 1)
+
+    def update_fn(updates, state, params=None):
+        if params is None:
+            raise ValueError("the trust ratio needs the parameters: call update(updates, state, params)")
+        return jax.tree.map(scaled, updates, params, stacked), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)

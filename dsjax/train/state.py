@@ -1,0 +1,197 @@
+"""TrainState: everything a run needs to go on, as one tree of arrays; made on its shards, named for checkpoints."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dsjax.mesh.layout import Layout
+from dsjax.models.decoder import Decoder
+from dsjax.optimizers.api import StagedTransform, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """What a training step reads and replaces.
+
+    Attributes:
+        step: steps done, int32 scalar.
+        params: float32 parameters, nested dicts.
+        opt_state: the optimizer's state.
+        key: the run's key, from which dropout is derived; never split.
+        ema: moving average of the parameters, or None.
+    """
+
+    step: jax.Array
+    params: Tree
+    opt_state: Tree
+    key: jax.Array
+    ema: Tree = None
+
+
+jax.tree_util.register_dataclass(TrainState, data_fields=["step", "params", "opt_state", "key", "ema"], meta_fields=[])
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelTree:
+    """A model taken apart: its graph, its parameters' shapes, and what is known of each parameter.
+
+    Attributes:
+        graph: nnx graph definition; `nnx.merge(graph, params)` is the model.
+        shapes: tree of ShapeDtypeStructs.
+        axes: tree of the names of each parameter's dimensions, without the layer dimension of a stack.
+        stacked: tree of bools, True where the first dimension counts layers.
+    """
+
+    graph: Any
+    shapes: Tree
+    axes: Tree
+    stacked: Tree
+
+    @classmethod
+    def of(cls, model: Decoder) -> "ModelTree":
+        """Take a model (abstract or real) apart."""
+        graph, state = nnx.split(model, nnx.Param)
+        is_variable = lambda leaf: isinstance(leaf, nnx.Variable)
+        axes = nnx.to_pure_dict(
+            jax.tree.map(lambda v: v.replace(Names(v.get_metadata("axes"))), state, is_leaf=is_variable)
+        )
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
+        stacked = jax.tree.map(lambda names, shape: len(shape.shape) == len(names) + 1, axes, shapes)
+        return cls(graph, shapes, axes, stacked)
+
+    def specs(self, choose: Callable[[tuple[str, ...], tuple[int, ...]], PartitionSpec]) -> Tree:
+        """One spec per parameter; `choose(axes, shape)` sees one layer's tensor, a stack gets None in front."""
+
+        def spec(names, shape, is_stack):
+            one = choose(tuple(names), shape.shape[is_stack:])
+            return PartitionSpec(None, *one) if is_stack else one
+
+        return jax.tree.map(spec, self.axes, self.shapes, self.stacked)
+
+
+class Names(tuple):
+    """Names of dimensions, as one leaf: a plain tuple would be taken for a tree."""
+
+
+def state_shardings(layout: Layout, model: ModelTree, optimizer: StagedTransform, *, ema: bool) -> TrainState:
+    """A TrainState of NamedShardings."""
+    params = model.specs(layout.parameter)
+    opt_state = jax.eval_shape(optimizer.init, model.shapes)
+    specs = TrainState(
+        step=PartitionSpec(),
+        params=params,
+        opt_state=optimizer.state_specs(opt_state, model.specs(layout.optimizer)),
+        key=PartitionSpec(),
+        ema=model.specs(layout.optimizer) if ema else None,
+    )
+    is_spec = lambda leaf: isinstance(leaf, PartitionSpec)
+    return jax.tree.map(lambda spec: NamedSharding(layout.mesh, spec), specs, is_leaf=is_spec)
+
+
+def init_state(
+    make_params: Callable[[jax.Array], Tree],
+    optimizer: StagedTransform,
+    shardings: TrainState,
+    *,
+    seed: int,
+) -> TrainState:
+    """A fresh state, every array computed where it will lie; equal on every mesh.
+
+    Args:
+        make_params: key -> parameters (traced).
+        optimizer: the optimizer.
+        shardings: from `state_shardings`; ema None means that none is kept.
+        seed: of the initial weights and of dropout.
+    """
+
+    def make() -> TrainState:
+        init_key, run_key = jax.random.split(jax.random.key(seed))
+        params = make_params(init_key)
+        ema = None if shardings.ema is None else jax.tree.map(jnp.copy, params)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), run_key, ema)
+
+    return jax.jit(make, out_shardings=shardings)()
+
+
+def abstract_state(model: ModelTree, optimizer: StagedTransform, shardings: TrainState) -> TrainState:
+    """The state's shapes with their shardings, for restoring into."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    shapes = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        params=model.shapes,
+        opt_state=jax.eval_shape(optimizer.init, model.shapes),
+        key=key,
+        ema=None if shardings.ema is None else model.shapes,
+    )
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+# --- Names for checkpoints -------------------------------------------------------------------------------------------
+# A checkpoint names layers by number ('params/layers/3/mlp/up/kernel'), so that a model may be cut into segments anew.
+
+
+def _leaf_names(tree: Tree, runs: tuple[int, ...]) -> list[tuple[list[str], bool]]:
+    """For each leaf its names in a checkpoint (one per layer for a stack) and whether it is a stack."""
+    starts = list(itertools.accumulate((0, *runs)))
+    names = []
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree):
+        parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        if "segments" not in parts:
+            names.append((["/".join(parts)], False))
+            continue
+        at = parts.index("segments")
+        run = int(parts[at + 1])
+        head, tail = parts[:at], parts[at + 2 :]
+        numbers = range(starts[run], starts[run] + runs[run])
+        names.append((["/".join([*head, "layers", str(number), *tail]) for number in numbers], True))
+    return names
+
+
+def to_named(tree: Tree, runs: tuple[int, ...]) -> dict[str, jax.Array]:
+    """A tree as a flat dict of one layer's tensors by name; new buffers, so the tree may be donated afterwards."""
+    names = _leaf_names(tree, runs)
+
+    @jax.jit
+    def split(leaves):
+        flat = {}
+        for (layers, is_stack), leaf in zip(names, leaves, strict=True):
+            flat.update({name: leaf[i] if is_stack else _copy(leaf) for i, name in enumerate(layers)})
+        return flat
+
+    return split(jax.tree.leaves(tree))
+
+
+def _copy(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.copy(jax.random.key_data(leaf)))
+    return jnp.copy(leaf)
+
+
+def abstract_named(tree: Tree, runs: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `to_named` would give, as shapes with shardings."""
+    flat = {}
+    for (layers, is_stack), leaf in zip(_leaf_names(tree, runs), jax.tree.leaves(tree), strict=True):
+        sharding, shape = leaf.sharding, leaf.shape
+        if is_stack:
+            sharding, shape = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])), shape[1:]
+        flat.update({name: jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding) for name in layers})
+    return flat
+
+
+def from_named(flat: dict[str, jax.Array], abstract: Tree, runs: tuple[int, ...]) -> Tree:
+    """The inverse of `to_named`, onto the shardings of `abstract`."""
+    names = _leaf_names(abstract, runs)
+
+    def join(flat):
+        leaves = [
+            jnp.stack([flat[name] for name in layers]) if is_stack else flat[layers[0]] for layers, is_stack in names
+        ]
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+    return jax.jit(join, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract), donate_argnums=0)(flat)

@@ -1,0 +1,205 @@
+"""One training step as two compiled programs: gradients of the global batch, then the optimizer's update.
+
+The batch comes as [W, A, b, T]: W workers (mesh axis `data`), A parts that are accumulated, b rows over (`fsdp`,
+`expert`), T tokens. Every worker's gradient is computed by a vmap over W, accumulated over A inside it, and reduced
+over `data` once, after it: the bytes on `data` do not depend on A. (The usual auto-sharded accumulation puts the whole
+all-reduce into the loop.)
+
+The loss is the sum over all real target tokens of the global batch, divided by their number N, however the batch is
+cut: worker w holds W/N times the gradient of its own sum, so that the mean over workers is the gradient.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from dsjax.layers.cross_entropy import summed_loss
+from dsjax.layers.dropout import sample_keys
+from dsjax.mesh.layout import BATCH_AXES, Layout
+from dsjax.optimizers.api import StagedTransform, Tree, UpdateInputs
+from dsjax.train.state import ModelTree, TrainState
+
+BATCH_SPEC = PartitionSpec("data", None, BATCH_AXES)
+Batch = Mapping[str, jax.Array]
+
+
+def batch_loss(
+    model: Any, batch: Batch, *, keys: jax.Array | None = None, layout: Layout | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Sum of the losses over real targets (float32) and their number (int32), for rows [B, T].
+
+    Args:
+        model: a Decoder.
+        batch: tokens, targets [B, T] int32, loss_mask [B, T] bool; in packed rows also segments and positions.
+        keys: dropout keys [B], or None.
+        layout: placement, or None on one device.
+    """
+    features = model.features(
+        batch["tokens"],
+        segments=batch.get("segments"),
+        positions=batch.get("positions"),
+        keys=keys,
+        layout=layout,
+    )
+    loss = summed_loss(features, model.table(layout=layout), batch["targets"], batch["loss_mask"], layout)
+    return loss, batch["loss_mask"].sum(dtype=jnp.int32)
+
+
+def make_gradient(
+    model: ModelTree, layout: Layout, *, per_worker: bool, dropout: bool
+) -> Callable[[Tree, jax.Array, jax.Array, Batch], tuple[Tree, dict[str, jax.Array]]]:
+    """The gradient program: (params, run key, step, batch [W, A, b, T]) -> (gradients, figures).
+
+    Args:
+        model: the model taken apart.
+        layout: the mesh and its ZeRO stage.
+        per_worker: True: gradients keep their first dimension W, sharded over `data`, and nothing but scalars crosses
+            `data`. False: they are averaged over it.
+        dropout: whether to draw dropout keys.
+
+    Returns:
+        gradients in their ZeRO shards, and figures: loss (mean over tokens), worker_loss [W], tokens (number of real
+        targets, int32).
+    """
+    gradient_specs = model.specs(layout.gradient)
+
+    def sharded(tree: Tree) -> Tree:
+        return jax.tree.map(lambda x, s: jax.lax.with_sharding_constraint(x, layout.named(s)), tree, gradient_specs)
+
+    def loss(params: Tree, part: Batch, key: jax.Array, step: jax.Array) -> jax.Array:
+        keys = sample_keys(key, step, part["sample_ids"]) if dropout else None
+        return batch_loss(nnx.merge(model.graph, params), part, keys=keys, layout=layout)[0]
+
+    def worker(params: Tree, key: jax.Array, step: jax.Array, parts: Batch) -> tuple[Tree, jax.Array]:
+        """Gradient and loss of one worker's rows [A, b, T], as sums over its tokens."""
+        value_and_grad = jax.value_and_grad(loss)
+        if parts["tokens"].shape[0] == 1:
+            value, gradient = value_and_grad(params, {name: x[0] for name, x in parts.items()}, key, step)
+            return sharded(gradient), value
+
+        def accumulate(total, part):
+            value, gradient = value_and_grad(params, part, key, step)
+            return sharded(jax.tree.map(jnp.add, total, sharded(gradient))), value
+
+        zeros = sharded(jax.tree.map(jnp.zeros_like, params))
+        total, values = jax.lax.scan(accumulate, zeros, parts)
+        return total, values.sum()
+
+    def gradient(params: Tree, key: jax.Array, step: jax.Array, batch: Batch):
+        num_workers, num_parts, rows = batch["tokens"].shape[:3]
+        if dropout:
+            ids = jnp.arange(num_workers * num_parts * rows, dtype=jnp.int32).reshape(num_workers, num_parts, rows)
+            batch = {**batch, "sample_ids": jax.lax.with_sharding_constraint(ids, layout.named(BATCH_SPEC))}
+        tokens = batch["loss_mask"].sum(dtype=jnp.int32)
+        per_token = 1 / jnp.maximum(tokens, 1).astype(jnp.float32)
+        gradients, losses = jax.vmap(worker, in_axes=(None, None, None, 0), spmd_axis_name="data")(
+            params, key, step, batch
+        )
+        if per_worker:
+            gradients = jax.tree.map(lambda g: g * (num_workers * per_token), gradients)
+        else:
+            gradients = sharded(jax.tree.map(lambda g: g.sum(0) * per_token, gradients))
+        figures = {"loss": losses.sum() * per_token, "worker_loss": losses * per_token * num_workers, "tokens": tokens}
+        return gradients, figures
+
+    return gradient
+
+
+def squared_norms(model: ModelTree, gradients: Tree) -> Tree:
+    """The squared norm of every tensor, float32; of a stack one number per layer."""
+
+    def squares(gradient: jax.Array, is_stack: bool) -> jax.Array:
+        dims = tuple(range(int(is_stack), gradient.ndim))
+        return jnp.sum(jnp.square(gradient.astype(jnp.float32)), axis=dims)
+
+    return jax.tree.map(squares, gradients, model.stacked)
+
+
+def make_update(
+    model: ModelTree, optimizer: StagedTransform, stage: str, *, clip_norm: float, ema_decay: float
+) -> Callable[[TrainState, Tree, jax.Array, jax.Array], tuple[TrainState, dict[str, Any]]]:
+    """The update program of a stage: (state, gradients, loss, learning rate) -> (state, figures).
+
+    A step whose gradient or loss is not finite changes nothing but the step's number. Figures: grad_norm (before
+    clipping), finite (bool), squared_norms (tree: which tensor was not finite).
+    """
+
+    def update(state: TrainState, gradients: Tree, loss: jax.Array, learning_rate: jax.Array):
+        squares = squared_norms(model, gradients)
+        norm = jnp.sqrt(sum(jnp.sum(x) for x in jax.tree.leaves(squares)))
+        finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+        if clip_norm:
+            scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-30))
+            gradients = jax.tree.map(lambda g: g * scale, gradients)
+        inputs = UpdateInputs(params=state.params, learning_rate=learning_rate)
+        changes, opt_state = optimizer.updates[stage](gradients, state.opt_state, inputs)
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        params = keep(jax.tree.map(jnp.add, state.params, changes), state.params)
+        ema = state.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
+        new = TrainState(state.step + 1, params, keep(opt_state, state.opt_state), state.key, ema)
+        return new, {"grad_norm": norm, "finite": finite, "squared_norms": squares}
+
+    return update
+
+
+def make_evaluate(model: ModelTree, layout: Layout) -> Callable[[Tree, Batch], tuple[jax.Array, jax.Array]]:
+    """The evaluation program: (params, rows [B, T] over data, fsdp, expert) -> (sum of losses, number of tokens)."""
+    rows_everywhere = dataclasses.replace(layout, batch_axes=("data", *BATCH_AXES))
+
+    def evaluate(params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        return batch_loss(nnx.merge(model.graph, params), batch, layout=rows_everywhere)
+
+    return evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The jitted programs of a run.
+
+    Attributes:
+        gradient: (params, key, step, batch) -> (gradients, figures).
+        updates: stage -> (state, gradients, loss, learning rate) -> (state, figures); the state is donated.
+        evaluate: (params, batch) -> (sum of losses, number of tokens).
+    """
+
+    gradient: Callable
+    updates: Mapping[str, Callable]
+    evaluate: Callable
+
+
+def make_programs(
+    model: ModelTree,
+    optimizer: StagedTransform,
+    layout: Layout,
+    shardings: TrainState,
+    *,
+    clip_norm: float,
+    ema_decay: float,
+    dropout: bool,
+) -> Programs:
+    """Jit the programs with their layouts; nothing is compiled until the first call."""
+    per_worker = optimizer.gradients == "per_worker"
+    specs = model.specs(layout.gradient)
+    is_spec = lambda leaf: isinstance(leaf, PartitionSpec)
+    gradient_shardings = jax.tree.map(
+        lambda spec: layout.named(PartitionSpec("data", *spec) if per_worker else spec), specs, is_leaf=is_spec
+    )
+    whole = layout.named(PartitionSpec())
+    figures = {"loss": whole, "worker_loss": layout.named(PartitionSpec("data")), "tokens": whole}
+    gradient = jax.jit(
+        make_gradient(model, layout, per_worker=per_worker, dropout=dropout),
+        out_shardings=(gradient_shardings, figures),
+    )
+    updates = {}
+    for stage in optimizer.updates:
+        update = make_update(model, optimizer, stage, clip_norm=clip_norm, ema_decay=ema_decay)
+        updates[stage] = jax.jit(update, donate_argnums=0, out_shardings=(shardings, whole))
+    evaluate = jax.jit(make_evaluate(model, layout), out_shardings=whole)
+    return Programs(gradient, updates, evaluate)

@@ -1,0 +1,15 @@
+"""Eight virtual CPU devices and a compilation cache for every test, set before JAX's backend starts."""
+
+import os
+from pathlib import Path
+
+import jax
+
+CACHE = Path(__file__).parent.parent / ".cache" / "jax-tests"
+
+if os.environ.get("DSJAX_TEST_PLATFORM", "cpu") == "cpu":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_numpy_rank_promotion", "allow")
