@@ -1,7 +1,6 @@
 """Token and position embeddings, and the logits of a tied one."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -22,4 +21,5 @@ class Embedding(nnx.Module):
         self.table = normal(key, (num_rows, dim), (rows, "embed"), std=std)
 
     def __call__(self, ids: Int[Array, "*batch"], *, layout: Layout | None, dtype) -> Float[Array, "*batch D"]:
+        """The rows `ids` of the table, in dtype."""
         return use(self.table, layout, dtype)[ids]

@@ -23,5 +23,6 @@ class Linear(nnx.Module):
         self.bias = constant(0.0, shape[1:], axes[1:])
 
     def __call__(self, x: Float[Array, "*batch _"], *, layout: Layout | None) -> Float[Array, "*batch _"]:
+        """X times the kernel plus the bias, in x's dtype."""
         kernel = use(self.kernel, layout, x.dtype)
         return jnp.tensordot(x, kernel, axes=1) + use(self.bias, layout, x.dtype)

@@ -19,6 +19,7 @@ class MLP(nnx.Module):
         self.down = Linear((hidden_dim, dim), ("mlp", "embed"), key=down_key, std=std * residual_scale)
 
     def __call__(self, x_BTD: Float[Array, "B T D"], *, layout: Layout | None) -> Float[Array, "B T D"]:
+        """The perceptron of every position."""
         h_BTF = jax.nn.gelu(self.up(x_BTD, layout=layout), approximate=True)
         if layout is not None:
             h_BTF = layout.activation(h_BTF, None, "mlp")

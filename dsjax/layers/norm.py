@@ -23,6 +23,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "*batch D"], *, layout: Layout | None) -> Float[Array, "*batch D"]:
+        """X normalised over its last dimension."""
         x32 = x.astype(jnp.float32)
         mean = x32.mean(-1, keepdims=True)
         centred = x32 - mean

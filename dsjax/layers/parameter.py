@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from dsjax.mesh.layout import Axes, Layout
 
@@ -19,7 +20,7 @@ def constant(value: float, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
     return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
 
 
-def use(parameter: nnx.Param, layout: Layout | None, dtype: jnp.dtype) -> jax.Array:
+def use(parameter: nnx.Param, layout: Layout | None, dtype: DTypeLike) -> jax.Array:
     """The parameter in the compute dtype, gathered from its ZeRO shards.
 
     The cast comes before the gather: half the bytes travel when computing in bfloat16.

@@ -32,4 +32,4 @@ def alibi_bias(
     2,048 tokens its large values cost digits (all of them in bfloat16).
     """
     distance = key_positions[..., None, None, :] - query_positions[..., None, :, None]
-    return alibi_slopes(num_heads)[:, None, None] * distance.astype(jnp.float32)
+    return jnp.asarray(alibi_slopes(num_heads))[:, None, None] * distance.astype(jnp.float32)

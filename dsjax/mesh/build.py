@@ -1,6 +1,8 @@
 """From MeshConfig to a jax Mesh, and the platform settings that must be made before JAX starts."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh
@@ -55,7 +57,7 @@ def set_platform(config: MeshConfig, *, num_processes: int = 1) -> None:
         jax.config.update("jax_num_cpu_devices", config.cpu_devices // num_processes)
 
 
-def make_mesh(config: MeshConfig, *, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices with the axes data, fsdp, expert, tensor (the last varies fastest).
 
     Raises:

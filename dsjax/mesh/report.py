@@ -47,8 +47,9 @@ def placement_table(tree, *, title: str = "Parameters", most: int = 40) -> Table
     """A table for the terminal, at most 100 columns; the largest `most` tensors and the sum of all."""
     rows = sorted(placements(tree), key=lambda row: -row.bytes_per_device)
     table = Table(title=title, width=100)
-    for heading, justify in (("tensor", "left"), ("shape", "left"), ("spec", "left"), ("bytes/device", "right")):
-        table.add_column(heading, justify=justify, overflow="fold")
+    for heading in ("tensor", "shape", "spec"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("bytes/device", justify="right")
     for row in rows[:most]:
         table.add_row(row.name, "x".join(map(str, row.shape)) or "()", row.spec, f"{row.bytes_per_device:,}")
     if len(rows) > most:

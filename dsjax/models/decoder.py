@@ -12,8 +12,9 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from dsjax.layers.attention import Attention, Visibility, attend, document_mask
 from dsjax.layers.cross_entropy import logits
@@ -25,6 +26,9 @@ from dsjax.layers.parameter import use
 from dsjax.layers.positions import alibi_bias
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import DecoderConfig
+
+Cache = tuple[tuple[jax.Array, jax.Array], ...]
+"""Keys and values [n, B, S, H, K] of each segment."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +160,19 @@ class Decoder(nnx.Module):
         positions = jnp.maximum(jnp.cumsum(attention_mask, axis=1) - 1, 0)
         return self.logits(self.features(input_ids, segments=attention_mask, positions=positions))
 
+    def generate(
+        self,
+        input_ids: Int[Array, "B T"],
+        attention_mask: Int[Array, "B T"] | None = None,
+        *,
+        max_new_tokens: int,
+        **how,
+    ) -> Int[np.ndarray, "B N"]:
+        """The prompts and max_new_tokens more, greedily unless told otherwise; see models/generate.py for `how`."""
+        from dsjax.models.generate import generate  # it is built on this class
+
+        return generate(self, input_ids, attention_mask, max_new_tokens=max_new_tokens, **how)
+
     def features(
         self,
         tokens: Int[Array, "B T"],
@@ -218,6 +235,48 @@ class Decoder(nnx.Module):
         # Inside a document places differ from positions by a constant, which the softmax does not see.
         bias = alibi_bias(self.config.num_heads, places[None], places[None]) if alibi else None
         return Visibility(mask, bias)
+
+    def empty_cache(self, num_rows: int, length: int) -> Cache:
+        """Room for the keys and values of `length` positions: per segment a pair [n, B, S, H, K]."""
+        heads = self.config.num_heads
+        dtype = jnp.dtype(self.config.compute_dtype)
+        shape = (num_rows, length, heads, self.config.model_dim // heads)
+        return tuple((jnp.zeros((n, *shape), dtype), jnp.zeros((n, *shape), dtype)) for n in self.config.layer_runs)
+
+    def decode(
+        self,
+        tokens: Int[Array, "B T"],
+        cache: Cache,
+        *,
+        start: Int[Array, ""],
+        valid: Bool[Array, "B S"],
+        positions: Int[Array, "B T"],
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Features of T new tokens that go to the cache's places start .. start + T - 1, and the cache with them.
+
+        Args:
+            tokens: input ids.
+            cache: keys and values so far, from `empty_cache`.
+            start: first new place.
+            valid: False where a place of the cache holds padding; places after the new tokens are never seen.
+            positions: positions of the new tokens in their documents, for learned positions.
+        """
+        x_BTD = self.embedded(tokens, positions)
+        places, key_places = start + jnp.arange(tokens.shape[1]), jnp.arange(valid.shape[1])
+        mask = (places[:, None] >= key_places)[None, None] & valid[:, None, None, :]
+        alibi = self.architecture.positions == "alibi"
+        bias = alibi_bias(self.config.num_heads, places[None], key_places[None]) if alibi else None
+        new_cache = []
+        for stack, segment_cache in zip(self.segments, cache, strict=True):
+            graph, parameters = nnx.split(stack)
+
+            def layer(x, inputs, graph=graph):
+                layer_parameters, layer_cache = inputs
+                return nnx.merge(graph, layer_parameters).decode(x, Visibility(mask, bias), layer_cache, start)
+
+            x_BTD, grown = jax.lax.scan(layer, x_BTD, (parameters, segment_cache))
+            new_cache.append(grown)
+        return self.final_norm(x_BTD, layout=None), tuple(new_cache)
 
     def table(self, *, layout: Layout | None = None) -> Float[Array, "V D"]:
         """The tied embedding in the compute dtype, as the logits use it."""

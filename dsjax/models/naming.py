@@ -1,0 +1,85 @@
+"""Names of tensors outside the program: one per layer, with the layer's number.
+
+Inside, a run of equal layers is one stacked array ('segments', 1, 'mlp', 'up', 'kernel'); in checkpoints and in
+Hugging Face folders there is 'layers.3.mlp.up.kernel', so that a model may be cut into segments anew.
+"""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+Tree = Any
+
+
+def leaf_names(tree: Tree, runs: tuple[int, ...]) -> list[tuple[list[str], bool]]:
+    """For each leaf its names in a checkpoint (one per layer for a stack) and whether it is a stack."""
+    starts = list(itertools.accumulate((0, *runs)))
+    names = []
+    for path, _ in jax.tree_util.tree_leaves_with_path(tree):
+        parts = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+        if "segments" not in parts:
+            names.append(([".".join(parts)], False))
+            continue
+        at = parts.index("segments")
+        run = int(parts[at + 1])
+        head, tail = parts[:at], parts[at + 2 :]
+        numbers = range(starts[run], starts[run] + runs[run])
+        names.append(([".".join([*head, "layers", str(number), *tail]) for number in numbers], True))
+    return names
+
+
+def to_named(tree: Tree, runs: tuple[int, ...]) -> dict[str, jax.Array]:
+    """A tree as a flat dict of one layer's tensors by name; new buffers, so the tree may be donated afterwards."""
+    names = leaf_names(tree, runs)
+
+    @jax.jit
+    def split(leaves):
+        flat = {}
+        for (layers, is_stack), leaf in zip(names, leaves, strict=True):
+            flat.update({name: leaf[i] if is_stack else _copy(leaf) for i, name in enumerate(layers)})
+        return flat
+
+    return split(jax.tree.leaves(tree))
+
+
+def _copy(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.copy(jax.random.key_data(leaf)))
+    return jnp.copy(leaf)
+
+
+def abstract_named(tree: Tree, runs: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `to_named` would give, as shapes with shardings."""
+    flat = {}
+    for (layers, is_stack), leaf in zip(leaf_names(tree, runs), jax.tree.leaves(tree), strict=True):
+        sharding, shape = leaf.sharding, leaf.shape
+        if is_stack:
+            sharding, shape = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])), shape[1:]
+        flat.update({name: jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=sharding) for name in layers})
+    return flat
+
+
+def from_named(flat: dict[str, jax.Array], abstract: Tree, runs: tuple[int, ...]) -> Tree:
+    """The inverse of `to_named`, onto the shardings of `abstract`."""
+    names = leaf_names(abstract, runs)
+
+    def join(flat):
+        leaves = [
+            jnp.stack([flat[name] for name in layers]) if is_stack else flat[layers[0]] for layers, is_stack in names
+        ]
+        return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+    return jax.jit(join, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract), donate_argnums=0)(flat)
+
+
+def from_flat(flat: dict[str, np.ndarray], abstract: Tree, runs: tuple[int, ...]) -> Tree:
+    """The same on the host: numpy arrays by name as a tree of numpy arrays."""
+    leaves = [
+        np.stack([flat[name] for name in layers]) if is_stack else flat[layers[0]]
+        for layers, is_stack in leaf_names(abstract, runs)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
