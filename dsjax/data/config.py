@@ -11,7 +11,7 @@ class StdlibSource:
     kind: Literal["stdlib"] = "stdlib"
     """The kind of source."""
     weight: float = 1.0
-    """Share of this source's tokens in the mixture, before normalisation."""
+    """Share of this source's rows in the mixture, before normalisation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,8 +24,14 @@ class TextSource:
     """The kind of source."""
     glob: str = "*.txt"
     """Which files of a folder count."""
+    separator: str = ""
+    """Cuts each file into documents and is dropped, such as "\\n\\n"; '' makes each file one document."""
     weight: float = 1.0
-    """Share of this source's tokens in the mixture, before normalisation."""
+    """Share of this source's rows in the mixture, before normalisation."""
+
+    def __post_init__(self) -> None:
+        if not self.glob or self.glob.startswith("/"):
+            raise ValueError(f"glob must be a pattern for names in the folder, such as *.txt; got {self.glob!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +45,7 @@ class JsonlSource:
     field: str = "text"
     """The key that holds the text."""
     weight: float = 1.0
-    """Share of this source's tokens in the mixture, before normalisation."""
+    """Share of this source's rows in the mixture, before normalisation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,19 +59,19 @@ class ParquetSource:
     column: str = "text"
     """The column that holds the text."""
     weight: float = 1.0
-    """Share of this source's tokens in the mixture, before normalisation."""
+    """Share of this source's rows in the mixture, before normalisation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TokensSource:
-    """Memory-mapped tokens written by `dsjax data build`."""
+    """Memory-mapped tokens written by `dsjax data build`, with their tokenizer and their own validation split."""
 
     path: str
     """The folder that `dsjax data build` wrote."""
     kind: Literal["tokens"] = "tokens"
     """The kind of source."""
     weight: float = 1.0
-    """Share of this source's tokens in the mixture, before normalisation."""
+    """Share of this source's rows in the mixture, before normalisation."""
 
 
 SourceConfig = StdlibSource | TextSource | JsonlSource | ParquetSource | TokensSource
@@ -81,7 +87,10 @@ class ByteTokenizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BPETokenizer:
-    """A byte-level BPE trained on the training documents, cached under a hash of them."""
+    """A byte-level BPE trained on the training documents, cached under a hash of them.
+
+    With a source of kind `tokens` nothing is trained: that folder's tokenizer is used.
+    """
 
     kind: Literal["bpe"] = "bpe"
     """The kind of tokenizer."""
@@ -102,7 +111,8 @@ class FileTokenizer:
     kind: Literal["file"] = "file"
     """The kind of tokenizer."""
     end_of_text: str = ""
-    """The token put after each document; '' looks for <|endoftext|>, </s>, <|im_end|>, [SEP]."""
+    """The token put after each document; '' takes eos_token of the tokenizer_config.json beside it, else the first of
+    <|endoftext|>, </s>, <|im_end|>, [SEP] that it has."""
 
 
 TokenizerConfig = ByteTokenizer | BPETokenizer | FileTokenizer
@@ -121,7 +131,8 @@ class DataConfig:
     pack: Literal["best_fit", "stream", "none"] = "best_fit"
     """best_fit: documents are put whole into rows where they fit; stream: cut from one long stream; none: one a row."""
     isolate_documents: bool = True
-    """In packed rows attention and loss stop at document ends and positions restart; false lets them run on."""
+    """In packed rows attention and loss stop at document ends and positions restart; false lets attention and
+    positions run on, and in a stream the loss too."""
     validation_fraction: float = 0.02
     """Share of the documents kept apart for validation, chosen by a hash of each document."""
     validation_sources: tuple[SourceConfig, ...] = ()

@@ -46,7 +46,7 @@ def placements(tree) -> list[Placement]:
 def placement_table(tree, *, title: str = "Parameters", most: int = 40) -> Table:
     """A table for the terminal, at most 100 columns; the largest `most` tensors and the sum of all."""
     rows = sorted(placements(tree), key=lambda row: -row.bytes_per_device)
-    table = Table(title=title, width=100)
+    table = Table(title=title)
     for heading in ("tensor", "shape", "spec"):
         table.add_column(heading, overflow="fold")
     table.add_column("bytes/device", justify="right")

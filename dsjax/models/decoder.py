@@ -25,7 +25,7 @@ from dsjax.layers.norm import LayerNorm
 from dsjax.layers.parameter import use
 from dsjax.layers.positions import alibi_bias
 from dsjax.mesh.layout import Layout
-from dsjax.models.config import DecoderConfig
+from dsjax.models.config import DecoderConfig, ModelConfig
 
 Cache = tuple[tuple[jax.Array, jax.Array], ...]
 """Keys and values [n, B, S, H, K] of each segment."""
@@ -134,7 +134,7 @@ class Decoder(nnx.Module):
         (1, 5, 11)
     """
 
-    def __init__(self, config: DecoderConfig, architecture: Architecture, *, key: jax.Array) -> None:
+    def __init__(self, config: ModelConfig, architecture: Architecture, *, key: jax.Array) -> None:
         embed_key, position_key, block_key = jax.random.split(key, 3)
         self.config, self.architecture = config, architecture
         self.embed = Embedding(config.vocab_size, config.model_dim, rows="vocab", key=embed_key, std=config.init_std)

@@ -38,3 +38,31 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
         return FAMILIES[kind].from_hf(hf)
     except KeyError as missing:
         raise ValueError(f"config.json of a {kind} model lacks the key {missing}") from missing
+
+
+def check_divisible(config: ModelConfig, mesh_shape: Mapping[str, int]) -> None:
+    """Refuse a mesh whose tensor axis does not divide the model.
+
+    Args:
+        config: the model.
+        mesh_shape: sizes of the mesh axes.
+
+    Raises:
+        ValueError: names every dimension that does not fit, and the nearest sizes of `tensor` that divide all.
+
+    Example:
+        >>> check_divisible(ModelConfig.__args__[0](num_heads=12), {"tensor": 4})
+    """
+    tensor = mesh_shape["tensor"]
+    dims = {"num_heads": config.num_heads, "mlp_dim": config.hidden_dim, "vocab_size": config.vocab_size}
+    bad = {name: size for name, size in dims.items() if size % tensor}
+    if not bad:
+        return
+    fitting = [size for size in range(1, 2 * tensor) if not any(dim % size for dim in dims.values())]
+    near = sorted(sorted(fitting, key=lambda size: abs(size - tensor))[:3])
+    listed = ", ".join(f"model.{name} = {size}" for name, size in bad.items())
+    hint = "; a vocab_size rounded up (rows that no token uses) divides more sizes" if "vocab_size" in bad else ""
+    raise ValueError(
+        f"mesh.tensor = {tensor} does not divide {listed}; the nearest sizes that divide the model are "
+        f"{', '.join(map(str, near))}{hint}"
+    )

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dsjax.models.sampling import Sampling, choose
 from dsjax.models.decoder import Cache, Decoder
+from dsjax.models.sampling import Sampling, choose
 
 GREEDY = Sampling()
 
@@ -65,8 +66,8 @@ def _next(model: Decoder, features_BD: Float[Array, "B D"], progress: _Progress,
 
 def stream(
     model: Decoder,
-    input_ids: Int[np.ndarray, "B T"],
-    attention_mask: Int[np.ndarray, "B T"] | None = None,
+    input_ids: ArrayLike,
+    attention_mask: ArrayLike | None = None,
     *,
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
@@ -76,8 +77,8 @@ def stream(
 
     Args:
         model: the model.
-        input_ids: prompts.
-        attention_mask: 1 for tokens, 0 for padding on either side; None means no padding.
+        input_ids: prompts [B, T].
+        attention_mask: [B, T], 1 for tokens, 0 for padding on either side; None means no padding.
         max_new_tokens: how many arrays to give.
         sampling: how to choose; greedy unless told otherwise.
         seed: of the draws.
@@ -90,8 +91,8 @@ def stream(
     limit = model.architecture.max_positions
     if limit and longest + max_new_tokens > limit:
         raise ValueError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones need {longest + max_new_tokens} positions, but "
-            f"the model has {limit}; shorten the prompt or ask for at most {max(0, limit - longest)} tokens"
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones need {longest + max_new_tokens} positions, "
+            f"but the model has {limit}; shorten the prompt or ask for at most {max(0, limit - longest)} tokens"
         )
     if max_new_tokens < 1:
         return
@@ -109,8 +110,8 @@ def stream(
 
 def generate(
     model: Decoder,
-    input_ids: Int[np.ndarray, "B T"],
-    attention_mask: Int[np.ndarray, "B T"] | None = None,
+    input_ids: ArrayLike,
+    attention_mask: ArrayLike | None = None,
     *,
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
@@ -131,7 +132,7 @@ def bucket(length: int) -> int:
     return max(16, 1 << (length - 1).bit_length())
 
 
-def _left_padded(ids: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def _left_padded(ids: np.ndarray, mask: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
     """Rows moved to the right end of a bucket, int32, with their mask."""
     if ids.ndim != 2:
         raise ValueError(f"input_ids must be [rows, tokens]; got shape {ids.shape}")

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from dsjax.checkpoint.safetensors_folder import IDENTITY, Entry, Transform
 from dsjax.models.config import GPT2Config
 from dsjax.models.decoder import Architecture

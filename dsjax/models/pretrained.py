@@ -61,6 +61,6 @@ def save_pretrained(model: Decoder, path: str | Path, *, max_shard_bytes: float 
 def write_params(params, config: ModelConfig, path: str | Path, *, max_shard_bytes: float = 5e9) -> None:
     """The same for parameters as nested dicts."""
     family = FAMILIES[config.kind]
-    flat = {tuple(name.split(".")): array for name, array in to_named(params, config.layer_runs).items()}
+    flat = {tuple(name.split(".")): np.asarray(array) for name, array in to_named(params, config.layer_runs).items()}
     tensors = write_tree(flat, family.entries(config), num_layers=config.num_layers, prefix=family.PREFIX)
     write_folder(path, tensors, config=family.to_hf(config), max_shard_bytes=max_shard_bytes)

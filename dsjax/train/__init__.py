@@ -1,0 +1,16 @@
+"""Training. `run(config) -> RunResult`."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dsjax.train.loop import RunResult, run
+
+__all__ = ["RunResult", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up when used: dsjax.train.config alone must not import jax.
+    if name in __all__:
+        return getattr(importlib.import_module("dsjax.train.loop"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,11 +6,20 @@ metrics.jsonl   one row a step               loss.png        its picture
 checkpoints/    see checkpoint/store.py      summary.json    the outcome, each figure with how it was obtained
 """
 
+import dataclasses
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import jax
+import yaml
+
+from dsjax.config.load import differences, from_dict, to_yaml
+from dsjax.config.run import RunConfig
+from dsjax.observe.environment import versions
+from dsjax.train.processes import barrier, from_first
 
 # What may differ when a run is resumed: where and how it runs, how long, and what is looked at meanwhile.
 RESUMABLE = (
@@ -43,6 +52,93 @@ def write_atomically(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(text)
     os.replace(part, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """An open run folder.
+
+    Attributes:
+        path: the folder.
+        resumed: whether it holds a run that is gone on with.
+        is_first_process: whether this process writes into it.
+    """
+
+    path: Path
+    resumed: bool
+    is_first_process: bool
+
+    @property
+    def how_to_resume(self) -> str:
+        """The command that goes on."""
+        return f"dsjax train {self.path / 'config.yaml'} --run-dir {self.path} --resume"
+
+
+def open_folder(
+    config: RunConfig,
+    data_hash: str,
+    *,
+    run_dir: str | Path | None,
+    resume: Literal["no", "must", "if_any"],
+    report: Callable[[str], None],
+) -> RunFolder:
+    """Make a new run folder, or open the one to be resumed. All processes call it.
+
+    Args:
+        config: the resolved config.
+        data_hash: of the corpus.
+        run_dir: the folder; None means runs/<name>: a new one gets a number, a resumed one is the newest.
+        resume: as `dsjax.train.run`.
+        report: told of harmless differences.
+
+    Raises:
+        ValueError: the folder is taken, there is nothing to resume, or config or data are not those of the run.
+    """
+    root = Path("runs")
+    if resume == "no":
+        path = Path(from_first(str(run_dir or new_folder(root, config.name))))
+    else:
+        path = Path(from_first(str(run_dir or newest_folder(root, config.name) or root / config.name)))
+    exists = (path / "config.yaml").is_file()
+    barrier("looked at the run folder")
+    if exists and resume == "no":
+        raise ValueError(f"{path} holds a run already; go on with it by --resume, or give another --run-dir")
+    if not exists and path.exists() and any(path.iterdir()):
+        raise ValueError(f"{path} is not empty and holds no run; nothing is overwritten: give another --run-dir")
+    if not exists and resume == "must":
+        raise ValueError(f"nothing to resume: {path} holds no run; leave --resume out to start one")
+    first = jax.process_index() == 0
+    if exists:
+        _check_resumable(path, config, data_hash, report)
+    elif first:
+        path.mkdir(parents=True, exist_ok=True)
+        write_json(path / "versions.json", versions())
+        write_json(path / "data.json", {"hash": data_hash})
+        write_atomically(path / "config.yaml", to_yaml(config))  # last: it makes the folder a run
+    barrier("run folder is open")
+    return RunFolder(path, exists, first)
+
+
+def read_config(path: Path) -> RunConfig:
+    """The config of a run folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (path / "config.yaml").is_file():
+        raise ValueError(f"{path} is not a run folder: it has no config.yaml")
+    return from_dict(RunConfig, yaml.safe_load((path / "config.yaml").read_text()))
+
+
+def _check_resumable(path: Path, config: RunConfig, data_hash: str, report: Callable[[str], None]) -> None:
+    for line in refuse_changes(path, differences(read_config(path), config)):
+        report(f"changed on resume: {line}")
+    before = read_json(path / "data.json")["hash"]
+    if before != data_hash:
+        raise ValueError(
+            f"the data has changed since {path} was started (hash {before[:12]}, now {data_hash[:12]}); bring the old "
+            "data back, or start a new run with another --run-dir"
+        )
 
 
 def new_folder(root: Path, name: str) -> Path:

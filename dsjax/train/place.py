@@ -36,7 +36,8 @@ class Placement:
     def _place(self, value: np.ndarray) -> jax.Array:
         assert len(value) == len(self.positions)
 
-        def piece(index: tuple[slice, ...]) -> np.ndarray:
+        def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             numbers = self._numbers[index[: len(self.grid)]]
             return value[np.searchsorted(self.positions, numbers)][(..., *index[len(self.grid) :])]
 

@@ -1,0 +1,168 @@
+"""How a model's tensors correspond to those of a Hugging Face folder, declared once and used in both directions.
+
+    ENTRIES = (
+        Entry(("embedding", "table"), "word_embeddings.weight"),
+        Entry(("layers", "{i}", "mlp", "up", "kernel"), "h.{i}.mlp.dense_h_to_4h.weight", TRANSPOSE),
+    )
+
+`{i}` runs over the layers. Names in a folder may carry a prefix ("transformer.") that depends on who wrote it.
+"""
+
+import dataclasses
+import re
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+if typing.TYPE_CHECKING:  # it imports this module
+    from dsjax.checkpoint.safetensors_folder import TensorFolder
+
+type Path = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """A pair of inverse functions of one tensor."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    """From the folder's layout to the model's."""
+    to_theirs: Callable[[np.ndarray], np.ndarray]
+    """And back."""
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+IDENTITY = Transform(_same, _same)
+TRANSPOSE = Transform(np.transpose, np.transpose)  # torch's Linear keeps [out, in], ours [in, out]
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One tensor, or one tensor of every layer if the patterns hold `{i}`."""
+
+    ours: Path
+    """The model's path, such as ("layers", "{i}", "attention", "qkv", "kernel")."""
+    theirs: str
+    """The folder's name, such as "h.{i}.self_attention.query_key_value.weight"."""
+    transform: Transform = IDENTITY
+    """Between the two layouts."""
+    optional: bool = False
+    """May be absent, on either side."""
+    prefixed: bool = True
+    """Whether the folder's prefix stands before `theirs` (it never stands before "lm_head.weight")."""
+
+    def __post_init__(self) -> None:
+        if any("{i}" in part for part in self.ours) != ("{i}" in self.theirs):
+            raise ValueError(f"{self.ours} and {self.theirs!r}: {{i}} must be in both or in neither")
+
+
+def read_tree(
+    folder: "TensorFolder",
+    entries: Sequence[Entry],
+    expected: Mapping[Path, tuple[int, ...]],
+    *,
+    num_layers: int,
+    prefixes: Sequence[str] = ("", "transformer."),
+    ignore: Sequence[str] = (),
+) -> dict[Path, np.ndarray]:
+    """Reads the tensors of a model from a folder, in the model's layout and the stored dtypes.
+
+    Args:
+        folder: from `open_folder`.
+        entries: the map.
+        expected: path -> shape of every tensor of the model.
+        num_layers: range of `{i}`.
+        prefixes: the one under which most names are found is used.
+        ignore: regular expressions of whole names, with or without prefix, that hold no parameters (attention masks).
+
+    Returns:
+        path -> array for every expected path; an optional tensor that the folder lacks is left out.
+
+    Raises:
+        ValueError: lists all missing, extra and misshapen tensors. Found before any tensor is read.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from dsjax.checkpoint.safetensors_folder import open_folder, write_folder
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "model"
+        >>> entries = [Entry(("layers", "{i}", "kernel"), "h.{i}.weight", TRANSPOSE)]
+        >>> ours = {("layers", "0", "kernel"): np.ones((2, 3), np.float32)}
+        >>> write_folder(path, write_tree(ours, entries, num_layers=1, prefix="transformer."), config={})
+        >>> open_folder(path).shape("transformer.h.0.weight")
+        (3, 2)
+        >>> read_tree(open_folder(path), entries, {("layers", "0", "kernel"): (2, 3)}, num_layers=1).keys()
+        dict_keys([('layers', '0', 'kernel')])
+    """
+    by_prefix = {prefix: dict(_expand(entries, num_layers, prefix)) for prefix in prefixes}
+    prefix = max(prefixes, key=lambda prefix: sum(name in folder.tensors for name, _ in by_prefix[prefix].values()))
+    sources = by_prefix[prefix]
+    assert expected.keys() <= sources.keys(), f"no entry for {sorted(expected.keys() - sources.keys())}"
+
+    problems = []
+    for path, shape in expected.items():
+        name, entry = sources[path]
+        if name in folder.tensors:
+            problems += _misfit(folder, name, entry, tuple(shape))
+        elif not entry.optional:
+            problems.append(f"missing: {name} {list(shape)}")
+    known = {sources[path][0] for path in expected}
+    extra = [name for name in folder.names() if name not in known and not _ignored(name, prefix, ignore)]
+    problems += [f"extra: {name} {list(folder.shape(name))}" for name in extra]
+    if problems:
+        raise ValueError(f"{folder.path} does not fit the model ({len(problems)} tensors):\n  " + "\n  ".join(problems))
+
+    found = {path: sources[path] for path in expected if sources[path][0] in folder.tensors}
+    return {path: entry.transform.to_ours(folder.read(name)) for path, (name, entry) in found.items()}
+
+
+def write_tree(
+    flat: Mapping[Path, np.ndarray], entries: Sequence[Entry], *, num_layers: int, prefix: str = ""
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors of a model under the folder's names and in its layout, one at a time, for `write_folder`.
+
+    Args:
+        flat: path -> array (numpy, or anything numpy can copy from).
+        entries: the map.
+        num_layers: range of `{i}`.
+        prefix: put before every name whose entry is `prefixed`.
+
+    Raises:
+        ValueError: lists the paths that the map lacks, and those that the map has and `flat` lacks.
+    """
+    sources = dict(_expand(entries, num_layers, prefix))
+    problems = [f"missing: {'/'.join(path)}" for path, (_, e) in sources.items() if path not in flat and not e.optional]
+    problems += [f"not in the map: {'/'.join(path)}" for path in flat if path not in sources]
+    if problems:
+        raise ValueError(f"the model does not fit the map ({len(problems)} tensors):\n  " + "\n  ".join(problems))
+    found = ((path, source) for path, source in sources.items() if path in flat)
+    return ((name, entry.transform.to_theirs(np.asarray(flat[path]))) for path, (name, entry) in found)
+
+
+def _expand(entries: Sequence[Entry], num_layers: int, prefix: str) -> Iterator[tuple[Path, tuple[str, Entry]]]:
+    """(our path, (their name, entry)) for every tensor of every layer."""
+    for entry in entries:
+        name = (prefix if entry.prefixed else "") + entry.theirs
+        for i in range(num_layers) if "{i}" in entry.theirs else (0,):
+            path = tuple(part.replace("{i}", str(i)) for part in entry.ours)
+            yield path, (name.replace("{i}", str(i)), entry)
+
+
+def _misfit(folder: "TensorFolder", name: str, entry: Entry, shape: tuple[int, ...]) -> list[str]:
+    """The shape after the transform, found on a one-byte stand-in whose pages are never touched by a mere view."""
+    stand_in = np.empty(folder.shape(name), np.uint8)
+    try:
+        found = entry.transform.to_ours(stand_in).shape
+    except ValueError:
+        found = None  # a custom transform cannot even cut it up
+    if found == shape:
+        return []
+    return [f"misshapen: {name} {list(folder.shape(name))}: the model needs {list(shape)} as {'/'.join(entry.ours)}"]
+
+
+def _ignored(name: str, prefix: str, patterns: Sequence[str]) -> bool:
+    return any(
+        re.fullmatch(pattern, candidate) for pattern in patterns for candidate in {name, name.removeprefix(prefix)}
+    )

@@ -1,0 +1,144 @@
+"""Finds the verb, imports only its file, and turns users' mistakes into one message and an exit code.
+
+Exit codes: 0 done, 2 a mistake in what was asked (message on stderr), 130 interrupted, 141 the reader of the output
+went away; other codes are the verb's own. DSJAX_TRACEBACK=1 shows where a mistake was found.
+"""
+
+import argparse
+import difflib
+import importlib
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn, Protocol, cast
+
+VERBS = {
+    "train": "train a model as a run file says",
+    "generate": "continue a prompt with a trained model",
+    "evaluate": "loss, perplexity and bits per byte of a model on text",
+    "data": "tokenise a corpus once, into memory-mapped files",
+    "plan": "memory, traffic and FLOPs a run would need, without running it",
+    "convert": "between a run folder and a Hugging Face folder",
+    "config": "show, compare and document run files",
+    "env": "versions, devices and memory",
+}
+MAX_WIDTH = 100
+MISTAKES = (ValueError, FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+class UserError(ValueError):
+    """What was asked cannot be done: printed without a traceback, exit code 2."""
+
+
+class Verb(Protocol):
+    """What each file in dsjax/cli gives."""
+
+    HELP: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse on at most 100 columns, whose complaints are UserErrors like any other."""
+
+    def __init__(self, **options: object) -> None:
+        width = min(MAX_WIDTH, shutil.get_terminal_size((MAX_WIDTH, 24)).columns)
+        options["formatter_class"] = lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, width=width, max_help_position=30
+        )
+        super().__init__(**options)  # pyright: ignore[reportArgumentType]
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError in place of printing the usage and exiting."""
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def overview() -> str:
+    """What `dsjax --help` prints."""
+    lines = [f"  {verb:<10} {text}" for verb, text in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: dsjax VERB ...",
+            "",
+            "The DeepSpeed papers as JAX programs that compose.",
+            "",
+            *lines,
+            "",
+            "dsjax VERB --help   what a verb takes            dsjax --version   the version",
+            "Start with: dsjax train configs/run/quickstart.yaml",
+        ]
+    )
+
+
+def parser_of(name: str) -> tuple[Parser, Verb]:
+    """The parser of one verb and its module, imported here and nowhere else."""
+    verb = cast(Verb, importlib.import_module(f"dsjax.cli.{name}"))
+    parser = Parser(prog=f"dsjax {name}", description=verb.HELP)
+    verb.add_arguments(parser)
+    return parser, verb
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    """Run the verb that `arguments` begin with.
+
+    Raises:
+        UserError: no such verb, or arguments that it does not take.
+        SystemExit: after --help.
+    """
+    if not arguments:
+        print(overview(), file=sys.stderr)
+        return 2
+    name, rest = arguments[0], arguments[1:]
+    if name in ("-h", "--help"):
+        print(overview())
+        return 0
+    if name == "--version":
+        print(f"dsjax {importlib.metadata.version('dsjax')}")
+        return 0
+    if name not in VERBS:
+        near = difflib.get_close_matches(name, VERBS, n=1)
+        raise UserError(f"no verb {name!r}{f'; closest: {near[0]}' if near else ''}; there are {', '.join(VERBS)}")
+    parser, verb = parser_of(name)
+    return verb.run(parser.parse_args(rest))
+
+
+def message_of(error: Exception) -> str:
+    """One clear message: a file error names the file in place of the number of the error."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    text = str(error) or type(error).__name__
+    return text.replace("\n", "\n  ")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code.
+
+    Args:
+        argv: What follows `dsjax`; None takes it from the command line.
+
+    Example:
+        >>> main(["--help"])  # doctest: +ELLIPSIS
+        usage: dsjax VERB ...
+        ...
+        0
+    """
+    try:
+        code = dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:
+        # Python flushes stdout once more on its way out; point it where that succeeds.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("dsjax: interrupted", file=sys.stderr)
+        return 130
+    except MISTAKES as error:
+        if os.environ.get("DSJAX_TRACEBACK") == "1":
+            raise
+        print(f"dsjax: error: {message_of(error)}", file=sys.stderr)
+        return 2

@@ -1,0 +1,47 @@
+"""`dsjax train CONFIG`: train a model."""
+
+import argparse
+
+HELP = "train a model from a config"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's arguments."""
+    parser.add_argument("config", help="a YAML file, such as configs/run/quickstart.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="sets", help="override a value")
+    parser.add_argument("--run-dir", metavar="DIR", help="where to write; default: the next free runs/NAME")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    group.add_argument("--resume-if-any", action="store_true", help="the same, or start if there is none")
+    parser.add_argument("--profile", metavar="START:STOP", help="write a trace of these steps")
+    parser.add_argument("--force", action="store_true", help="run although the plan says that memory will not do")
+    parser.add_argument("--distributed", action="store_true", help="find the cluster's other processes (SLURM, MPI)")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON at the end")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train; exit code 75 if a signal stopped the run and it can be resumed."""
+    import json
+    import sys
+
+    from rich.console import Console
+
+    from dsjax.config.load import load_run
+    from dsjax.train.loop import run as train
+    from dsjax.train.signals import EXIT_STOPPED
+
+    sets = arguments.sets + ([f"observe.profile={arguments.profile}"] if arguments.profile else [])
+    config = load_run(arguments.config, sets)
+    result = train(
+        config,
+        run_dir=arguments.run_dir,
+        resume="must" if arguments.resume else "if_any" if arguments.resume_if_any else "no",
+        force=arguments.force,
+        distributed=arguments.distributed,
+        console=Console(file=sys.stderr, highlight=False) if arguments.json else None,
+    )
+    if result.stopped_by:
+        return EXIT_STOPPED
+    if arguments.json:
+        print(json.dumps({"folder": str(result.folder), **result.summary}))
+    return 0

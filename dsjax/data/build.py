@@ -1,0 +1,220 @@
+"""From sources to a tokenised corpus: `build_corpus` builds it once and afterwards only opens it.
+
+The corpus lies in a folder named by a hash of the data and of every setting that decides its tokens. It is built
+beside that folder, in `<folder>.partial`, part by part: a part is written under a temporary name and renamed when
+complete, so a build that is killed goes on where it was. The finished corpus is renamed into place in one step. Of
+several processes that want the same corpus one builds and the others wait for it.
+
+A document goes to validation when a hash of its text falls below `validation_fraction`: equal documents always go the
+same way, and adding documents moves none.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dsjax.data.assemble import BuildPlan, PlannedSource, Role, build_folder
+from dsjax.data.config import (
+    BPETokenizer,
+    ByteTokenizer,
+    DataConfig,
+    FileTokenizer,
+    SourceConfig,
+    TokenizerConfig,
+    TokensSource,
+)
+from dsjax.data.sources import Source, open_source
+from dsjax.data.store import FORMAT, CorpusFolder, TokenStore, open_corpus_folder
+from dsjax.data.tokenize import Tokenizer, byte_tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Corpus:
+    """Tokenised documents, split into train and validation, and what made them."""
+
+    train: list[TokenStore]
+    """One store per source that has training documents; a `tokens` source gives those in its folder."""
+    train_weights: list[float]
+    """Share of each train store's rows in the mixture, before normalisation."""
+    validation: list[TokenStore]
+    """Empty when validation_fraction is 0 and there are no validation sources."""
+    tokenizer: Tokenizer
+    hash: str
+    """Identifies data, splits and tokenizer; not the weights, the row length or the order."""
+    folder: Path
+    """Where the corpus lies (the first of several folders)."""
+    cache_dir: Path
+    """Where indices derived from it are kept."""
+
+    @property
+    def train_tokens(self) -> int:
+        """Training tokens, end-of-text tokens among them."""
+        return sum(store.num_tokens for store in self.train)
+
+    @property
+    def train_bytes(self) -> int:
+        """UTF-8 bytes of the training text."""
+        return sum(store.num_bytes for store in self.train)
+
+    @property
+    def validation_tokens(self) -> int:
+        """Validation tokens, end-of-text tokens among them."""
+        return sum(store.num_tokens for store in self.validation)
+
+    @property
+    def validation_bytes(self) -> int:
+        """UTF-8 bytes of the validation text."""
+        return sum(store.num_bytes for store in self.validation)
+
+    @functools.cached_property
+    def document_names(self) -> dict[str, list[str]]:
+        """Names of the documents of each split, in the order of the stores."""
+        splits = {"train": self.train, "validation": self.validation}
+        return {split: [name for store in stores for name in store.document_names] for split, stores in splits.items()}
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """`config.cache_dir`, or $XDG_CACHE_HOME/dsjax, or ~/.cache/dsjax."""
+    if config.cache_dir:
+        return Path(config.cache_dir).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dsjax"
+
+
+def build_corpus(
+    config: DataConfig, *, progress: bool = False, workers: int | None = None, out: str | os.PathLike | None = None
+) -> Corpus:
+    """Tokenise the sources of `config`, or open what an earlier call made of the same data.
+
+    Args:
+        config: sources, tokenizer, split.
+        progress: show a bar or lines on stderr.
+        workers: threads that tokenise; None takes the number of CPUs.
+        out: put the corpus into this folder instead of the cache, to be read by a source of kind `tokens`.
+
+    Raises:
+        ValueError: a path that does not exist or is empty, text that cannot be read (with its place), a split that
+            leaves train or validation without documents, `tokens` folders that are damaged or whose tokenizer is not
+            the configured one, an `out` folder that holds something else.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from dsjax.data.config import TextSource
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = pathlib.Path(folder, "a.txt").write_text("hello")
+        ...     corpus = build_corpus(DataConfig(sources=(TextSource(path=folder),), tokenizer=ByteTokenizer(),
+        ...                                      validation_fraction=0, cache_dir=folder + "/cache"))
+        ...     corpus.train[0].tokens.tolist()
+        [104, 101, 108, 108, 111, 256]
+    """
+    cache_dir = cache_folder(config)
+    folders = {path: open_corpus_folder(Path(path).expanduser()) for path in _token_paths(config)}
+    if out is not None and folders:
+        raise ValueError("a source of kind tokens is built already: leave it out of what is built into a folder")
+    tokenizer = _tokenizer_of(config.tokenizer, folders)
+    sources = _plan_sources(config)
+    built = None
+    if sources:
+        key = _key(sources, config, tokenizer)
+        plan = BuildPlan(
+            key=key,
+            sources=sources,
+            tokenizer=tokenizer or config.tokenizer,
+            validation_fraction=config.validation_fraction,
+            undecodable=config.undecodable,
+            cache_dir=cache_dir,
+            folder=Path(out).expanduser() if out is not None else cache_dir / "corpora" / key[:32],
+        )
+        built = build_folder(plan, progress=progress, workers=workers or os.cpu_count() or 1)
+    return _compose(config, built, folders, cache_dir)
+
+
+def _token_paths(config: DataConfig) -> list[str]:
+    return [source.path for source in config.sources + config.validation_sources if isinstance(source, TokensSource)]
+
+
+def _tokenizer_of(config: TokenizerConfig, folders: dict[str, CorpusFolder]) -> Tokenizer | None:
+    """The tokenizer if it is known before the text is read; None when it has to be trained."""
+    wanted = None
+    if isinstance(config, ByteTokenizer):
+        wanted = byte_tokenizer()
+    elif isinstance(config, FileTokenizer):
+        wanted = load_tokenizer(config)
+    name = f"the configured tokenizer (kind {config.kind})"
+    for path, folder in folders.items():
+        if wanted is None:
+            wanted, name = folder.tokenizer, f"that of {path}"
+        elif folder.tokenizer.hash != wanted.hash:
+            raise ValueError(
+                f"the tokens in {path} were made by another tokenizer than {name}: build them again with it"
+            )
+    return wanted
+
+
+def _plan_sources(config: DataConfig) -> list[PlannedSource]:
+    def planned(sources: Sequence[SourceConfig], role: Role) -> list[PlannedSource]:
+        return [PlannedSource(open_source(s), role) for s in sources if not isinstance(s, TokensSource)]
+
+    if config.validation_sources:
+        return planned(config.sources, "train") + planned(config.validation_sources, "validation")
+    return planned(config.sources, "split" if config.validation_fraction else "train")
+
+
+def _key(sources: list[PlannedSource], config: DataConfig, tokenizer: Tokenizer | None) -> str:
+    def describe(source: Source) -> dict[str, Any]:
+        settings = dataclasses.asdict(source.config)
+        # The path is no part of it: the same files in another place are the same data.
+        return {key: settings[key] for key in settings if key not in ("path", "weight")}
+
+    if isinstance(config.tokenizer, BPETokenizer) and tokenizer is None:
+        made_by = dataclasses.asdict(config.tokenizer)
+    else:
+        assert tokenizer is not None, "only a BPE is trained"
+        made_by = {"hash": tokenizer.hash}
+    content = {
+        "format": FORMAT,
+        "sources": [[planned.role, describe(planned.source), planned.source.fingerprint()] for planned in sources],
+        "validation_fraction": 0 if config.validation_sources else config.validation_fraction,
+        "tokenizer": made_by,
+        "undecodable": config.undecodable,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _compose(
+    config: DataConfig, built: CorpusFolder | None, folders: dict[str, CorpusFolder], cache_dir: Path
+) -> Corpus:
+    """Put stores in the order of the sources; a folder's weight is shared among its stores by their size."""
+    train: list[TokenStore] = []
+    weights: list[float] = []
+    validation: list[TokenStore] = []
+    texts = iter(built.train if built else ())
+    for source in config.sources:
+        stores = list(folders[source.path].train) if isinstance(source, TokensSource) else [next(texts)]
+        stores = [store for store in stores if store.num_documents]
+        total = sum(store.num_tokens for store in stores)
+        train += stores
+        weights += [source.weight * (store.num_tokens / total) for store in stores]
+        if isinstance(source, TokensSource) and not config.validation_sources:
+            validation += folders[source.path].validation
+    validation += built.validation if built else ()
+    for source in config.validation_sources:
+        if isinstance(source, TokensSource):
+            validation += [*folders[source.path].train, *folders[source.path].validation]
+    if not train:
+        raise ValueError("the sources hold no training documents")
+    opened = ([built] if built else []) + [folders[path] for path in _token_paths(config)]
+    joined = hashlib.sha256(" ".join(folder.hash for folder in opened).encode()).hexdigest()
+    return Corpus(
+        train=train,
+        train_weights=weights,
+        validation=[store for store in validation if store.num_documents],
+        tokenizer=opened[0].tokenizer,
+        hash=joined if len(opened) > 1 else opened[0].hash,
+        folder=opened[0].path,
+        cache_dir=cache_dir,
+    )

@@ -1,0 +1,48 @@
+"""Documents to arrays of tokens, in bounded memory."""
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from dsjax.data.tokenize import Tokenizer
+
+_ENCODE_CHARACTERS = 1 << 20
+# Between a letter or digit and a space every tokenizer that splits words first has a boundary. (One that puts a space
+# before every text, like Llama 2's, sees one more there: one token in a million characters.)
+_SAFE_CUT = re.compile(r"(?<=[^\W_])[ \n]")
+
+
+def encode_documents(texts: list[str], tokenizer: Tokenizer, dtype: np.dtype) -> list[np.ndarray]:
+    """The tokens of each text with its end-of-text token.
+
+    Long texts are encoded piece by piece, cut where words end, since an encoding takes a hundred times its text.
+    """
+    ends = np.array([tokenizer.end_of_text], dtype)
+    result: list[list[np.ndarray]] = []
+    batch: list[tuple[int, str]] = []
+    held = 0
+
+    def flush() -> None:
+        for (owner, _), tokens in zip(batch, tokenizer.encode_arrays([t for _, t in batch], dtype), strict=True):
+            result[owner].append(tokens)
+        batch.clear()
+
+    for number, text in enumerate(texts):
+        result.append([])
+        for piece in _cut_text(text):
+            if held + len(piece) > _ENCODE_CHARACTERS:
+                flush()
+                held = 0
+            batch.append((number, piece))
+            held += len(piece)
+    flush()
+    return [np.concatenate([*arrays, ends]) for arrays in result]
+
+
+def _cut_text(text: str) -> Iterator[str]:
+    start = 0
+    while len(text) - start > _ENCODE_CHARACTERS and (cut := _SAFE_CUT.search(text, start + _ENCODE_CHARACTERS)):
+        yield text[start : cut.start()]
+        start = cut.start()
+    yield text[start:]

@@ -1,0 +1,61 @@
+"""How far a long job has come: a bar on a terminal, a line now and then elsewhere, on stderr."""
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class ByteProgress:
+    """Counts megabytes of a job; use it as a context manager. Does nothing when not `enabled`.
+
+    Example:
+        >>> with ByteProgress("reading", total=10, enabled=False) as progress:
+        ...     progress.advance(10)
+    """
+
+    def __init__(self, label: str, *, total: int, enabled: bool) -> None:
+        self._label = label
+        self._total = max(1, total)
+        self._enabled = enabled
+        self._done = 0
+        self._begin = self._printed = time.monotonic()
+        console = Console(stderr=True)
+        self._bar: Progress | None = None
+        if enabled and console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"))
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=console)
+
+    def __enter__(self) -> "ByteProgress":
+        if self._bar is not None:
+            self._bar.start()
+            self._task = self._bar.add_task(self._label, total=self._total, state="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._enabled and kind is None:
+            self._print()
+
+    def advance(self, num_bytes: int) -> None:
+        """Count `num_bytes` more."""
+        self._done += num_bytes
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, state=self._state())
+        elif self._enabled and time.monotonic() - self._printed >= _SECONDS_BETWEEN_LINES:
+            self._print()
+
+    def _state(self) -> str:
+        rate = self._done / max(1e-9, time.monotonic() - self._begin)
+        return f"{self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB, {rate / 1e6:,.1f} MB/s"
+
+    def _print(self) -> None:
+        self._printed = time.monotonic()
+        print(f"{self._label}: {self._state()}", file=sys.stderr, flush=True)

@@ -1,0 +1,237 @@
+"""Rows of tokens: which row is drawn when, as a pure function of the draw, and what it holds.
+
+Training draws rows one after another: draw k = step * batch_size + position. Which row that is depends on k alone:
+
+    k -> source s and j, the number of earlier draws from s       a shuffled pattern of fixed counts per block of draws
+    j -> epoch e = j // rows of s, place j % rows of s
+    -> row = permutation(seed, s, e)[place]                       a keyed bijection, nothing is stored
+    -> pieces (document, start, length) -> tokens                 PackIndex, TokenStore
+
+B rows, T tokens.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int64
+
+from dsjax.data.build import Corpus
+from dsjax.data.config import DataConfig
+from dsjax.data.pack import Pack, PackIndex
+from dsjax.data.permute import fold, mix, permute
+from dsjax.data.store import TokenStore
+
+Batch = dict[str, np.ndarray]
+_MAX_BLOCK = 1 << 16
+_MIN_BLOCK = 1 << 8
+_ORDER, _MIXTURE, _VALIDATION = 1, 2, 3
+
+
+class Rows:
+    """The rows of one split: its stores, how they are packed and mixed, and in which order they are drawn.
+
+    A batch has the keys
+        tokens int32 [B, T], targets int32 [B, T]   0 where there is no token
+        loss_mask bool [B, T]                       where the target counts
+    and, when documents are isolated in packed rows,
+        segments int32 [B, T]                       1, 2, ... for the pieces of a row, 0 where there is no token
+        positions int32 [B, T]                      0, 1, ... from the beginning of each piece
+
+    Example:
+        >>> store = TokenStore(tokens=np.array([5, 6, 7, 0, 8, 9, 0]), offsets=np.array([0, 4, 7]), hash="x")
+        >>> rows = Rows([store], sequence_length=4, pack="stream", isolate_documents=True)
+        >>> batch = rows.read(np.array([0, 0]), np.array([0, 1]))
+        >>> batch["tokens"].tolist(), batch["targets"].tolist()
+        ([[5, 6, 7, 8], [9, 0, 0, 0]], [[6, 7, 0, 9], [0, 0, 0, 0]])
+        >>> batch["segments"].tolist(), batch["loss_mask"].sum(axis=1).tolist()
+        ([[1, 1, 1, 2], [1, 0, 0, 0]], [4, 1])
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[TokenStore],
+        *,
+        sequence_length: int,
+        pack: Pack = "best_fit",
+        isolate_documents: bool = True,
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        cache_dir: Path | None = None,
+    ) -> None:
+        """Pack `stores`, keeping the indices in `cache_dir` if one is given; equal weights if none are given.
+
+        Raises:
+            ValueError: no store, a store without a pair of tokens, weights that do not fit.
+        """
+        self.sequence_length = sequence_length
+        self._stores = list(stores)
+        self._seed = seed
+        self._with_segments = isolate_documents and pack != "none"
+        # In rows that are not isolated end-of-text is an input; only in a stream is there a next token for it.
+        self._mask_ends = not isolate_documents and pack == "best_fit"
+        self._indices = [
+            PackIndex.build(store.offsets, sequence_length, pack=pack, isolate_documents=isolate_documents)
+            if cache_dir is None
+            else PackIndex.cached(
+                store, sequence_length, pack=pack, isolate_documents=isolate_documents, cache_dir=cache_dir
+            )
+            for store in self._stores
+        ]
+        self._sizes = np.array([index.num_rows for index in self._indices], np.int64)
+        if not self._stores or not self._sizes.all():
+            raise ValueError("every source needs at least one document of two tokens; none is left after tokenising")
+        self._counts = _block_counts([1.0] * len(self._stores) if weights is None else list(weights))
+        if len(self._counts) != len(self._stores):
+            raise ValueError(f"{len(self._stores)} sources need as many weights; got {len(self._counts)}")
+        self._block = functools.lru_cache(maxsize=8)(self._make_block)
+
+    @classmethod
+    def of(cls, corpus: Corpus, config: DataConfig, *, split: Literal["train", "validation"]) -> "Rows":
+        """The rows of one split of a corpus as the config packs, mixes and shuffles them."""
+        return cls(
+            corpus.train if split == "train" else corpus.validation,
+            sequence_length=config.sequence_length,
+            pack=config.pack,
+            isolate_documents=config.isolate_documents,
+            weights=corpus.train_weights if split == "train" else None,
+            seed=config.shuffle_seed,
+            cache_dir=corpus.cache_dir,
+        )
+
+    @classmethod
+    def training(cls, corpus: Corpus, config: DataConfig) -> "Rows":
+        """The training rows of a corpus as the config packs, mixes and shuffles them."""
+        return cls.of(corpus, config, split="train")
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all sources; an epoch when there is one source."""
+        return int(self._sizes.sum())
+
+    @property
+    def fill(self) -> float:
+        """Share of positions that hold a token, over all rows of all sources."""
+        filled = sum(index.fill * index.num_rows for index in self._indices)
+        return filled / self.num_rows
+
+    def rows(self, draws: Int64[np.ndarray, " B"]) -> Batch:
+        """The rows of draws k = step * batch_size + position, in any order."""
+        return self.read(*self.locate(draws))
+
+    def fixed(self, places: Int64[np.ndarray, " B"]) -> Batch:
+        """Rows 0 <= place < num_rows of all sources together, in an order that depends on nothing but their number."""
+        at = permute(places, self.num_rows, key=fold(_VALIDATION))
+        ends = np.cumsum(self._sizes)
+        sources = np.searchsorted(ends, at, side="right")
+        return self.read(sources, at - (ends - self._sizes)[sources])
+
+    def locate(self, draws: Int64[np.ndarray, " B"]) -> tuple[Int64[np.ndarray, " B"], Int64[np.ndarray, " B"]]:
+        """The source of each draw and its row in that source."""
+        draws = np.asarray(draws, np.int64)
+        assert len(draws) == 0 or draws.min() >= 0, "draws are counted from 0"
+        sources, nth = self._mixture(draws)
+        epochs, places = np.divmod(nth, self._sizes[sources])
+        rows = np.empty_like(draws)
+        # A batch holds few different (source, epoch), one per source except where an epoch ends.
+        for source, epoch in {*zip(sources.tolist(), epochs.tolist(), strict=True)}:
+            chosen = np.flatnonzero((sources == source) & (epochs == epoch))
+            key = fold(_ORDER, self._seed, source, epoch)
+            rows[chosen] = permute(places[chosen], int(self._sizes[source]), key=key)
+        return sources, rows
+
+    def _mixture(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The source of each draw and the number of earlier draws from it."""
+        if len(self._counts) == 1:
+            return np.zeros_like(draws), draws
+        blocks, places = np.divmod(draws, sum(self._counts))
+        sources, nth = np.empty_like(draws), np.empty_like(draws)
+        for block in np.unique(blocks).tolist():
+            chosen = np.flatnonzero(blocks == block)
+            pattern, earlier = self._block(block)
+            sources[chosen] = pattern[places[chosen]]
+            nth[chosen] = earlier[places[chosen]] + block * np.array(self._counts)[sources[chosen]]
+        return sources, nth
+
+    def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shuffled pattern of sources in a block, and for each place the earlier ones of its source."""
+        pattern = np.repeat(np.arange(len(self._counts)), self._counts)
+        pattern = pattern[np.argsort(mix(np.arange(len(pattern)), fold(_MIXTURE, self._seed, block)), kind="stable")]
+        earlier = np.empty_like(pattern)
+        for source, count in enumerate(self._counts):
+            earlier[pattern == source] = np.arange(count)
+        return pattern, earlier
+
+    def read(self, sources: Int64[np.ndarray, " B"], rows: Int64[np.ndarray, " B"]) -> Batch:
+        """The given rows of the given sources as a batch."""
+        present = np.unique(sources).tolist()
+        if len(present) == 1:
+            return self._read(present[0], rows)
+        keys = ("tokens", "targets", "segments", "positions") if self._with_segments else ("tokens", "targets")
+        shape = (len(rows), self.sequence_length)
+        batch = {key: np.zeros(shape, np.int32) for key in keys} | {"loss_mask": np.zeros(shape, bool)}
+        for source in present:
+            chosen = np.flatnonzero(sources == source)
+            for key, value in self._read(source, rows[chosen]).items():
+                batch[key][chosen] = value
+        return batch
+
+    def _read(self, source: int, rows: np.ndarray) -> Batch:
+        """Rows of one source. Each row's padding counts as one more piece, so that pieces fill the batch exactly."""
+        store, index = self._stores[source], self._indices[source]
+        shape = (len(rows), self.sequence_length)
+        first = index.rows[rows]
+        counts = index.rows[rows + 1] - first
+        slots = counts + 1
+        begin_of_row = np.cumsum(slots) - slots
+        ordinal = np.arange(slots.sum()) - np.repeat(begin_of_row, slots)
+        real = ordinal < np.repeat(counts, slots)
+        pieces = index.pieces[(np.repeat(first, slots) + ordinal)[real]]
+        documents = pieces["document"].astype(np.int64)
+        lengths, origin, ends = (np.zeros(len(ordinal), np.int64) for _ in range(3))
+        lengths[real] = pieces["length"]
+        lengths[~real] = self.sequence_length - np.add.reduceat(lengths, begin_of_row)
+        origin[real] = store.offsets[documents] + pieces["start"]
+        ends[real] = store.offsets[documents + 1]
+        place = np.cumsum(lengths) - lengths
+        # From here one entry per position of the batch.
+        running = np.arange(shape[0] * shape[1])
+        at = running + np.repeat(origin - place, lengths)
+        is_token = np.repeat(real, lengths)
+        whole = bool(is_token.all())
+        if not whole:
+            at *= is_token
+        batch: Batch = {"tokens": store.tokens[at].astype(np.int32)}
+        at += 1
+        loss_mask = at < np.repeat(ends, lengths) if self._mask_ends else is_token
+        at *= loss_mask
+        batch["targets"] = store.tokens[at].astype(np.int32)
+        if not whole or self._mask_ends:
+            batch["tokens"] *= is_token
+            batch["targets"] *= loss_mask
+        batch |= {"loss_mask": loss_mask}
+        if self._with_segments:
+            batch["segments"] = np.repeat(np.where(real, ordinal + 1, 0).astype(np.int32), lengths)
+            batch["positions"] = (running - np.repeat(place, lengths)).astype(np.int32)
+            batch["positions"] *= is_token
+        return {key: value.reshape(shape) for key, value in batch.items()}
+
+
+def _block_counts(weights: list[float]) -> list[int]:
+    """Draws of each source in a block: exact for weights with a common denominator up to 65,536, else the nearest."""
+    shares = [Fraction(str(weight)) for weight in weights]
+    total = sum(shares)
+    if total <= 0 or min(shares) <= 0:
+        raise ValueError(f"weights must be above 0; got {weights}")
+    shares = [share / total for share in shares]
+    block = math.lcm(*(share.denominator for share in shares))
+    block = block * -(-_MIN_BLOCK // block) if block <= _MAX_BLOCK else _MAX_BLOCK
+    counts = [max(1, int(share * block)) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda source: counts[source] - shares[source] * block)
+    for source in by_remainder[: max(0, block - sum(counts))]:
+        counts[source] += 1
+    return counts

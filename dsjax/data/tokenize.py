@@ -1,0 +1,284 @@
+"""Tokenizers: bytes, a byte-level BPE trained here, or an existing tokenizer.json; text to ids and exactly back.
+
+A tokenizer is a list of pieces, the bytes that each id stands for. Decoding joins pieces and reads the result as
+UTF-8, so ids that end inside a character, as a model's output may, give U+FFFD there and nothing else is changed. Text
+is never turned into special tokens: a document that contains the characters "<|endoftext|>" does not end there.
+"""
+
+import codecs
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int64
+
+from dsjax.data.config import BPETokenizer, FileTokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+_KNOWN_ENDS = (END_OF_TEXT, "</s>", "<|im_end|>", "[SEP]")
+_BYTE_FILE = "byte_tokenizer.json"
+_BYTE_CONTENT = {"kind": "byte", "vocab_size": 257, "end_of_text": 256}
+
+
+class Tokenizer:
+    """Text to ids and back; made by `byte_tokenizer`, `train_bpe`, `load_tokenizer` or `Tokenizer.load`.
+
+    Example:
+        >>> tokenizer = byte_tokenizer()
+        >>> tokenizer.encode("héh"), tokenizer.decode([104, 195, 169])
+        ([104, 195, 169, 104], 'hé')
+        >>> stream = tokenizer.stream_decoder()
+        >>> [stream.feed(token) for token in (104, 195, 169)], stream.finish()
+        (['h', '', 'é'], '')
+    """
+
+    vocab_size: int
+    """Ids are 0..vocab_size - 1."""
+    end_of_text: int
+    """The id put after each document."""
+    pieces: list[bytes]
+    """The bytes of each id; empty for special tokens."""
+
+    def __init__(self, library: tokenizers.Tokenizer | None, *, end_of_text: str = END_OF_TEXT) -> None:
+        """Wrap `library`, or None for bytes; `end_of_text` is a token of `library`."""
+        self._library = library
+        self._strip = False
+        if library is None:
+            self.end_of_text = 256
+            self.pieces = [bytes([value]) for value in range(256)] + [b""]
+        else:
+            library.encode_special_tokens = True
+            library.no_truncation()
+            library.no_padding()
+            self.end_of_text = _end_id(library, end_of_text)
+            self.pieces, self._strip = _library_pieces(library)
+        self.vocab_size = len(self.pieces)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of `text`, without an end-of-text token."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without end-of-text tokens."""
+        if self._library is None:
+            return [list(text.encode()) for text in texts]
+        return [item.ids for item in self._library.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_arrays(self, texts: Sequence[str], dtype: np.dtype) -> list[np.ndarray]:
+        """As `encode_batch`, as arrays of `dtype`; what building a corpus uses."""
+        if self._library is None:
+            return [np.frombuffer(text.encode(), np.uint8).astype(dtype) for text in texts]
+        return [np.array(ids, dtype) for ids in self.encode_batch(texts)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`; special tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
+        text = b"".join([self.pieces[token] for token in ids]).decode("utf-8", "replace")
+        return text[1:] if self._strip and text.startswith(" ") else text
+
+    def stream_decoder(self) -> "StreamDecoder":
+        """A decoder for ids that arrive one at a time."""
+        return StreamDecoder(self.pieces)
+
+    @functools.cached_property
+    def byte_lengths(self) -> Int64[np.ndarray, " vocab"]:
+        """UTF-8 bytes of each id; 0 for special tokens."""
+        return np.array([len(piece) for piece in self.pieces], np.int64)
+
+    @functools.cached_property
+    def hash(self) -> str:
+        """SHA-256 of everything that decides which ids a text gets."""
+        content = json.dumps(_BYTE_CONTENT) if self._library is None else self._library.to_str()
+        return hashlib.sha256(f"{self.end_of_text}\n{content}".encode()).hexdigest()
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write tokenizer.json and tokenizer_config.json (its eos_token), or byte_tokenizer.json, into `folder`."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        if self._library is None:
+            (path / _BYTE_FILE).write_text(json.dumps(_BYTE_CONTENT) + "\n", encoding="utf-8")
+            return
+        (path / "tokenizer.json").write_text(self._library.to_str(pretty=True), encoding="utf-8")
+        names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._library.id_to_token(self.end_of_text)}
+        (path / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Tokenizer":
+        """Read what `save` wrote, or a Hugging Face folder with a tokenizer.json.
+
+        Raises:
+            ValueError: no tokenizer there, or one that cannot be used.
+        """
+        path = Path(folder)
+        if (path / _BYTE_FILE).is_file():
+            content = json.loads((path / _BYTE_FILE).read_text(encoding="utf-8"))
+            if content != _BYTE_CONTENT:
+                raise ValueError(f"{path / _BYTE_FILE} is not the byte tokenizer of this version: {content}")
+            return cls(None)
+        return load_tokenizer(FileTokenizer(path=str(path)))
+
+
+class StreamDecoder:
+    """Gives text as soon as its bytes are complete UTF-8; the pieces fed so far always join to `decode` of their ids.
+
+    A space at the very beginning is kept, since what is streamed usually continues a prompt.
+    """
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, token: int) -> str:
+        """The text that became complete with `token`; often one piece, sometimes ''."""
+        return self._decoder.decode(self._pieces[token])
+
+    def finish(self) -> str:
+        """What is left: '' or one U+FFFD for a character cut off in the middle."""
+        return self._decoder.decode(b"", final=True)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """The 256 bytes and an end-of-text token, id 256."""
+    return Tokenizer(None)
+
+
+def train_bpe(documents: Iterable[str], config: BPETokenizer, cache_dir: str | os.PathLike) -> Tokenizer:
+    """A byte-level BPE of at most `config.vocab_size` tokens, end of text (id 0) and the 256 bytes among them.
+
+    The result is kept under `cache_dir`/tokenizers in a folder named by a hash of the documents and the settings, and
+    taken from there next time. A text too short for so many merges gives fewer tokens.
+
+    Raises:
+        ValueError: there is no text.
+    """
+    texts = [text for text in documents if text]
+    if not texts:
+        raise ValueError("cannot train a tokenizer: the training documents contain no text")
+    digest = hashlib.sha256(f"byte-level bpe 1 {config.vocab_size}".encode())
+    for text in texts:
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    folder = Path(cache_dir) / "tokenizers" / digest.hexdigest()[:32]
+    if not folder.is_dir():
+        _save_atomically(_train(texts, config.vocab_size), folder)
+    return Tokenizer.load(folder)
+
+
+def _train(texts: list[str], vocab_size: int) -> Tokenizer:
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    library.train_from_iterator(texts, trainer)
+    return Tokenizer(library)
+
+
+def _save_atomically(tokenizer: Tokenizer, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        tokenizer.save(temporary)
+        temporary.rename(folder)
+    except OSError:
+        # Another process may have put the same tokenizer there first; then ours is not needed.
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not folder.is_dir():
+            raise
+
+
+def load_tokenizer(config: FileTokenizer) -> Tokenizer:
+    """The tokenizer of a tokenizer.json; its padding, truncation and template for special tokens are not applied.
+
+    The end-of-text token is `config.end_of_text`, else the eos_token of a tokenizer_config.json beside the file, else
+    the first of <|endoftext|>, </s>, <|im_end|>, [SEP] that it has.
+
+    Raises:
+        ValueError: no such file, not a tokenizer, no end-of-text token, or a decoder that is not supported.
+    """
+    path = Path(config.path).expanduser()
+    path = path / "tokenizer.json" if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"no tokenizer at {path}: give a tokenizer.json of the `tokenizers` library or its folder")
+    try:
+        library = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises plain Exception for every malformed file
+        raise ValueError(f"{path} is not a tokenizer.json of the `tokenizers` library: {error}") from error
+    vocabulary = library.get_vocab(with_added_tokens=True)
+    name = config.end_of_text or _eos_token(path.with_name("tokenizer_config.json"))
+    if not name:
+        name = next((end for end in _KNOWN_ENDS if end in vocabulary), "")
+    if not name:
+        raise ValueError(f"{path} has none of {', '.join(_KNOWN_ENDS)}: name its last token with tokenizer.end_of_text")
+    try:
+        return Tokenizer(library, end_of_text=name)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _eos_token(path: Path) -> str:
+    """The eos_token of a tokenizer_config.json, which is a string or an object with `content`; '' if there is none."""
+    if not path.is_file():
+        return ""
+    try:
+        token = json.loads(path.read_text(encoding="utf-8")).get("eos_token") or ""
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a JSON object: {error}") from error
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _end_id(library: tokenizers.Tokenizer, name: str) -> int:
+    token = library.token_to_id(name)
+    if token is None:
+        raise ValueError(f"end_of_text {name!r} is not one of the tokenizer's tokens")
+    return token
+
+
+def _library_pieces(library: tokenizers.Tokenizer) -> tuple[list[bytes], bool]:
+    """The bytes of each id, and whether a text's first space was put there by the tokenizer."""
+    decoder = json.loads(library.to_str())["decoder"]
+    kinds = set(re.findall(r'"type": "(\w+)"', json.dumps(decoder)))
+    vocabulary = library.get_vocab(with_added_tokens=True)
+    pieces = [b""] * (max(vocabulary.values()) + 1)
+    for token, index in vocabulary.items():
+        if "ByteLevel" in kinds:
+            pieces[index] = _byte_level_piece(token)
+        elif kinds & {"Metaspace", "ByteFallback"}:
+            fallback = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
+            pieces[index] = bytes.fromhex(fallback[1]) if fallback else token.replace("▁", " ").encode()
+        elif "WordPiece" in kinds:
+            pieces[index] = token[2:].encode() if token.startswith("##") else f" {token}".encode()
+        else:
+            allowed = "ByteLevel, Metaspace, ByteFallback or WordPiece"
+            raise ValueError(f"cannot decode with a tokenizer whose decoder is {decoder}; allowed is {allowed}")
+    for index, added in library.get_added_tokens_decoder().items():
+        pieces[index] = b"" if added.special else added.content.encode()
+    return pieces, "ByteLevel" not in kinds
+
+
+def _byte_level_piece(token: str) -> bytes:
+    """GPT-2 writes each byte as one visible character; a token with any other character is meant literally."""
+    characters = _byte_characters()
+    if all(character in characters for character in token):
+        return bytes(characters[character] for character in token)
+    return token.encode()
+
+
+@functools.cache
+def _byte_characters() -> dict[str, int]:
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [value for value in range(256) if value not in visible]
+    return {chr(value): value for value in visible} | {chr(256 + n): value for n, value in enumerate(hidden)}

@@ -1,0 +1,316 @@
+"""A training run, from its config to its result; read `run` from top to bottom.
+
+config -> mesh -> model (abstract) -> shardings -> data -> folder -> state (fresh or restored) -> programs -> steps
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+from rich.console import Console
+
+from dsjax.checkpoint.metrics_log import truncate_metrics
+from dsjax.checkpoint.store import CheckpointError, CheckpointStore
+from dsjax.config.load import to_dict
+from dsjax.config.run import RunConfig
+from dsjax.data.build import Corpus, build_corpus
+from dsjax.data.pipeline import Batches, fixed_batches, train_rows, validation_rows
+from dsjax.mesh.build import make_mesh, set_platform
+from dsjax.mesh.layout import Layout
+from dsjax.models.families import abstract, check_divisible, create
+from dsjax.models.naming import abstract_named, from_named, to_named
+from dsjax.observe.profile import TraceWindow
+from dsjax.observe.progress import Progress
+from dsjax.observe.trackers import METRICS_FILE, make_trackers
+from dsjax.optimizers.api import StagedTransform
+from dsjax.optimizers.create import create_optimizer
+from dsjax.optimizers.schedules import Clocks, learning_rate
+from dsjax.train import outcome
+from dsjax.train.folder import RunFolder, open_folder
+from dsjax.train.place import Placement, evaluation_placement, training_placement
+from dsjax.train.processes import agree_any, barrier, num_processes, start_processes, use_compilation_cache
+from dsjax.train.record import Counters, Recorder, StepFigures
+from dsjax.train.signals import StopRequest
+from dsjax.train.state import ModelTree, TrainState, abstract_state, init_state, state_shardings
+from dsjax.train.step import Programs, make_programs
+
+Resume = Literal["no", "must", "if_any"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+        folder: the run folder.
+        summary: the content of its summary.json; empty when a signal stopped the run.
+        stopped_by: name of the signal that stopped it, or ''.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    stopped_by: str = ""
+
+
+def run(
+    config: RunConfig,
+    *,
+    run_dir: str | Path | None = None,
+    resume: Resume = "no",
+    force: bool = False,
+    distributed: bool = False,
+    console: Console | None = None,
+) -> RunResult:
+    """Train a model.
+
+    Args:
+        config: everything about the run.
+        run_dir: where it is written; None takes the next free runs/<name>.
+        resume: "no" starts a new run, "must" goes on with the run in the folder, "if_any" does so if there is one.
+        force: run even if the plan says that memory will not do.
+        distributed: let JAX find the other processes of a cluster.
+        console: where to report; standard output by default.
+
+    Raises:
+        ValueError: the config does not fit the devices, the data or the folder.
+        CheckpointError: there are checkpoints, but none is whole.
+        NonFiniteError: too many steps in a row without a finite gradient.
+    """
+    set_platform(config.mesh, num_processes=num_processes())
+    start_processes(distributed=distributed)
+    use_compilation_cache()
+    console = (console or Console(highlight=False)) if jax.process_index() == 0 else Console(quiet=True)
+
+    layout = Layout(make_mesh(config.mesh), config.mesh.zero_stage)
+    check_divisible(config.model, layout.mesh.shape)
+    model = ModelTree.of(abstract(config.model))
+    optimizer = create_optimizer(config.optimizer, model.shapes, model.stacked)
+    shardings = state_shardings(layout, model, optimizer, ema=config.train.ema_decay > 0)
+    placement = training_placement(layout, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
+
+    corpus = _corpus(config, console)
+    rows = train_rows(corpus, config.data)
+    folder = open_folder(config, corpus.hash, run_dir=run_dir, resume=resume, report=console.print)
+    if folder.is_first_process:
+        corpus.tokenizer.save(folder.path / "tokenizer")
+
+    store = CheckpointStore(folder.path / "checkpoints", config.checkpoint)
+    abstract_tree = abstract_state(model, optimizer, shardings)
+    state, counters = _restore(store, abstract_tree, config, folder, console) if folder.resumed else (None, Counters())
+    if state is None:
+        state = init_state(_make_params(config), optimizer, shardings, seed=config.seed)
+    programs = make_programs(
+        model,
+        optimizer,
+        layout,
+        shardings,
+        clip_norm=config.train.clip_norm,
+        ema_decay=config.train.ema_decay,
+        dropout=config.model.dropout > 0 or config.model.attention_dropout > 0,
+    )
+    evaluate = _evaluator(config, corpus, layout, programs)
+
+    total_steps = num_steps(config)
+    trackers = make_trackers(
+        config.observe, folder.path, resume_step=counters.steps if folder.resumed else None, settings=to_dict(config)
+    )
+    with Progress(total_steps, start_step=counters.steps, console=console) as progress, StopRequest() as stop:
+        recorder = Recorder(
+            counters,
+            trackers if folder.is_first_process else [],
+            progress,
+            max_skipped=config.train.max_nonfinite_steps,
+            utilisation=outcome.utilisation(config, layout.mesh.size),
+        )
+        batches = Batches(
+            rows,
+            batch_size=config.train.batch_size,
+            positions=placement.positions,
+            threads=config.data.read_threads,
+            prefetch=config.data.prefetch,
+            start_step=counters.steps,
+        )
+        saver = _Saver(store, config, counters, corpus.hash, progress)
+        state = _train(config, state, programs, optimizer, placement, batches, recorder, evaluate, saver, stop, folder)
+        batches.close()
+    for tracker in trackers:
+        tracker.close()
+    store.close()
+    barrier("finished")
+    if counters.steps < total_steps:
+        console.print(
+            f"stopped by {stop.received or 'a signal'} at step {counters.steps}; to go on: {folder.how_to_resume}"
+        )
+        return RunResult(folder.path, {}, stopped_by=stop.received or "SIGTERM")
+    params = state.ema if state.ema is not None else state.params
+    summary = outcome.summarise(config, folder, corpus, counters, recorder, model, params, console)
+    return RunResult(folder.path, summary)
+
+
+def tokens_per_step(config: RunConfig) -> int:
+    """Effective tokens of one step: all positions of all rows."""
+    return config.train.batch_size * config.data.sequence_length
+
+
+def num_steps(config: RunConfig) -> int:
+    """Steps of the whole run: as given, or until the first that reaches the tokens asked for."""
+    return config.train.steps or math.ceil(config.train.tokens / tokens_per_step(config))
+
+
+def _train(
+    config: RunConfig,
+    state: TrainState,
+    programs: Programs,
+    optimizer: StagedTransform,
+    placement: Placement,
+    batches: Iterator[tuple[int, dict[str, np.ndarray]]],
+    recorder: Recorder,
+    evaluate: Callable[[TrainState], float] | None,
+    saver: "_Saver",
+    stop: StopRequest,
+    folder: RunFolder,
+) -> TrainState:
+    """The steps that are left."""
+    total, per_step = num_steps(config), tokens_per_step(config)
+    end = Clocks(total, total * per_step)
+    trace = TraceWindow(config.observe.profile, folder.path / "profile")
+    recorder.restart_clock()
+    for step in range(recorder.counters.steps, total):
+        trace.step(step, pending=state.step)
+        before = time.perf_counter()
+        _, rows = next(batches)
+        batch = placement(rows)
+        waited = time.perf_counter() - before
+
+        after = Clocks(step + 1, (step + 1) * per_step)
+        rate = learning_rate(config.optimizer.schedule, config.optimizer.learning_rate, after=after, end=end)
+        gradients, figures = programs.gradient(state.params, state.key, state.step, batch)
+        update = programs.updates[optimizer.stage(step)]
+        state, more = update(state, gradients, figures["loss"], np.float32(rate))
+
+        device = {**figures, **more, "stop": agree_any(bool(stop.received))}
+        del device["worker_loss"], gradients
+        recorder.add(
+            StepFigures(step=step + 1, device=device, learning_rate=rate, tokens=after.tokens, data_seconds=waited)
+        )
+        last = step + 1 == total
+        if evaluate is not None and (_due(step + 1, config.evaluate.every) or last):
+            loss = evaluate(state)
+            best = recorder.counters.best_validation
+            recorder.counters.best_validation = loss if best is None else min(best, loss)
+            recorder.flush(validation_loss=loss)
+        stopping = recorder.stop_agreed and not last
+        if _due(step + 1, config.checkpoint.every) or last or stopping:
+            recorder.flush()
+            saver.save(state)
+        if stopping:
+            break
+        if _due(step + 1, config.evaluate.every) or _due(step + 1, config.checkpoint.every):
+            recorder.restart_clock()
+    recorder.flush()
+    trace.close(pending=state.step)
+    return state
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _make_params(config: RunConfig) -> Callable[[jax.Array], Any]:
+    return lambda key: nnx.to_pure_dict(nnx.state(create(config.model, key=key), nnx.Param))
+
+
+def _corpus(config: RunConfig, console: Console) -> Corpus:
+    """The tokens; the first process makes them, the others find them made."""
+    if jax.process_index() == 0:
+        corpus = build_corpus(config.data, progress=not console.quiet)
+        barrier("corpus")
+    else:
+        barrier("corpus")
+        corpus = build_corpus(config.data)
+    if corpus.tokenizer.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {corpus.tokenizer.vocab_size} tokens, but model.vocab_size is "
+            f"{config.model.vocab_size}; set it to at least {corpus.tokenizer.vocab_size}"
+        )
+    return corpus
+
+
+def _evaluator(
+    config: RunConfig, corpus: Corpus, layout: Layout, programs: Programs
+) -> Callable[[TrainState], float] | None:
+    """State -> mean loss over the fixed validation rows, nats per token; of the averaged parameters if there are.
+
+    None when the data has no validation rows.
+    """
+    default = config.train.batch_size // config.train.accumulation
+    batch_size = config.evaluate.batch_size or default
+    placement = evaluation_placement(layout, batch_size=batch_size)
+    rows = validation_rows(corpus, config.data)
+    if rows is None:
+        return None
+    fixed = [
+        placement(batch)
+        for batch in fixed_batches(
+            rows, num_rows=config.evaluate.rows, batch_size=batch_size, positions=placement.positions
+        )
+    ]
+
+    def evaluate(state: TrainState) -> float:
+        params = state.params if state.ema is None else state.ema
+        sums = jax.device_get([programs.evaluate(params, batch) for batch in fixed])
+        return math.fsum(float(loss) for loss, _ in sums) / max(1, sum(int(tokens) for _, tokens in sums))
+
+    return evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class _Saver:
+    """Writes checkpoints; a disk that is full stops neither the run nor the last good one."""
+
+    store: CheckpointStore
+    config: RunConfig
+    counters: Counters
+    data_hash: str
+    progress: Progress
+
+    def save(self, state: TrainState) -> None:
+        """Save the state as it is after `counters.steps` steps."""
+        steps = self.counters.steps
+        clocks = {"counters": dataclasses.asdict(self.counters), "data_hash": self.data_hash}
+        try:
+            self.store.save(
+                steps,
+                to_named(state, self.config.model.layer_runs),
+                clocks=clocks,
+                metric=self.counters.best_validation,
+            )
+        except CheckpointError as error:
+            self.progress.note(f"step {steps}: not saved: {error}; training goes on, earlier checkpoints are intact")
+
+
+def _restore(
+    store: CheckpointStore, abstract_tree: TrainState, config: RunConfig, folder: RunFolder, console: Console
+) -> tuple[TrainState | None, Counters]:
+    """The newest whole checkpoint and its counters; None if the run was stopped before its first."""
+    runs = config.model.layer_runs
+    step = store.latest_good(lambda problem: console.print(f"passed over: {problem}"))
+    if step is None:
+        if store.steps():
+            raise CheckpointError(f"{store.directory}: none of the checkpoints {store.steps()} is whole; see above")
+        console.print("there is no checkpoint yet; starting from the first step")
+        if folder.is_first_process:
+            truncate_metrics(folder.path / METRICS_FILE, 0)
+        return None, Counters()
+    clocks = store.clocks(step)
+    flat = store.restore(step, abstract_named(abstract_tree, runs))
+    if folder.is_first_process:
+        truncate_metrics(folder.path / METRICS_FILE, step)
+    console.print(f"resumed from step {step} of {folder.path}")
+    return from_named(flat, abstract_tree, runs), Counters(**clocks["counters"])

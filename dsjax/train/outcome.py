@@ -1,0 +1,181 @@
+"""The end of a run: summary.json, loss.png, a sample of text, and a table of how it went."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dsjax.config.run import RunConfig
+from dsjax.data.build import Corpus
+from dsjax.data.ngram import baseline
+from dsjax.data.pipeline import fixed_batches, validation_rows
+from dsjax.models.generate import stream
+from dsjax.models.sampling import Sampling
+from dsjax.observe.devices import from_jax_device_kind
+from dsjax.observe.flops import mfu, model_flops_per_token
+from dsjax.observe.memory import peak_host_bytes
+from dsjax.observe.plots import loss_plot
+from dsjax.observe.trackers import METRICS_FILE, read_metrics
+from dsjax.train.folder import RunFolder, write_json
+from dsjax.train.record import Counters, Recorder
+from dsjax.train.state import ModelTree
+
+
+def utilisation(config: RunConfig, num_devices: int) -> Callable[[float], float] | None:
+    """Tokens per second -> model FLOPs utilisation; None when nobody knows the device's peak."""
+    peak = config.observe.peak_tflops
+    if not peak:
+        spec = from_jax_device_kind(jax.devices()[0].device_kind)
+        if spec is None:
+            return None
+        bf16 = config.model.compute_dtype == "bfloat16"
+        peak = (spec.peak_bf16_tflops if bf16 else spec.peak_tf32_tflops) or spec.peak_f32_tflops
+    model = config.model
+    flops = model_flops_per_token(
+        model.num_layers * (4 * model.model_dim**2 + 2 * model.model_dim * model.hidden_dim)
+        + model.vocab_size * model.model_dim,
+        num_layers=model.num_layers,
+        model_dim=model.model_dim,
+        sequence_length=config.data.sequence_length,
+    )
+    return lambda tokens_per_second: mfu(tokens_per_second, flops, peak_flops=peak * 1e12, num_devices=num_devices)
+
+
+def summarise(
+    config: RunConfig,
+    folder: RunFolder,
+    corpus: Corpus,
+    counters: Counters,
+    recorder: Recorder,
+    model: ModelTree,
+    params: Any,
+    console: Console,
+) -> dict[str, Any]:
+    """Write summary.json, loss.png and the sample; print the table. Returns the summary."""
+    sample = _sample(config, corpus, model, params, console)
+    if not folder.is_first_process:
+        return {}
+    rows = read_metrics(folder.path / METRICS_FILE)
+    figures = _figures(config, corpus, counters, recorder, model, rows)
+    summary = {"name": config.name, **{name: {"value": v, "how": how} for name, (v, how) in figures.items()}}
+    summary["sample"] = {"value": sample, "how": f"drawn at temperature {config.sample.temperature}"}
+    references = {
+        name: figures[f"{name}_nats_per_token"][0]
+        for name in ("unigram", "bigram")
+        if f"{name}_nats_per_token" in figures
+    }
+    loss_plot(rows, folder.path / "loss.png", references=references, title=config.name)
+    write_json(folder.path / "summary.json", summary)
+    console.print(_table(figures, title=f"{config.name}: {folder.path}"))
+    return summary
+
+
+def _figures(
+    config: RunConfig,
+    corpus: Corpus,
+    counters: Counters,
+    recorder: Recorder,
+    model: ModelTree,
+    rows: list[dict[str, Any]],
+) -> dict[str, tuple[Any, str]]:
+    """name -> (value, how it was obtained)."""
+    parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(model.shapes))
+    figures: dict[str, tuple[Any, str]] = {
+        "parameters": (parameters, "counted"),
+        "steps": (counters.steps, "counted, skipped ones included"),
+        "skipped_steps": (counters.skipped, "steps whose gradient was not finite"),
+        "tokens": (counters.tokens, "rows x sequence length, over all steps"),
+        "real_tokens": (counters.real_tokens, "targets that counted in the loss"),
+        "training_loss": (rows[-1]["loss"], "last step, nats per token"),
+    }
+    validation = validation_rows(corpus, config.data)
+    if validation is not None:
+        figures.update(_validation_figures(config, corpus, rows))
+    if recorder.step_seconds:
+        steps = np.array(recorder.step_seconds)
+        per_step = config.train.batch_size * config.data.sequence_length
+        spread = f"median of {len(steps)} steps, quartiles"
+        quartiles = [float(x) for x in np.quantile(steps, [0.25, 0.75])]
+        figures["step_seconds"] = (float(np.median(steps)), f"{spread} {quartiles[0]:.3g} to {quartiles[1]:.3g}")
+        figures["tokens_per_second"] = (per_step / float(np.median(steps)), "tokens of a step / median step time")
+        waiting = sum(recorder.data_seconds) / steps.sum()
+        figures["waiting_for_data"] = (float(waiting), "share of the step time spent in getting and placing rows")
+        use = utilisation(config, jax.device_count())
+        if use is not None:
+            how = "tokens/s x (6 N + 12 L D T) / (devices x peak)"
+            figures["mfu"] = (use(figures["tokens_per_second"][0]), how)
+    figures["training_seconds"] = (counters.seconds, "sum of step times; compiling and evaluating left out")
+    figures["peak_host_bytes"] = (peak_host_bytes(), "peak resident memory of the first process")
+    figures["data_hash"] = (corpus.hash, "of sources, tokenizer and split")
+    return figures
+
+
+def _validation_figures(config: RunConfig, corpus: Corpus, rows: list[dict[str, Any]]) -> dict[str, tuple[Any, str]]:
+    """The model's validation loss beside what counting pairs of tokens gives on the same targets."""
+    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    validation = validation_rows(corpus, config.data)
+    assert validation is not None
+    batch_size = config.train.batch_size // config.train.accumulation
+    batches = fixed_batches(validation, num_rows=config.evaluate.rows, batch_size=batch_size)
+    counted = baseline(
+        corpus.train,
+        batches,
+        vocab_size=corpus.tokenizer.vocab_size,
+        byte_lengths=corpus.tokenizer.byte_lengths,
+        across_documents=not config.data.isolate_documents and config.data.pack == "stream",
+    )
+    per_byte = counted.num_targets / counted.num_bytes
+    how = "of the same validation targets, counted on all training text, interpolated"
+    return {
+        "validation_loss": (losses[-1], "nats per token, last step, on the fixed validation rows"),
+        "best_validation_loss": (min(losses), "nats per token"),
+        "validation_nats_per_byte": (losses[-1] * per_byte, "the same per UTF-8 byte"),
+        "unigram_nats_per_token": (counted.unigram_nats, f"cross-entropy {how}"),
+        "bigram_nats_per_token": (counted.bigram_nats, f"cross-entropy {how}"),
+        "unigram_nats_per_byte": (counted.unigram_nats_per_byte, "the same per UTF-8 byte"),
+        "bigram_nats_per_byte": (counted.bigram_nats_per_byte, "the same per UTF-8 byte"),
+    }
+
+
+def _sample(config: RunConfig, corpus: Corpus, model: ModelTree, params: Any, console: Console) -> str:
+    """Text that the model goes on with, shown as it is made."""
+    if not config.sample.prompt:
+        return ""
+    if jax.process_count() > 1:
+        console.print("no sample is drawn with several processes; use: dsjax generate RUN_FOLDER --prompt TEXT")
+        return ""
+    ids = np.array([corpus.tokenizer.encode(config.sample.prompt)])
+    sampling = Sampling(temperature=config.sample.temperature)
+    tokens = stream(
+        nnx.merge(model.graph, params),
+        ids,
+        max_new_tokens=config.sample.max_new_tokens,
+        sampling=sampling,
+        seed=config.seed,
+    )
+    pieces, decoder = [config.sample.prompt], corpus.tokenizer.stream_decoder()
+    console.print(f"[bold]sample[/bold]: {escape(config.sample.prompt)}", end="")
+    for token in tokens:
+        if int(token[0]) == corpus.tokenizer.end_of_text:
+            break
+        pieces.append(decoder.feed(int(token[0])))
+        console.print(pieces[-1], end="", markup=False)
+    pieces.append(decoder.finish())
+    console.print(pieces[-1], markup=False)
+    return "".join(pieces)
+
+
+def _table(figures: dict[str, tuple[Any, str]], *, title: str) -> Table:
+    table = Table(title=title)
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("how it was obtained", overflow="fold")
+    for name, (value, how) in figures.items():
+        shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value[:12]
+        table.add_row(name.replace("_", " "), shown, how)
+    return table

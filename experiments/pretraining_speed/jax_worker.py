@@ -1,0 +1,99 @@
+"""Our side: dsjax's own model, optimizer and step programs on a mesh of one device, as `dsjax train` calls them."""
+
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from protocol import Job, serve
+
+from dsjax.mesh.build import make_mesh, set_platform
+from dsjax.mesh.config import MeshConfig
+from dsjax.mesh.layout import Layout
+from dsjax.models.config import GPT2Config
+from dsjax.models.families import abstract, create
+from dsjax.models.pretrained import load_pretrained
+from dsjax.optimizers.config import AdamWConfig
+from dsjax.optimizers.create import create_optimizer
+from dsjax.train.state import ModelTree, TrainState, init_state, state_shardings
+from dsjax.train.step import BATCH_SPEC, make_programs
+
+
+class JaxTrainer:
+    """What train/loop.py sets up, for one device and batches that lie ready."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        mesh_config = MeshConfig(platform="gpu" if job.device == "cuda" else "cpu")
+        set_platform(mesh_config)
+        self.layout = Layout(make_mesh(mesh_config, devices=jax.devices()[:1]))
+        self.config = GPT2Config(
+            vocab_size=job.vocab_size,
+            num_layers=job.num_layers,
+            model_dim=job.model_dim,
+            num_heads=job.num_heads,
+            max_positions=job.length,
+            compute_dtype="bfloat16" if job.compute_dtype == "bfloat16" else "float32",
+            remat="full" if job.remat == "full" else "none",
+        )
+        model = ModelTree.of(abstract(self.config))
+        adamw = AdamWConfig(**job.optimizer)
+        self.optimizer = create_optimizer(adamw, model.shapes, model.stacked)
+        self.shardings = state_shardings(self.layout, model, self.optimizer, ema=False)
+        self.programs = make_programs(
+            model, self.optimizer, self.layout, self.shardings, clip_norm=0.0, ema_decay=0.0, dropout=False
+        )
+        self.learning_rate = jnp.float32(adamw.learning_rate)
+        self.batches = [self._place(rows) for rows in np.load(job.tokens)]
+        self.reset()
+
+    def _place(self, rows: np.ndarray) -> dict[str, jax.Array]:
+        """[B, T+1] -> a batch [1, 1, B, T]."""
+        arrays = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "loss_mask": np.ones(rows[:, 1:].shape, bool)}
+        sharding = self.layout.named(BATCH_SPEC)
+        return {name: jax.device_put(array[None, None], sharding) for name, array in arrays.items()}
+
+    def reset(self) -> None:
+        make = lambda key: nnx.to_pure_dict(nnx.state(create(self.config, key=key), nnx.Param))
+        self.state: TrainState = init_state(make, self.optimizer, self.shardings, seed=0)
+        if self.job.weights:
+            given = nnx.to_pure_dict(nnx.state(load_pretrained(self.job.weights), nnx.Param))
+            params = jax.device_put(given, self.shardings.params)
+            self.state = TrainState(self.state.step, params, self.state.opt_state, self.state.key)
+        self.at = 0
+
+    def train(self, steps: int) -> list[float]:
+        losses = []
+        for _ in range(steps):
+            batch = self.batches[self.at % len(self.batches)]
+            self.at += 1
+            state = self.state
+            gradients, figures = self.programs.gradient(state.params, state.key, state.step, batch)
+            self.state, _ = self.programs.updates["full"](state, gradients, figures["loss"], self.learning_rate)
+            losses.append(figures["loss"])
+        jax.block_until_ready(self.state.params)
+        return [float(loss) for loss in losses]
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "parameters": sum(x.size for x in jax.tree.leaves(self.state.params)),
+            "versions": {"python": sys.version.split()[0], "jax": jax.__version__},
+            "device": jax.devices()[0].device_kind,
+            "optimizer": "AdamW, one program over the tree",
+        }
+
+    def inspect(self) -> dict[str, Any]:
+        """Also how many calls of cuDNN's fused attention the compiled gradient holds (forward and backward)."""
+        state = self.state
+        lowered = self.programs.gradient.lower(state.params, state.key, state.step, self.batches[0])
+        stats = jax.devices()[0].memory_stats() or {}
+        return {
+            "peak_bytes": stats.get("peak_bytes_in_use", 0),
+            "cudnn_attention_calls": lowered.compile().as_text().count("__cudnn$fmha"),
+        }
+
+
+if __name__ == "__main__":
+    serve(JaxTrainer)

@@ -1,0 +1,126 @@
+"""From results/*.json to the table in README.md and plot.png; `python report.py` makes both anew."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+NOT_RUN = "not run"
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    model = platform.processor() or "unknown"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and (names := re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text())):
+        model = names[0]
+    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "commit": commit}
+
+
+def spread(result: dict[str, Any]) -> tuple[float, float]:
+    """Smallest and largest ratio of a size's pairs."""
+    ratios = [pair["ratio"] for pair in result["pairs"]]
+    return min(ratios), max(ratios)
+
+
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    """One row a model: what the table shows."""
+    table = []
+    for size in result["sizes"]:
+        median, (low, high) = size["median"], spread(size)
+        table.append(
+            [
+                f"CPU, GPT {size['model']} ({size['batch']} x {size['length']} tokens)",
+                "at least 1.00",
+                f"**{median['ratio']:.2f}** ({low:.2f} to {high:.2f})",
+                f"{median['jax']:,.0f}",
+                f"{median['torch']:,.0f}",
+            ]
+        )
+    return table
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The table, for the terminal."""
+    header = ["model", "target", "dsjax / torch", "dsjax tokens/s", "torch tokens/s"]
+    table = [header, *([cell.replace("*", "") for cell in row] for row in rows(result))]
+    widths = [max(len(row[i]) for row in table) for i in range(len(header))]
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)))
+
+
+def newest(kind: str) -> dict[str, Any] | None:
+    """The latest result of a kind ('cpu', 'gpu')."""
+    files = sorted((HERE / "results").glob(f"{kind}-*.json"))
+    return json.loads(files[-1].read_text()) if files else None
+
+
+def gpu_lines(result: dict[str, Any] | None) -> list[str]:
+    """The two rows of the GPU table."""
+    if result is None:
+        return [f"| GPU, GPT-3 1.3B, bf16: model FLOPs utilisation | at least 55% | {NOT_RUN} | | |",
+                f"| GPU, GPT-3 1.3B, bf16: against torch.compile | at least 1.00 | {NOT_RUN} | | |"]  # fmt: skip
+    best = result["best"]
+    speeds = f"{best['jax']['tokens_per_second']:,.0f} | {best['torch']['tokens_per_second']:,.0f} |"
+    ratio = best["jax"]["tokens_per_second"] / best["torch"]["tokens_per_second"]
+    return [
+        f"| GPU, GPT-3 1.3B, bf16: model FLOPs utilisation | at least 55% | **{best['jax']['mfu']:.1%}** | {speeds}",
+        f"| GPU, GPT-3 1.3B, bf16: against torch.compile | at least 1.00 | **{ratio:.2f}** | {speeds}",
+    ]
+
+
+def report() -> None:
+    """Rewrite README.md between its marks, and the plot."""
+    cpu, gpu = newest("cpu"), newest("gpu")
+    lines = ["| claim | target | ours: median (spread) | dsjax tokens/s | torch tokens/s |", "|---|---|---|---|---|"]
+    if cpu:
+        lines += [f"| {' | '.join(row)} |" for row in rows(cpu)]
+    lines += gpu_lines(gpu)
+    if cpu:
+        about = cpu["sizes"][0]["about"]
+        versions = about["jax"]["versions"] | about["torch"]["versions"]
+        worst = max(size["check"]["largest_relative_difference"] for size in cpu["sizes"])
+        lines += [
+            "",
+            f"CPU: {cpu['when']}, {cpu['machine']['cpu']}, {cpu['threads']} threads each; jax {versions['jax']}, "
+            f"torch {versions['torch']} with {about['torch']['optimizer']}; {len(cpu['sizes'][0]['pairs'])} pairs of "
+            f"blocks of {cpu['steps_per_block']} steps; load average before {cpu['load_average_before']:.1f}; largest "
+            f"relative difference of the first five losses {worst:.0e}.",
+        ]
+        plot(cpu)
+    readme = HERE / "README.md"
+    before, _, rest = readme.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    readme.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}")
+
+
+def plot(result: dict[str, Any]) -> None:
+    """Both speeds of every pair, and their ratio."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(result["sizes"]), figsize=(5 * len(result["sizes"]), 3.6), squeeze=False)
+    for ax, size in zip(axes[0], result["sizes"], strict=True):
+        for name, label in (("jax", "dsjax"), ("torch", "PyTorch, eager")):
+            ax.plot([pair[name] for pair in size["pairs"]], marker="o", label=label)
+        ax.set_title(f"GPT {size['model']}: {size['median']['ratio']:.2f}x")
+        ax.set_xlabel("pair of blocks")
+        ax.set_ylabel("tokens/s")
+        ax.set_ylim(bottom=0)
+        ax.legend()
+    figure.tight_layout()
+    figure.savefig(HERE / "plot.png", dpi=120, metadata={"Software": None})
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    report()
