@@ -35,6 +35,7 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: a checkpoint was saved, resuming goes on from 
 SECONDS_TO_END = 5.0  # between SIGTERM and SIGKILL for the companions of a dead process: they cannot save without it
 SECONDS_BETWEEN_LOOKS = 0.05
 LINES_SHOWN = 20
+RESUME = {"--resume", "--resume-if-any"}
 PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
@@ -142,7 +143,7 @@ class _Process:
     def __init__(self, plan: Plan, start: int, environment: dict[str, str]) -> None:
         self.index = int(environment["DSJAX_PROCESS_ID"])
         self.log = plan.log_dir / f"start-{start}-process-{self.index}.log" if self.index else None
-        resume = start > 0 and not {"--resume", "--resume-if-any"} & set(plan.command)
+        resume = start > 0 and not RESUME & set(plan.command)
         with contextlib.ExitStack() as files:
             out = files.enter_context(self.log.open("wb")) if self.log else None
             self._popen = subprocess.Popen(
@@ -268,6 +269,24 @@ def share_devices(processes: int, per_process: int | None, *, gpus: Sequence[str
     return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares], []
 
 
+def with_run_dir(train: Sequence[str], *, root: Path = Path("runs")) -> list[str]:
+    """The arguments of `dsjax train` with a run folder named, the first free one, if they name none.
+
+    A restart has to find the folder of the first start. Left to itself it takes the newest, which would be that of an
+    earlier run if the first start died before it made one.
+
+    Example:
+        >>> with_run_dir(["configs/run/mine.yaml"], root=Path("nowhere"))
+        ['configs/run/mine.yaml', '--run-dir', 'nowhere/mine']
+    """
+    if RESUME & set(train) or any(argument.split("=")[0] == "--run-dir" for argument in train):
+        return list(train)
+    name, number = Path(train[0]).stem, 1
+    while (folder := root / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return [*train, "--run-dir", str(folder)]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Train with several processes on this machine; start them again when one dies.",
@@ -295,7 +314,7 @@ def main(
     cut = argv.index("--") if "--" in argv else len(argv)
     options = parser.parse_args(argv[:cut])
     train = argv[cut + 1 :]
-    if not train:
+    if not train or train[0].startswith("-"):
         parser.error("what to train is missing: end with -- CONFIG [arguments of dsjax train]")
     if options.processes < 1 or options.max_restarts < 0 or options.grace < 0:
         parser.error("--processes must be at least 1, --max-restarts and --grace 0 or more")
@@ -314,7 +333,7 @@ def main(
         parser.error(str(error))
     return launch(
         Plan(
-            command=(*program, *train, *added),
+            command=(*program, *with_run_dir(train), *added),
             processes=options.processes,
             log_dir=options.log_dir or Path(tempfile.mkdtemp(prefix="dsjax-launch-")),
             max_restarts=options.max_restarts,

@@ -126,7 +126,9 @@ class _Dumper(yaml.SafeDumper):
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
         plain = not any(re.fullmatch(pattern, text) for pattern, _ in _SCALARS.values())
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else "'")
+        # Only double quotes keep line separators: elsewhere PyYAML writes U+0085 as it is and reads a space.
+        style = '"' if not text.isprintable() else None if plain else "'"
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
@@ -314,7 +316,7 @@ class _Reader:
         )
         if "file" not in value:
             return own
-        if not isinstance(value["file"], str):
+        if not isinstance(value["file"], str) or "\0" in value["file"]:
             self.problems.append(f"{source.name}: {_join(dotted, 'file')}: want the name of a YAML file")
             return _Leaf(_FAILED, source.name)
         base = self.read(os.path.normpath(os.path.join(source.folder, value["file"])), hint, dotted, source)

@@ -168,7 +168,7 @@ def _assign_rows(lengths: np.ndarray, capacity: int) -> np.ndarray:
     present = 0  # bit r is set when some row has room r
     num_rows = 0
     values, begins = np.unique(-lengths, return_index=True)
-    ends = np.append(begins[1:], len(lengths))
+    ends = np.append(begins, len(lengths))[1:]
     for size, begin, end in zip((-values).tolist(), begins.tolist(), ends.tolist(), strict=True):
         while begin < end:
             fitting = present >> size

@@ -81,7 +81,7 @@ def validation_rows(
     num_rows: int = 0,
     positions: Int64[np.ndarray, " b"] | None = None,
 ) -> FixedBatches:
-    """The fixed validation rows of a corpus, packed like the training rows; none when it has no validation documents."""
+    """The fixed validation rows of a corpus, packed like the training rows; no batches without validation documents."""
     rows = Rows.of(corpus, config, split="validation") if corpus.validation else None
     return FixedBatches(rows, batch_size=batch_size, num_rows=num_rows, positions=positions)
 

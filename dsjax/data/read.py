@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from dsjax.data.config import JsonlSource, ParquetSource, StdlibSource
+from dsjax.data.config import JsonlSource, ParquetSource, StdlibSource, TextSource
 from dsjax.data.sources import Part
 
 Undecodable = Literal["error", "replace", "skip"]
@@ -57,7 +57,7 @@ def read_part(part: Part, *, undecodable: Undecodable = "error") -> Iterator[Doc
 
 
 def _read_files(part: Part, undecodable: Undecodable) -> Iterator[tuple[str, str]]:
-    separator = "" if isinstance(part.config, StdlibSource) else part.config.separator  # type: ignore[union-attr]
+    separator = part.config.separator if isinstance(part.config, TextSource) else ""
     for path in part.files:
         data = path.read_bytes()
         encoding = _python_encoding(data) if isinstance(part.config, StdlibSource) else "utf-8"

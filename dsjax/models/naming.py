@@ -5,6 +5,7 @@ Hugging Face folders there is 'layers.3.mlp.up.kernel', so that a model may be c
 """
 
 import itertools
+from functools import partial
 from typing import Any
 
 import jax
@@ -64,16 +65,21 @@ def abstract_named(tree: Tree, runs: tuple[int, ...]) -> dict[str, jax.ShapeDtyp
 
 
 def from_named(flat: dict[str, jax.Array], abstract: Tree, runs: tuple[int, ...]) -> Tree:
-    """The inverse of `to_named`, onto the shardings of `abstract`."""
-    names = leaf_names(abstract, runs)
+    """The inverse of `to_named`, onto the shardings of `abstract`.
 
-    def join(flat):
-        leaves = [
-            jnp.stack([flat[name] for name in layers]) if is_stack else flat[layers[0]] for layers, is_stack in names
-        ]
-        return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+    Takes the tensors out of `flat` one leaf at a time, so that never more than one stack is held twice. (Donating them
+    would free nothing: a stack is a new shape, which no layer's buffer can become.)
+    """
+    leaves = []
+    for (layers, is_stack), leaf in zip(leaf_names(abstract, runs), jax.tree.leaves(abstract), strict=True):
+        parts = [flat.pop(name) for name in layers]
+        leaves.append(_stack(parts, leaf.sharding) if is_stack else jax.device_put(parts[0], leaf.sharding))
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
-    return jax.jit(join, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract), donate_argnums=0)(flat)
+
+@partial(jax.jit, static_argnames="sharding")
+def _stack(parts: list[jax.Array], sharding: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.stack(parts), sharding)
 
 
 def from_flat(flat: dict[str, np.ndarray], abstract: Tree, runs: tuple[int, ...]) -> Tree:

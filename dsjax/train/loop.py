@@ -20,7 +20,8 @@ from dsjax.checkpoint.store import CheckpointError, CheckpointStore
 from dsjax.config.load import to_dict
 from dsjax.config.run import RunConfig
 from dsjax.data.build import Corpus, build_corpus
-from dsjax.data.pipeline import Batches, fixed_batches, train_rows, validation_rows
+from dsjax.data.pipeline import Batches, validation_rows
+from dsjax.data.rows import Rows
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
 from dsjax.models.families import abstract, check_divisible, create
@@ -95,7 +96,7 @@ def run(
     placement = training_placement(layout, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
 
     corpus = _corpus(config, console)
-    rows = train_rows(corpus, config.data)
+    rows = Rows.of(corpus, config.data, split="train")
     folder = open_folder(config, corpus.hash, run_dir=run_dir, resume=resume, report=console.print)
     if folder.is_first_process:
         corpus.tokenizer.save(folder.path / "tokenizer")
@@ -117,13 +118,14 @@ def run(
     evaluate = _evaluator(config, corpus, layout, programs)
 
     total_steps = num_steps(config)
-    trackers = make_trackers(
-        config.observe, folder.path, resume_step=counters.steps if folder.resumed else None, settings=to_dict(config)
-    )
+    trackers = []
+    if folder.is_first_process:
+        resume_step = counters.steps if folder.resumed else None
+        trackers = make_trackers(config.observe, folder.path, resume_step=resume_step, settings=to_dict(config))
     with Progress(total_steps, start_step=counters.steps, console=console) as progress, StopRequest() as stop:
         recorder = Recorder(
             counters,
-            trackers if folder.is_first_process else [],
+            trackers,
             progress,
             max_skipped=config.train.max_nonfinite_steps,
             utilisation=outcome.utilisation(config, layout.mesh.size),
@@ -252,19 +254,16 @@ def _evaluator(
     default = config.train.batch_size // config.train.accumulation
     batch_size = config.evaluate.batch_size or default
     placement = evaluation_placement(layout, batch_size=batch_size)
-    rows = validation_rows(corpus, config.data)
-    if rows is None:
+    fixed = validation_rows(
+        corpus, config.data, batch_size=batch_size, num_rows=config.evaluate.rows, positions=placement.positions
+    )
+    batches = [placement(batch) for batch in fixed]
+    if not batches:
         return None
-    fixed = [
-        placement(batch)
-        for batch in fixed_batches(
-            rows, num_rows=config.evaluate.rows, batch_size=batch_size, positions=placement.positions
-        )
-    ]
 
     def evaluate(state: TrainState) -> float:
         params = state.params if state.ema is None else state.ema
-        sums = jax.device_get([programs.evaluate(params, batch) for batch in fixed])
+        sums = jax.device_get([programs.evaluate(params, batch) for batch in batches])
         return math.fsum(float(loss) for loss, _ in sums) / max(1, sum(int(tokens) for _, tokens in sums))
 
     return evaluate

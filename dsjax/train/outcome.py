@@ -13,7 +13,7 @@ from rich.table import Table
 from dsjax.config.run import RunConfig
 from dsjax.data.build import Corpus
 from dsjax.data.ngram import baseline
-from dsjax.data.pipeline import fixed_batches, validation_rows
+from dsjax.data.pipeline import validation_rows
 from dsjax.models.generate import stream
 from dsjax.models.sampling import Sampling
 from dsjax.observe.devices import from_jax_device_kind
@@ -93,8 +93,7 @@ def _figures(
         "real_tokens": (counters.real_tokens, "targets that counted in the loss"),
         "training_loss": (rows[-1]["loss"], "last step, nats per token"),
     }
-    validation = validation_rows(corpus, config.data)
-    if validation is not None:
+    if corpus.validation:
         figures.update(_validation_figures(config, corpus, rows))
     if recorder.step_seconds:
         steps = np.array(recorder.step_seconds)
@@ -118,10 +117,8 @@ def _figures(
 def _validation_figures(config: RunConfig, corpus: Corpus, rows: list[dict[str, Any]]) -> dict[str, tuple[Any, str]]:
     """The model's validation loss beside what counting pairs of tokens gives on the same targets."""
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    validation = validation_rows(corpus, config.data)
-    assert validation is not None
     batch_size = config.train.batch_size // config.train.accumulation
-    batches = fixed_batches(validation, num_rows=config.evaluate.rows, batch_size=batch_size)
+    batches = validation_rows(corpus, config.data, batch_size=batch_size, num_rows=config.evaluate.rows)
     counted = baseline(
         corpus.train,
         batches,

@@ -39,7 +39,7 @@ class JaxTrainer:
             remat="full" if job.remat == "full" else "none",
         )
         model = ModelTree.of(abstract(self.config))
-        adamw = AdamWConfig(**job.optimizer)
+        adamw = AdamWConfig(**job.optimizer)  # pyright: ignore[reportArgumentType]
         self.optimizer = create_optimizer(adamw, model.shapes, model.stacked)
         self.shardings = state_shardings(self.layout, model, self.optimizer, ema=False)
         self.programs = make_programs(

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from dsjax.config import load
@@ -76,6 +76,13 @@ def test_what_yaml_is_refused(text, message):
 
 
 # ---- round trip
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """Nothing but text."""
+
+    text: str
+
+
 def configs() -> st.SearchStrategy[RunConfig]:
     """Configs with every field drawn: whatever __post_init__ allows without looking at a neighbour."""
     fixed = {
@@ -84,6 +91,7 @@ def configs() -> st.SearchStrategy[RunConfig]:
         "profile": st.sampled_from(["", "1:20"]),
         "steps": st.just(0),
         "segments": st.just(()),
+        "glob": st.sampled_from(["*.txt", "**/*"]),
         "num_layers": st.integers(1, 5),
     }
 
@@ -105,9 +113,14 @@ def configs() -> st.SearchStrategy[RunConfig]:
         return st.lists(of(arguments[0]), min_size=1, max_size=2).map(tuple)
 
     def build(cls: type) -> st.SearchStrategy:
-        return st.builds(
-            cls, **{name: fixed[name] if name in fixed else of(hint) for name, hint in load.field_types(cls).items()}
-        )
+        def attempt(**values: object) -> object:
+            try:
+                return cls(**values)
+            except ValueError:
+                reject()
+
+        hints = load.field_types(cls)
+        return st.builds(attempt, **{name: fixed[name] if name in fixed else of(hint) for name, hint in hints.items()})
 
     def segmented(config: RunConfig) -> RunConfig:
         model = dataclasses.replace(config.model, segments=(1,) * config.model.num_layers)
@@ -125,6 +138,32 @@ def test_round_trip_through_any_yaml_reader(config):
     strict = load.parse_yaml(text, "x")
     assert isinstance(strict, dict) and from_dict(RunConfig, strict) == config
     assert from_dict(RunConfig, json.loads(json.dumps(load.to_dict(config)))) == config
+
+
+BENT = [
+    "\x85",
+    "a\u2028b",
+    "\r\n",
+    "\t",
+    "\0",
+    "\ufeff",
+    "é 漢 🙂",
+    "0o7",
+    "1_000",
+    "=",
+    "<<",
+    "'",
+    '"',
+    " a ",
+    "a #b",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", BENT)
+def test_text_that_yaml_could_bend(text):
+    written = load.to_yaml(Words(text=text))
+    assert yaml.safe_load(written) == load.parse_yaml(written, "x") == {"text": text}
 
 
 def test_hash_and_differences():

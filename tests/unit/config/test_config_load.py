@@ -206,6 +206,7 @@ def test_another_kind_drops_defaults_but_not_what_was_given(tmp_path):
             "model=3",
             "--set: model: want a section with kind: gpt2 | bloom, or the name of a file; got 3 (whole number)",
         ),
+        ("model=a\0b", "--set: model.file: want the name of a YAML file"),
         ("model.file=3", "--set: model: want a section"),
         ("data.sources.x.path=3", "--set: data.sources.x: data.sources has 1 items, numbered from 0; got 'x'"),
         ("data.sources.0=3", "--set: data.sources.0: want a section with kind: stdlib"),

@@ -22,7 +22,7 @@ spec.loader.exec_module(local)
 
 # Every stand-in says what it was given, one line of JSON a life, and then runs the test's own lines, which see
 # `me` (its number), `life` (0, 1, ... of that process) and `folder`.
-PRELUDE = """
+PRELUDE = '''
 import json, os, signal, sys, time
 from pathlib import Path
 folder, me = Path(sys.argv[1]), int(os.environ["DSJAX_PROCESS_ID"])
@@ -39,7 +39,12 @@ def on_signal(code):
     signal.signal(signal.SIGTERM, handler)
     signal.signal(signal.SIGINT, handler)
     (folder / f"ready-{me}").touch()
-"""
+def wait_for_others():
+    """Until every process has recorded its life: one that is ended earlier would take its next for the first."""
+    records = [folder / f"lives-{i}.jsonl" for i in range(int(os.environ["DSJAX_NUM_PROCESSES"]))]
+    while not all(record.exists() and record.stat().st_size for record in records):
+        time.sleep(0.01)
+'''
 
 # The launcher as a program, with the stand-in in place of `python -m dsjax train`.
 LAUNCHER = """
@@ -52,18 +57,34 @@ sys.exit(local.main(sys.argv[4:], program=(sys.executable, "-S", sys.argv[2], sy
 """
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    """Whatever a failed test leaves behind is ended."""
+    yield
+    while STARTED:
+        launcher = STARTED.pop()
+        if launcher.poll() is None:
+            launcher.kill()
+            launcher.communicate()
+
+
 def start(folder: Path, body: str, *options: str) -> subprocess.Popen[str]:
     """The launcher over a stand-in that runs `body`, in a process group of its own."""
     program = folder / "stand_in.py"
     program.write_text(PRELUDE + textwrap.dedent(body))
     arguments = [str(LOCAL), str(program), str(folder), "--log-dir", str(folder / "logs"), *options]
     if "--" not in options:
-        arguments += ["--", "run.yaml", "--set", "seed=1"]
+        arguments += ["--", "run.yaml", "--run-dir", "here"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.Popen(
+    launcher = subprocess.Popen(
         [sys.executable, "-c", LAUNCHER, *arguments],
         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, start_new_session=True,
     )  # fmt: skip
+    STARTED.append(launcher)
+    return launcher
 
 
 def run(folder: Path, body: str, *options: str) -> tuple[int, str, str]:
@@ -109,7 +130,7 @@ def test_every_process_gets_its_number_and_one_shared_coordinator(tmp_path: Path
     (coordinator,) = {each["env"]["DSJAX_COORDINATOR"] for each in first}
     host, port = coordinator.split(":")
     assert host == "127.0.0.1" and 1024 <= int(port) < 65536
-    assert all(each["args"] == ["run.yaml", "--set", "seed=1"] for each in first)
+    assert all(each["args"] == ["run.yaml", "--run-dir", "here"] for each in first)
     assert out == "from 0\n"  # process 0 writes here, the others to their files
     assert (tmp_path / "logs" / "start-0-process-2.log").read_text() == "from 2\n"
 
@@ -118,6 +139,7 @@ def test_every_process_gets_its_number_and_one_shared_coordinator(tmp_path: Path
 def test_a_death_restarts_all_with_resume_on_a_new_port(tmp_path: Path, death: str):
     body = f"""
     if life == 0 and me == 1:
+        wait_for_others()
         print("last words", flush=True)
         {death}
     if life == 0:
@@ -227,6 +249,7 @@ def test_much_output_does_not_block(tmp_path: Path):
     ("options", "message"),
     [
         (["--processes", "2"], "end with -- CONFIG"),
+        (["--processes", "2", "--", "--set", "seed=1", "run.yaml"], "end with -- CONFIG"),
         (["--processes", "0", "--", "run.yaml"], "at least 1"),
         (["--processes", "2", "--devices-per-process", "many", "--", "run.yaml"], "auto or a number"),
     ],
@@ -254,6 +277,15 @@ def test_hidden_gpus_are_not_given_out(monkeypatch: pytest.MonkeyPatch):
     assert local.visible_gpus() == ["3", "5"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert local.visible_gpus() == []
+
+
+def test_an_unnamed_run_folder_is_a_free_one(tmp_path: Path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine-2").mkdir()
+    train = ["a/mine.yaml", "--set", "seed=1"]
+    assert local.with_run_dir(train, root=tmp_path) == [*train, "--run-dir", str(tmp_path / "mine-3")]
+    for named in (["--run-dir", "x"], ["--run-dir=x"], ["--resume"], ["--resume-if-any"]):
+        assert local.with_run_dir([*train, *named], root=tmp_path) == [*train, *named]
 
 
 def test_the_examples_in_the_docstrings_hold():

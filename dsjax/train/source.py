@@ -1,0 +1,263 @@
+"""A trained model to use: from a run folder or from a Hugging Face folder, which every verb after `train` takes alike.
+
+    trained = open_model("runs/quickstart", report=print)
+    write(trained, "def ", max_new_tokens=50, sampling=Sampling(), seed=0, show=print)
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dsjax.checkpoint.config import CheckpointConfig
+from dsjax.checkpoint.safetensors_folder import open_folder
+from dsjax.checkpoint.store import CheckpointStore
+from dsjax.data.config import FileTokenizer
+from dsjax.data.tokenize import Tokenizer, load_tokenizer
+from dsjax.models.config import ModelConfig
+from dsjax.models.decoder import Decoder
+from dsjax.models.families import abstract, config_from_hf
+from dsjax.models.generate import stream
+from dsjax.models.naming import abstract_named, from_flat
+from dsjax.models.pretrained import load_pretrained
+from dsjax.models.sampling import Sampling
+from dsjax.train.folder import read_config
+from dsjax.train.state import ModelTree
+
+Kind = Literal["run", "hugging_face"]
+Report = Callable[[str], None]
+
+_DEFAULT_LENGTH = 1024
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedModel:
+    """A model with its tokenizer.
+
+    Attributes:
+        model: with float32 parameters on the first device.
+        tokenizer: its ids are all rows of the embedding.
+        kind: what the folder is.
+        path: the folder.
+        what: which parameters of it these are, in words.
+        step: steps they were trained for; None if the folder does not say.
+        trained_length: tokens in a row of its training, or as many as it has positions; 1024 if nobody knows.
+        stop_tokens: ids that end a text.
+    """
+
+    model: Decoder
+    tokenizer: Tokenizer
+    kind: Kind
+    path: Path
+    what: str
+    step: int | None
+    trained_length: int
+    stop_tokens: frozenset[int]
+
+
+def kind_of(path: str | Path) -> Kind:
+    """What a folder is: a run (config.yaml) or a Hugging Face model (config.json, weights).
+
+    Raises:
+        ValueError: no such folder, or it is neither.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"there is no folder {str(path)!r}; give a run folder or a Hugging Face model folder")
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file; give the folder of a run or of a Hugging Face model")
+    if (path / "config.yaml").is_file():
+        return "run"
+    if (path / "config.json").is_file() or any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
+        return "hugging_face"
+    names = sorted(file.name for file in path.iterdir())
+    found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") if names else "nothing"
+    raise ValueError(
+        f"{path} is neither a run folder (no config.yaml in it) nor a Hugging Face folder (no config.json, no "
+        f"model.safetensors); it holds {found}"
+    )
+
+
+def open_model(path: str | Path, *, report: Report) -> TrainedModel:
+    """The model of a run folder (its newest whole checkpoint) or of a Hugging Face folder.
+
+    Of a run that kept an average of the parameters (train.ema_decay) the average is taken. A checkpoint is read
+    through and compared with its manifest before it is used.
+
+    Args:
+        path: the folder.
+        report: told of each damaged checkpoint that is passed over.
+
+    Raises:
+        ValueError: neither kind of folder, no whole checkpoint, tensors or a tokenizer that are missing or do not fit.
+    """
+    path = Path(path)
+    return _open_run(path, report) if kind_of(path) == "run" else _open_hugging_face(path)
+
+
+def without_unused_tokens(trained: TrainedModel) -> Decoder:
+    """The model without the rows of its embedding that the tokenizer has no token for, so that it never writes them.
+
+    An embedding is often rounded up to a size that divides a mesh.
+    """
+    model, size = trained.model, trained.tokenizer.vocab_size
+    if size == model.config.vocab_size:
+        return model
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    params["embed"]["table"] = params["embed"]["table"][:size]
+    graph, _ = nnx.split(abstract(dataclasses.replace(model.config, vocab_size=size)), nnx.Param)
+    return nnx.merge(graph, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        text: without the prompt.
+        prompt_tokens: tokens of the prompt.
+        new_tokens: tokens of the text, the one that ended it left out.
+        stopped_by: why it ends there.
+    """
+
+    text: str
+    prompt_tokens: int
+    new_tokens: int
+    stopped_by: Literal["end of text", "max_new_tokens"]
+
+
+def write(
+    trained: TrainedModel,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    seed: int,
+    show: Callable[[str], None],
+) -> Written:
+    """Let a model go on with a text until it ends it or has written enough.
+
+    Args:
+        trained: the model.
+        prompt: what it goes on with.
+        max_new_tokens: at most so many tokens, at least 1.
+        sampling: how tokens are chosen.
+        seed: of the draws.
+        show: told of the prompt as soon as there is something after it, and then of each piece of text.
+
+    Raises:
+        ValueError: an empty prompt, a prompt that leaves too few positions, a number below 1.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
+    ids = trained.tokenizer.encode(prompt)
+    if not ids:
+        raise ValueError("the prompt is empty; give at least one character")
+    model, decoder = without_unused_tokens(trained), trained.tokenizer.stream_decoder()
+    pieces, count, stopped_by = [], 0, "max_new_tokens"
+    for tokens in stream(model, np.array([ids]), max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
+        if not pieces:
+            show(prompt)
+        token = int(tokens[0])
+        if token in trained.stop_tokens:
+            stopped_by = "end of text"
+            break
+        count += 1
+        pieces.append(decoder.feed(token))
+        show(pieces[-1])
+    if not pieces:
+        show("")
+    pieces.append(decoder.finish())
+    show(pieces[-1])
+    return Written("".join(pieces), len(ids), count, stopped_by)
+
+
+def _open_run(path: Path, report: Report) -> TrainedModel:
+    config = read_config(path)
+    tokenizer = Tokenizer.load(path / "tokenizer")
+    _check_vocabulary(path, config.model, tokenizer)
+    tree = "ema" if config.train.ema_decay > 0 else "params"
+    step, model = _restore(path / "checkpoints", config.model, tree, report)
+    averaged = ", averaged over the last steps (train.ema_decay)" if tree == "ema" else ""
+    return TrainedModel(
+        model=model,
+        tokenizer=tokenizer,
+        kind="run",
+        path=path,
+        what=f"step {step} of the run {path}{averaged}",
+        step=step,
+        trained_length=config.data.sequence_length,
+        stop_tokens=frozenset({tokenizer.end_of_text}),
+    )
+
+
+def _restore(directory: Path, config: ModelConfig, tree: str, report: Report) -> tuple[int, Decoder]:
+    """The newest whole checkpoint's step and one of its trees of parameters, as a model; the rest stays unread."""
+    store = CheckpointStore(directory, CheckpointConfig())
+    step = store.latest_good(lambda problem: report(f"passed over: {problem}"))
+    if step is None:
+        why = f"none of the checkpoints {store.steps()} is whole" if store.steps() else "it holds no whole checkpoint"
+        raise ValueError(f"{directory}: {why}; train on with `dsjax train ... --resume`, or give another run")
+    model = ModelTree.of(abstract(config))
+    one_device = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("device",)), PartitionSpec())
+    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one_device)
+    asked = {tree: jax.tree.map(place, model.shapes)}
+    restored = store.restore(step, abstract_named(asked, config.layer_runs), partial=True)
+    # Layers are stacked on the host: on the device the parts and the stack would be there at once.
+    flat = {name: np.asarray(restored.pop(name)) for name in list(restored)}
+    params = from_flat(flat, asked, config.layer_runs)[tree]
+    return step, nnx.merge(model.graph, jax.device_put(params, one_device))
+
+
+def _open_hugging_face(path: Path) -> TrainedModel:
+    folder = open_folder(path)
+    config = config_from_hf(folder.config)
+    if not (path / "tokenizer.json").is_file():
+        raise ValueError(
+            f"{path} has no tokenizer.json, without which text cannot be read or written; put the model's own there "
+            "(where transformers is installed: AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER))"
+        )
+    tokenizer = load_tokenizer(FileTokenizer(path=str(path)))
+    _check_vocabulary(path, config, tokenizer)
+    model = load_pretrained(path)
+    length = model.architecture.max_positions or folder.config.get("seq_length")
+    return TrainedModel(
+        model=model,
+        tokenizer=tokenizer,
+        kind="hugging_face",
+        path=path,
+        what=f"the Hugging Face folder {path}",
+        step=None,
+        trained_length=length if isinstance(length, int) and length > 1 else _DEFAULT_LENGTH,
+        stop_tokens=frozenset({tokenizer.end_of_text, *_end_ids(folder.config), *_end_ids(_generation_config(path))}),
+    )
+
+
+def _generation_config(path: Path) -> dict[str, Any]:
+    file = path / "generation_config.json"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _end_ids(config) -> list[int]:
+    """eos_token_id: absent, one id, or several."""
+    value = config.get("eos_token_id")
+    return [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int)]
+
+
+def _check_vocabulary(path: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{path}: the tokenizer's ids go up to {tokenizer.vocab_size - 1}, but the model has only "
+            f"{config.vocab_size} embeddings; this is not the model's own tokenizer"
+        )

@@ -1,0 +1,181 @@
+"""A small training set-up on any mesh of the eight virtual devices: what the tests of the training core share."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from dsjax.mesh.build import make_mesh
+from dsjax.mesh.config import MeshConfig
+from dsjax.mesh.layout import Layout
+from dsjax.models.config import BloomConfig, ModelConfig
+from dsjax.models.families import abstract, create
+from dsjax.models.naming import from_flat, leaf_names, to_named
+from dsjax.optimizers.api import StagedTransform, UpdateInputs
+from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
+from dsjax.optimizers.create import create_optimizer
+from dsjax.train.place import training_placement
+from dsjax.train.state import ModelTree, TrainState, init_state, state_shardings
+from dsjax.train.step import Programs, make_programs
+
+TINY = BloomConfig(vocab_size=64, num_layers=2, model_dim=32, num_heads=8, dropout=0.1, segments=(2,))
+"""Eight heads, so that `tensor` may be anything up to 8; one scanned segment, which compiles fastest."""
+
+# The six named meshes on which whole training steps are checked; each splits something that the others do not.
+MESHES = {
+    "data": MeshConfig(data=8, zero_stage=0),
+    "fsdp": MeshConfig(data=1, fsdp=8, zero_stage=3),
+    "tensor": MeshConfig(data=1, tensor=8, zero_stage=0),
+    "expert": MeshConfig(data=2, fsdp=2, expert=2, zero_stage=2),
+    "zero1": MeshConfig(data=4, fsdp=2, zero_stage=1),
+    "all": MeshConfig(data=2, fsdp=2, tensor=2, zero_stage=3),
+}
+ONE = MeshConfig(data=1)
+
+
+def make_rows(num_rows: int = 16, length: int = 16, *, vocab: int = 64, seed: int = 0) -> dict[str, np.ndarray]:
+    """Packed rows of a global batch: several documents a row, very unequal masks, one row that is all padding."""
+    rng = np.random.default_rng(seed)
+    shape = (num_rows, length)
+    tokens = rng.integers(0, vocab, shape).astype(np.int32)
+    segments = np.sort(rng.integers(1, 4, shape), axis=1).astype(np.int32)
+    starts = np.array([[np.flatnonzero(row == number)[0] for number in row] for row in segments])
+    share = (np.arange(num_rows) / (num_rows - 1)) ** 3
+    mask = rng.random(shape) < share[:, None]
+    segments[0], mask[0] = 0, False
+    return {
+        "tokens": tokens,
+        "targets": rng.integers(0, vocab, shape).astype(np.int32),
+        "loss_mask": mask,
+        "segments": segments,
+        "positions": (np.arange(length) - starts).astype(np.int32),
+    }
+
+
+@functools.cache
+def make_params(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """Initial parameters on the host by their names in a checkpoint, whatever the segments of `config` are.
+
+    Every tensor is perturbed, so that no bias is zero and no norm is one: what is equal by accident is not tested.
+    """
+    plain = dataclasses.replace(config, segments=(config.num_layers,))
+    model = jax.jit(lambda: nnx.to_pure_dict(nnx.state(create(plain, key=jax.random.key(seed)), nnx.Param)))()
+    rng = np.random.default_rng(seed)
+    named = {name: np.asarray(value) for name, value in to_named(model, plain.layer_runs).items()}
+    return {name: (v + 0.05 * rng.standard_normal(v.shape)).astype(np.float32) for name, v in sorted(named.items())}
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A model, an optimizer and their programs on a mesh."""
+
+    config: ModelConfig
+    layout: Layout
+    model: ModelTree
+    optimizer: StagedTransform
+    shardings: TrainState
+    programs: Programs
+
+    def params(self, named: dict[str, np.ndarray] | None = None) -> Any:
+        """Parameters on their shards, from tensors by name (default: `make_params`)."""
+        named = make_params(self.config) if named is None else named
+        return jax.device_put(from_flat(named, self.model.shapes, self.config.layer_runs), self.shardings.params)
+
+    def state(self, named: dict[str, np.ndarray] | None = None) -> TrainState:
+        """A state that starts from given parameters."""
+        make = lambda params: TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            opt_state=self.optimizer.init(params),
+            key=jax.random.key(5),
+            ema=None if self.shardings.ema is None else jax.tree.map(jnp.copy, params),
+        )
+        return jax.jit(make, out_shardings=self.shardings)(self.params(named))
+
+    def fresh_state(self, *, seed: int = 0) -> TrainState:
+        """A state as a run makes it."""
+        make = lambda key: nnx.to_pure_dict(nnx.state(create(self.config, key=key), nnx.Param))
+        return init_state(make, self.optimizer, self.shardings, seed=seed)
+
+    def place(self, rows: dict[str, np.ndarray], *, accumulation: int = 1) -> dict[str, jax.Array]:
+        """Rows [B, T] on the mesh as [W, A, b, T]."""
+        return training_placement(self.layout, batch_size=len(rows["tokens"]), accumulation=accumulation)(rows)
+
+    def gradient(self, state: TrainState, rows: dict[str, np.ndarray], *, accumulation: int = 1):
+        """Gradients and figures."""
+        return self.programs.gradient(
+            state.params, state.key, state.step, self.place(rows, accumulation=accumulation)
+        )
+
+    def train(self, state: TrainState, steps: int, *, accumulation: int = 1, learning_rate: float = 1e-2):
+        """Steps over fresh rows each; the state and one dict of figures a step."""
+        history = []
+        for number in range(steps):
+            rows = make_rows(vocab=self.config.vocab_size, seed=number)
+            gradients, figures = self.gradient(state, rows, accumulation=accumulation)
+            state, more = self.programs.updates["full"](state, gradients, figures["loss"], jnp.float32(learning_rate))
+            history.append({**jax.device_get(figures), **jax.device_get(more)})
+        return state, history
+
+    def named(self, tree: Any) -> dict[str, np.ndarray]:
+        """A tree like the parameters as one layer's tensors by name, on the host (no program is compiled)."""
+        flat = {}
+        for (names, is_stack), leaf in zip(
+            leaf_names(self.model.shapes, self.config.layer_runs), jax.device_get(jax.tree.leaves(tree)), strict=True
+        ):
+            flat.update(zip(names, leaf if is_stack else [leaf], strict=True))
+        return flat
+
+
+@functools.cache
+def make_training(
+    mesh: MeshConfig = ONE,
+    config: ModelConfig = TINY,
+    optimizer: OptimizerConfig = AdamWConfig(),  # noqa: B008: frozen
+    *,
+    clip_norm: float = 1.0,
+    ema_decay: float = 0.0,
+    per_worker: bool = False,
+) -> Training:
+    """A training set-up on as many of the devices as the mesh needs; the same arguments give the same programs."""
+    devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.expert * mesh.tensor]
+    layout = Layout(make_mesh(mesh, devices=devices), mesh.zero_stage)
+    model = ModelTree.of(abstract(config))
+    transform = create_optimizer(optimizer, model.shapes, model.stacked)
+    if per_worker:
+        transform = _per_worker(transform)
+    shardings = state_shardings(layout, model, transform, ema=ema_decay > 0)
+    programs = make_programs(
+        model,
+        transform,
+        layout,
+        shardings,
+        clip_norm=clip_norm,
+        ema_decay=ema_decay,
+        dropout=config.dropout > 0 or config.attention_dropout > 0,
+    )
+    return Training(config, layout, model, transform, shardings, programs)
+
+
+def _per_worker(transform: StagedTransform) -> StagedTransform:
+    """The same optimizer, but handed one gradient per worker, which it averages itself."""
+
+    def update(gradients: Any, state: Any, inputs: UpdateInputs):
+        return transform.updates["full"](jax.tree.map(lambda g: g.mean(0), gradients), state, inputs)
+
+    return dataclasses.replace(transform, updates={"full": update}, gradients="per_worker")
+
+
+def assert_close(got: dict[str, np.ndarray], want: dict[str, np.ndarray], tolerance: float, *, what: str) -> None:
+    """Tensor by tensor, the largest difference as a share of the tensor's largest absolute value."""
+    assert got.keys() == want.keys(), f"{what}: other tensors: {sorted(got.keys() ^ want.keys())}"
+    errors = {}
+    for name, one in want.items():
+        scale = np.abs(one).max()
+        errors[name] = float(np.abs(got[name] - one).max() / (scale if scale > 0 else 1))
+    worst = max(errors, key=lambda name: errors[name] if np.isfinite(errors[name]) else np.inf)
+    assert errors[worst] <= tolerance, f"{what}: {worst} differs by {errors[worst]:.2e} of its largest value"
