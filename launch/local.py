@@ -70,7 +70,8 @@ def launch(plan: Plan) -> int:
     """
     plan.log_dir.mkdir(parents=True, exist_ok=True)
     if plan.processes > 1:
-        _say(f"processes 1 to {plan.processes - 1} write to {plan.log_dir}")
+        others = "process 1 writes" if plan.processes == 2 else f"processes 1 to {plan.processes - 1} write"
+        _say(f"{others} to {plan.log_dir}")
     with _collected_signals() as received:
         for start in range(plan.max_restarts + 1):
             code = _run_once(plan, start, received)

@@ -39,6 +39,12 @@ def write_atomically(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
+def rename_durably(old: Path, new: Path) -> None:
+    """Renames a folder that is whole on disk; after a power failure it has one name or the other."""
+    os.rename(old, new)
+    _sync_folder(new.parent)
+
+
 def write_part(folder: Path, part: int = 0, *, num_parts: int = 1) -> None:
     """Hashes this process's share of the files in `folder` and writes its part of the manifest.
 

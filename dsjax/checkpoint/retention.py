@@ -9,8 +9,8 @@ from pathlib import Path
 from dsjax.checkpoint.config import CheckpointConfig
 
 _STEP = re.compile(r"step_(\d{8,})")
-_UNFINISHED = re.compile(r"step_(\d{8,})\.orbax-checkpoint-tmp.*")  # the name under which orbax writes
-_TRASH = re.compile(r"trash_\d+_step_.*")
+_UNFINISHED = re.compile(r"saving_\d+_step_(\d{8,})(\..*)?")  # orbax adds .orbax-checkpoint-tmp until its commit
+_TRASH = re.compile(r"trash_\d+_(step|saving)_.*")
 
 
 def step_folder(directory: Path, step: int) -> Path:
@@ -21,6 +21,16 @@ def step_folder(directory: Path, step: int) -> Path:
         'run/step_00000100'
     """
     return directory / f"step_{step:08d}"
+
+
+def unfinished_name(step: int, attempt: int) -> str:
+    """Name under which a checkpoint is written until it is whole.
+
+    Example:
+        >>> unfinished_name(100, 1)
+        'saving_1_step_00000100'
+    """
+    return f"saving_{attempt}_step_{step:08d}"
 
 
 def committed(directory: Path) -> list[int]:
@@ -70,14 +80,14 @@ def remove(directory: Path, name: str) -> None:
     shutil.rmtree(trash)
 
 
-def remove_rubbish(directory: Path, step: int | None = None) -> None:
-    """Removes unfinished writes (of one step, or all of them) and removals that were cut short.
+def remove_rubbish(directory: Path) -> None:
+    """Removes unfinished saves and removals that were cut short; for the one process that writes here, between saves.
 
-    Only for the one process that writes here, and only while it is not writing.
+    Raises:
+        OSError: something cannot be removed.
     """
     for name in sorted(os.listdir(directory)):
-        match = _UNFINISHED.fullmatch(name)
-        if (match and step in (None, int(match[1]))) or _TRASH.fullmatch(name):
+        if _UNFINISHED.fullmatch(name) or _TRASH.fullmatch(name):
             remove(directory, name)
 
 

@@ -1,15 +1,18 @@
 """CheckpointStore: sharded pytrees on disk, whole or not at all. The only file that imports orbax.
 
-    <directory>/step_00000100/     written by orbax under a temporary name, then renamed (the commit)
-        state/...                  the tensors
+    <directory>/step_00000100/
+        state/...                  the tensors, by orbax
         tensors.json               name -> shape and dtype of each tensor
         clocks.json                what the host must know to go on: counters, data hash, best metric
         manifest_00000_of_00002.txt, manifest_00001_of_00002.txt     size and SHA-256 of all of the above
 
-After the commit process 0 adds the two JSON files and each process its part of the manifest, in a background thread:
-a checkpoint without every part is incomplete and is never used.
+All of it is written as saving_<n>_step_00000100, in the background. After orbax's commit process 0 adds the two JSON
+files and each process its part of the manifest; when every part is there process 0 gives it its final name. A
+checkpoint without every part is incomplete and is never used.
 
-With several processes every method is called by all of them, at the same point of the program.
+With several processes every method but `clocks`, `steps` and `verify` is called by all of them, at the same point of
+the program; a failure on one is raised on all, after orbax's time-out of up to ten minutes. Call `close` before the
+program ends, also when it fails: a save still in flight when the interpreter shuts down is lost.
 """
 
 import dataclasses
@@ -45,7 +48,11 @@ class CheckpointError(RuntimeError):
 class _Save:
     """A save in flight, and its thread's verdict: '' when it is whole."""
 
+    step: int
     path: Path
+    """Its final name."""
+    unfinished: Path
+    """The name under which it is written."""
     thread: threading.Thread | None = None
     error: str = "the thread that writes checkpoints has died"
 
@@ -77,6 +84,7 @@ class CheckpointStore:
         self.config = config
         self._save: _Save | None = None
         self._bad: set[int] = set()
+        self._attempts = 0
         logging.getLogger("absl").addFilter(_say_it_once)
 
     def save(self, step: int, tree: Any, *, clocks: Mapping[str, Any], metric: float | None = None) -> None:
@@ -102,15 +110,20 @@ class CheckpointStore:
         contents = {TENSORS_FILE: describe(tree), _CLOCKS_FILE: clocks_file}
         files = {name: json.dumps(content, indent=1).encode() for name, content in contents.items()}
         path = retention.step_folder(self.directory, step)
-        if refusal := _agree(self._make_room(path, step))[0]:
-            raise CheckpointError(refusal)
+        name, refusal = _agree(self._make_room(path, step))[0].split("\n", maxsplit=1)
+        if refusal:
+            raise CheckpointError(f"cannot save {path}: {refusal}")
+        save = _Save(step=step, path=path, unfinished=self.directory / name)
+        context = ocp.Context()
+        # Or orbax's threads wait for the directories, and a program that ends meanwhile hangs for ten minutes.
+        context.asynchronous.create_directories_asynchronously = False
         try:
-            response = ocp.save_async(str(path), tree)
-        except OSError as error:
+            with context:
+                response = ocp.save_async(str(save.unfinished), tree)
+        except (OSError, RuntimeError) as error:
             raise CheckpointError(f"cannot save {path}: {error}") from error
-        save = _Save(path=path)
         # A daemon: when the interpreter ends, orbax cannot go on, and a thread that waits for it would never end.
-        save.thread = threading.Thread(target=self._finish, args=(save, response, step, files), daemon=True)
+        save.thread = threading.Thread(target=self._finish, args=(save, response, files), daemon=True)
         self._save = save
         save.thread.start()
         if not self.config.asynchronous:
@@ -138,11 +151,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints (every part of the manifest is there; contents not read), in order."""
-        return [
-            step
-            for step in retention.committed(self.directory)
-            if manifest.is_complete(retention.step_folder(self.directory, step))
-        ]
+        return [step for step in retention.committed(self.directory) if manifest.is_complete(self._folder(step))]
 
     def verify(self, step: int) -> list[str]:
         """Reads one checkpoint through: one line per problem (file, expected, found), none if it is whole."""
@@ -209,47 +218,43 @@ class CheckpointStore:
         return folder
 
     def _make_room(self, path: Path, step: int) -> str:
-        """Process 0: clears a bad checkpoint of this step out of the way. Returns why the save cannot begin, or ''."""
+        """Process 0: two lines, the name to write under and why the save cannot begin ('' if it can)."""
         if jax.process_index() != 0:
-            return ""
+            return "\n"
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            retention.remove_rubbish(self.directory, step)
+            retention.remove_rubbish(self.directory)
             if path.exists():
                 if step not in self._bad and not manifest.verify(path):
-                    return f"cannot save {path}: step {step} is already saved there"
+                    return f"\nstep {step} is already saved there"
                 retention.remove(self.directory, path.name)
         except OSError as error:
-            return f"cannot save {path}: {error}"
+            return f"\n{error}"
         self._bad.discard(step)
-        return ""
+        self._attempts += 1  # a name of its own: threads of a save that failed may still be writing to theirs
+        return f"{retention.unfinished_name(step, self._attempts)}\n"
 
-    def _finish(self, save: _Save, response: ocp.AsyncResponse, step: int, files: dict[str, bytes]) -> None:
-        """Background thread: commit, manifest, then retention."""
+    def _finish(self, save: _Save, response: ocp.AsyncResponse, files: dict[str, bytes]) -> None:
+        """Background thread: commit, manifest, final name, then retention."""
         process, count = jax.process_index(), jax.process_count()
         verdict = ""
         try:
             response.result()
             if process == 0:
                 for name, content in files.items():
-                    manifest.write_atomically(save.path / name, content)
-            manifest.write_part(save.path, process, num_parts=count)
+                    manifest.write_atomically(save.unfinished / name, content)
+            manifest.write_part(save.unfinished, process, num_parts=count)
             if process == 0:
-                _wait_for_parts(save.path)
+                _wait_for_parts(save.unfinished)
+                manifest.rename_durably(save.unfinished, save.path)
         except _WRITE_ERRORS as error:
             verdict = f"cannot save {save.path}: {error}"
         if process == 0:
-            try:
-                self._discard(save.path, step) if verdict else self._retain(step)
+            try:  # after a failure too: a full disk gets its bytes back
+                retention.remove_rubbish(self.directory) if verdict else self._retain(save.step)
             except OSError as error:
                 verdict = verdict or f"{save.path} is saved, but what it replaces cannot be removed: {error}"
         save.error = verdict
-
-    def _discard(self, path: Path, step: int) -> None:
-        """Removes what a failed save has left, also to give its bytes back to a full disk."""
-        if path.exists():
-            retention.remove(self.directory, path.name)
-        retention.remove_rubbish(self.directory, step)
 
     def _retain(self, saved: int) -> None:
         """Removes what is no longer kept. `saved` is whole, so no other checkpoint is the only good one."""
@@ -265,8 +270,8 @@ class CheckpointStore:
 
     def _metric(self, step: int) -> float | None:
         try:
-            return manifest.read_json(self._folder(step) / _CLOCKS_FILE)["metric"]
-        except (OSError, ValueError, KeyError):
+            return manifest.read_json(self._folder(step) / _CLOCKS_FILE).get("metric")
+        except (OSError, ValueError):
             return None  # damaged: it is not the best one
 
 

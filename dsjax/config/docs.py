@@ -8,8 +8,8 @@ import json
 import sys
 import typing
 
-from dsjax.config.load import describe, field_defaults, field_types, kinds, sections, to_dict
 from dsjax.config.run import RunConfig
+from dsjax.config.schema import describe, field_defaults, field_types, kinds, sections, to_dict
 
 HEAD = """\
 # Every key of a run file

@@ -103,11 +103,6 @@ class Rows:
             cache_dir=corpus.cache_dir,
         )
 
-    @classmethod
-    def training(cls, corpus: Corpus, config: DataConfig) -> "Rows":
-        """The training rows of a corpus as the config packs, mixes and shuffles them."""
-        return cls.of(corpus, config, split="train")
-
     @property
     def num_rows(self) -> int:
         """Rows of all sources; an epoch when there is one source."""

@@ -114,7 +114,8 @@ def _gather(value: jax.Array, gathered: NamedSharding, gradient: NamedSharding) 
 
 
 def _gather_forward(value: jax.Array, gathered: NamedSharding, gradient: NamedSharding) -> tuple[jax.Array, None]:
-    return _gather(value, gathered, gradient), None
+    # Not a call of _gather: a remat policy sees only a sharding constraint, not what is inside a custom_vjp.
+    return jax.lax.with_sharding_constraint(value, gathered), None
 
 
 def _gather_backward(

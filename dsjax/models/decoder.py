@@ -110,17 +110,28 @@ def _stack(make_block, numbers: Int[Array, " n"]) -> Block:
     return nnx.merge(graph, jax.vmap(lambda number: nnx.to_pure_dict(nnx.state(make_block(number))))(numbers))
 
 
-def _remat(body, policy: str, *, gathered: bool):
-    """Wrap a scan body so that the backward pass recomputes what the policy says."""
+def _remat(body, policy: str, *, gathered: bool, scanned: bool):
+    """Wrap a layer so that the backward pass recomputes what the policy says.
+
+    Only inside a scan is the forward pass out of reach of XLA's common subexpression elimination, which would undo it.
+    """
     policies = jax.checkpoint_policies
     if policy == "full":
-        return jax.checkpoint(body, prevent_cse=False)
+        return jax.checkpoint(body, prevent_cse=not scanned)
     if policy == "dots":
-        return jax.checkpoint(body, prevent_cse=False, policy=policies.dots_with_no_batch_dims_saveable)
+        return jax.checkpoint(body, prevent_cse=not scanned, policy=policies.dots_with_no_batch_dims_saveable)
     if gathered:
-        # Nothing is recomputed but the gathering of weights: kept, they would undo ZeRO's saving.
-        return jax.checkpoint(body, prevent_cse=False, policy=policies.save_anything_except_these_names("gathered"))
+        return jax.checkpoint(body, prevent_cse=not scanned, policy=_keep_all_but_gathered)
     return body
+
+
+def _keep_all_but_gathered(primitive, *_, **parameters) -> bool:
+    """Recompute nothing but the gathering of weights: kept, the whole weights of all layers would undo ZeRO's saving.
+
+    A gathered weight leaves a sharding constraint and then gets its name; as long as either may be kept, it is. (To
+    constrain an activation again costs nothing.)
+    """
+    return primitive.name != "sharding_constraint" and parameters.get("name") != "gathered"
 
 
 class Decoder(nnx.Module):
@@ -208,7 +219,8 @@ class Decoder(nnx.Module):
                 block = nnx.merge(graph, layer_parameters)
                 return block(x, visibility, keys=fold(keys, number), layout=layout), None
 
-            body = _remat(layer, self.config.remat, gathered=layout is not None and layout.zero_stage >= 3)
+            gathered = layout is not None and layout.zero_stage >= 3
+            body = _remat(layer, self.config.remat, gathered=gathered, scanned=length > 1)
             if length == 1:
                 x_BTD, _ = body(x_BTD, (numbers[0], jax.tree.map(lambda p: p[0], parameters)))
             else:

@@ -24,6 +24,8 @@ from jax.sharding import NamedSharding
 from dsjax.mesh.layout import ZERO_AXES
 
 _VIEWS = {"reshape", "squeeze", "expand_dims", "name", "stop_gradient", "reshard", "copy", "copy_p"}
+# The same where no element is added or lost; a transpose becomes the layout of its operand.
+_VIEWS_IF_ALL = {"transpose", "reduce_sum", "pad", "slice", "broadcast_in_dim"}
 _REDUCTIONS = {"reduce_sum", "reduce_max", "reduce_min", "reduce_and", "reduce_or", "reduce_prod", "argmax", "argmin"}
 _BROADCASTS = {"broadcast_in_dim", "iota"}
 # Elementwise is everything of equal shapes but these, which move data or are computed by a routine of their own.
@@ -196,7 +198,7 @@ def is_view(op: Op, program: Program) -> bool:
     same = program.divisors[source] == program.divisors[result]
     if op.name == "convert_element_type":
         return program.avals[source].dtype == program.avals[result].dtype
-    if op.name == "reduce_sum":  # over dimensions of size 1
+    if op.name in _VIEWS_IF_ALL:
         return math.prod(program.avals[source].shape) == math.prod(program.avals[result].shape)
     return same and (op.name in _VIEWS or op.name == "sharding_constraint")
 

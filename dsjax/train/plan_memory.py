@@ -53,8 +53,8 @@ def _reads(program: Program, root: dict[int, int], fused: set[int]) -> list[set[
     return reads
 
 
-def peak_bytes(program: Program, *, results_are_temporary: bool = False) -> int:
-    """Bytes held at most, without arguments, and without results unless asked for.
+def peak_bytes(program: Program) -> int:
+    """Bytes held at most beside arguments and results, which are the caller's.
 
     Example:
         >>> f = lambda x: ((x @ x) @ x).sum()
@@ -62,62 +62,90 @@ def peak_bytes(program: Program, *, results_are_temporary: bool = False) -> int:
         >>> peak_bytes(flatten(jaxpr))
         128
     """
-    root = _roots(program)
-    fused = _fused(program, root)
-    reads = _reads(program, root, fused)
-    last: dict[int, int] = {}
-    for place, (op, buffers) in enumerate(zip(program.ops, reads, strict=True)):
-        if op.outputs[0] in root or op.outputs[0] in fused:
-            continue
-        last |= {buffer: place for buffer in buffers} | {n: place for n in op.outputs}
-    for n in program.outputs:
-        if n is not None:
-            last[root.get(n, n)] = len(program.ops)
-    outside = set(program.inputs)
-    if not results_are_temporary:
-        outside |= {root.get(n, n) for n in program.outputs if n is not None}
-        for place, (op, buffers) in reversed(list(enumerate(zip(program.ops, reads, strict=True)))):
-            if op.outputs[0] in outside and op.outputs[0] not in root and is_elementwise(op.eqn):
-                same = [b for b in buffers if last[b] == place and program.bytes(b) == program.bytes(op.outputs[0])]
+    buffers = _Buffers(program)
+    return _sweep(buffers, outside=buffers.callers(), copied=set(), end=len(program.ops))
+
+
+def _scan_peak(op: Op, program: Program) -> int:
+    """Bytes that one iteration holds beside the loop's arguments, carry and stacked results.
+
+    A slice of a stacked argument is copied out before its first use; what goes into a stacked result is copied there
+    when it is done.
+    """
+    body, whole, carried = scan_parts(op.eqn)
+    inner = flatten(body.jaxpr, [1 if n is None else program.divisors[n] for n in op.inputs])
+    buffers = _Buffers(inner)
+    for number in inner.outputs[carried:]:
+        if number is not None:
+            buffers.release(number)
+    return _sweep(buffers, outside=set(inner.inputs[:whole]), copied=set(inner.inputs[whole:]), end=len(inner.ops))
+
+
+class _Buffers:
+    """Which values of a program are buffers, which operation reads which of them, and until when each lives."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.root = _roots(program)
+        fused = _fused(program, self.root)
+        reads = _reads(program, self.root, fused)
+        self.steps = [
+            (place, op, read)
+            for place, (op, read) in enumerate(zip(program.ops, reads, strict=True))
+            if op.outputs[0] not in self.root and op.outputs[0] not in fused
+        ]
+        self.last: dict[int, int] = {}
+        for place, op, read in self.steps:
+            self.last |= dict.fromkeys(read, place) | dict.fromkeys(op.outputs, place)
+        self._last_read = dict(self.last)
+        self.last |= {self.of(n): len(program.ops) for n in program.outputs if n is not None}
+
+    def of(self, value: int) -> int:
+        """The buffer of a value."""
+        return self.root.get(value, value)
+
+    def release(self, value: int) -> None:
+        """A result that need not live until the end."""
+        buffer = self.of(value)
+        self.last[buffer] = self._last_read.get(buffer, len(self.program.ops))
+
+    def callers(self) -> set[int]:
+        """Arguments and results, and what becomes a result in place."""
+        program = self.program
+        outside = set(program.inputs) | {self.of(n) for n in program.outputs if n is not None}
+        for place, op, read in reversed(self.steps):
+            out = op.outputs[0]
+            if out in outside and is_elementwise(op.eqn):
+                same = [b for b in read if self.last[b] == place and program.bytes(b) == program.bytes(out)]
                 outside |= set(same[:1])
+        return outside
+
+
+def _sweep(buffers: _Buffers, *, outside: set[int], copied: set[int], end: int) -> int:
+    """From the first operation to the last: the most bytes of buffers that are not `outside`."""
+    program, last = buffers.program, buffers.last
     ending: dict[int, list[int]] = {}
     for buffer, place in last.items():
         if buffer not in outside:
             ending.setdefault(place, []).append(buffer)
     live = most = 0
-    for place, (op, buffers) in enumerate(zip(program.ops, reads, strict=True)):
-        if op.outputs[0] in root or op.outputs[0] in fused:
-            continue
-        dying = [b for b in buffers if last[b] == place and b not in outside]
-        grown = sum(program.bytes(n) for n in op.outputs if n not in outside)
+    for place, op, read in buffers.steps:
+        slices = read & copied
+        copied = copied - slices
+        grown = sum(program.bytes(n) for n in (*op.outputs, *slices) if n not in outside)
+        in_place = [program.bytes(n) for n in op.outputs] if is_elementwise(op.eqn) else []
         inside = 0
         if op.name == "scan":
-            inside = scan_peak(op, program)
-            carried = scan_parts(op.eqn)[2]
-            sizes = [program.bytes(n) for n in op.outputs[:carried]]
-        else:
-            sizes = [program.bytes(n) for n in op.outputs] if is_elementwise(op.eqn) else []
-        # What is computed in place takes over the buffer of an operand that is not read again.
+            inside = _scan_peak(op, program)
+            in_place = [program.bytes(n) for n in op.outputs[: scan_parts(op.eqn)[2]]]
         reused = 0
-        for buffer in dying:
-            if program.bytes(buffer) in sizes:
-                sizes.remove(program.bytes(buffer))
+        for buffer in read:
+            if last[buffer] == place and buffer not in outside and program.bytes(buffer) in in_place:
+                in_place.remove(program.bytes(buffer))
                 reused += program.bytes(buffer)
         most = max(most, live + grown - reused + inside)
         live += grown - sum(program.bytes(b) for b in ending.get(place, []))
     return most
-
-
-def scan_peak(op: Op, program: Program) -> int:
-    """Bytes that one iteration holds beside the loop's arguments, carry and stacked results."""
-    body, whole, _ = scan_parts(op.eqn)
-    given = [1 if n is None else program.divisors[n] for n in op.inputs]
-    inner = flatten(body.jaxpr, given)
-    # A slice of a stacked argument is copied out of it; the rest is read where it lies.
-    slices = set(inner.inputs[whole:])
-    first = {n: place for place, o in reversed(list(enumerate(inner.ops))) for n in o.inputs if n in slices}
-    extra = sum(inner.bytes(n) for n in slices if n in first)
-    return peak_bytes(inner, results_are_temporary=True) + extra
 
 
 def residual_bytes(jaxpr: Jaxpr, divisors: list[int]) -> int:

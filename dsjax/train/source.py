@@ -1,7 +1,7 @@
 """A trained model to use: from a run folder or from a Hugging Face folder, which every verb after `train` takes alike.
 
-    trained = open_model("runs/quickstart", report=print)
-    write(trained, "def ", max_new_tokens=50, sampling=Sampling(), seed=0, show=print)
+trained = open_model("runs/quickstart", report=print)
+write(trained, "def ", max_new_tokens=50, sampling=Sampling(), seed=0, show=print)
 """
 
 import dataclasses

@@ -87,12 +87,13 @@ def report() -> None:
         about = cpu["sizes"][0]["about"]
         versions = about["jax"]["versions"] | about["torch"]["versions"]
         worst = max(size["check"]["largest_relative_difference"] for size in cpu["sizes"])
+        others = max(size["median"]["other_cores"] for size in cpu["sizes"])
         lines += [
             "",
             f"CPU: {cpu['when']}, {cpu['machine']['cpu']}, {cpu['threads']} threads each; jax {versions['jax']}, "
             f"torch {versions['torch']} with {about['torch']['optimizer']}; {len(cpu['sizes'][0]['pairs'])} pairs of "
-            f"blocks of {cpu['steps_per_block']} steps; load average before {cpu['load_average_before']:.1f}; largest "
-            f"relative difference of the first five losses {worst:.0e}.",
+            f"blocks of {cpu['steps_per_block']} steps; other programs took {others:.2f} cores; largest relative "
+            f"difference of the first five losses {worst:.0e}.",
         ]
         plot(cpu)
     readme = HERE / "README.md"

@@ -36,6 +36,7 @@ TORCH = "torch==2.13.0"
 # Both compute in float32, in different orders: single sums differ by some 1e-6, and a few steps of AdamW spread that.
 LARGEST_LOSS_DIFFERENCE = 1e-4
 COMPARED_STEPS = 5
+MOST_OTHER_CORES = 0.1  # what a system does on its own; above that the figures would be about other programs too
 
 
 def torch_python() -> Path:
@@ -106,8 +107,19 @@ def compared(losses: dict[str, list[float]], *, largest: float) -> dict[str, Any
     return {"losses": losses, "largest_relative_difference": difference}
 
 
+def busy_seconds() -> float:
+    """Time that the cores this process may use have been at work since the machine started; 0 where unknown."""
+    if sys.platform != "linux":
+        return 0.0
+    mine = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    # user, nice, system, (idle, iowait,) irq, softirq, steal
+    ticks = sum(int(line[i]) for line in lines if line[0] in mine for i in (1, 2, 3, 6, 7, 8))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def time_pairs(workers: dict[str, Worker], tokens_per_step: int, *, blocks: int, steps: int) -> list[dict[str, float]]:
-    """One entry a pair of blocks: tokens/s of each, their ratio, and how many cores each kept busy."""
+    """One entry a pair of blocks: tokens/s of each, their ratio, how many cores each kept busy, and how many others."""
     pairs = []
     for number in range(blocks):
         order = ["torch", "jax"] if number % 2 == 0 else ["jax", "torch"]
@@ -115,10 +127,13 @@ def time_pairs(workers: dict[str, Worker], tokens_per_step: int, *, blocks: int,
         for name in order:
             workers[name].resume()
             workers[name].ask("steps", steps=1)  # caches are cold after a pause
+            before = busy_seconds()
             answer = workers[name].ask("steps", steps=steps)
+            others = max(0.0, busy_seconds() - before - answer["cpu_seconds"]) / answer["seconds"]
             workers[name].pause()
             pair[name] = steps * tokens_per_step / answer["seconds"]
             pair[f"{name}_cores"] = answer["cpu_seconds"] / answer["seconds"]
+            pair["other_cores"] = max(pair.get("other_cores", 0.0), others)
         pair["ratio"] = pair["jax"] / pair["torch"]
         pairs.append(pair)
         print(f"  pair {number + 1}: torch {pair['torch']:,.0f}, dsjax {pair['jax']:,.0f} tokens/s,", end=" ")
@@ -167,7 +182,6 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     blocks, steps = (2, 2) if options.quick else (config["blocks"], config["steps_per_block"])
     result: dict[str, Any] = {"kind": "cpu", "machine": machine(), "threads": threads, "steps_per_block": steps}
-    load = os.getloadavg()[0]
     sizes = []
     for name, size in config["models"].items():
         job = Job(
@@ -175,8 +189,12 @@ def main() -> None:
             tokens="tokens.npy", weights="weights",
         )  # fmt: skip
         sizes.append(measure(name, job, commands, blocks=blocks, steps=steps, threads=threads))
-    result |= {"load_average_before": load, "sizes": sizes}
+    result |= {"sizes": sizes}
     print_table(result)
+    if (others := max(size["median"]["other_cores"] for size in sizes)) > MOST_OTHER_CORES:
+        print(f"Other programs kept {others:.2f} cores busy meanwhile: these are not the machine's speeds.")
+        if not options.quick:
+            raise SystemExit("nothing written; run it again on an idle machine")
     if options.quick:
         return
     when = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")

@@ -45,7 +45,7 @@ def test_every_file_is_in_exactly_one_share(tmp_path_factory, sizes, writers, re
     assert sorted(line.split(":")[0] for line in problems) == sorted(names)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(data=st.data())
 def test_any_changed_byte_or_length_is_named(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("damage")

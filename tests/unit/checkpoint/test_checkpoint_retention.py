@@ -34,10 +34,11 @@ def test_kept_is_what_the_rules_say_one_by_one(metrics, config):
 
 
 def test_names_are_told_apart(tmp_path):
-    for name in ("step_00000100", "step_123456789", "step_7", "step_00000200.orbax-checkpoint-tmp", "notes"):
+    names = ("step_00000100", "step_123456789", "step_7", "saving_1_step_00000200.orbax-checkpoint-tmp", "notes")
+    for name in (*names, retention.unfinished_name(300, 2)):
         (tmp_path / name).mkdir()
     assert retention.committed(tmp_path) == [100, 123456789]
-    assert retention.unfinished(tmp_path) == [200]
+    assert retention.unfinished(tmp_path) == [200, 300]
     assert retention.committed(tmp_path / "none") == []
 
 
@@ -54,14 +55,8 @@ def test_a_removal_cut_short_leaves_no_checkpoint(tmp_path, monkeypatch):
                 retention.remove(tmp_path, "step_00000100")
             assert retention.committed(tmp_path) == []
             (tmp_path / "step_00000100").mkdir()
-    (tmp_path / "step_00000300.orbax-checkpoint-tmp").mkdir()
-    (tmp_path / "step_00000400.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "saving_1_step_00000300.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "saving_1_step_00000400").mkdir()
     (tmp_path / "trash_talk").mkdir()
-    retention.remove_rubbish(tmp_path, 300)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "step_00000100",
-        "step_00000400.orbax-checkpoint-tmp",
-        "trash_talk",
-    ]
     retention.remove_rubbish(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000100", "trash_talk"]

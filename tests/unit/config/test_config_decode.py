@@ -9,7 +9,7 @@ import yaml
 from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
-from dsjax.config import load
+from dsjax.config import load, schema, strict_yaml
 from dsjax.config.load import ConfigError, config_hash, decode, differences, from_dict
 from dsjax.config.run import RunConfig
 from dsjax.data.config import DataConfig, StdlibSource, TokensSource
@@ -40,14 +40,14 @@ json_values = st.recursive(
 @settings(deadline=None, max_examples=60)
 @given(json_values)
 def test_json_is_read_as_json(value):
-    assert load.parse_yaml(json.dumps(value), "x") == value
+    assert strict_yaml.parse_yaml(json.dumps(value), "x") == value
 
 
 def test_scalars_are_yaml_1_2():
     text = (
         "[1e-4, 1.0e4, 6e5, 1., .5, on, off, yes, no, y, 10:20, 010, 0x10, 0o10, 2020-01-01, ~, null, 1_000, '1', <<]"
     )
-    assert load.parse_yaml(text, "x") == [
+    assert strict_yaml.parse_yaml(text, "x") == [
         1e-4, 1e4, 6e5, 1.0, 0.5, "on", "off", "yes", "no", "y", "10:20", 10, 16, 8, "2020-01-01", None, None, "1_000",
         "1", "<<",
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def test_scalars_are_yaml_1_2():
     ],
 )
 def test_what_yaml_is_refused(text, message):
-    (problem,) = problems(load.parse_yaml, text, "x")
+    (problem,) = problems(strict_yaml.parse_yaml, text, "x")
     assert problem.startswith(message)
 
 
@@ -96,8 +96,8 @@ def configs() -> st.SearchStrategy[RunConfig]:
     }
 
     def of(hint: object) -> st.SearchStrategy:
-        if load.sections(hint):
-            return st.one_of(*(build(cls) for cls in load.sections(hint)))
+        if schema.sections(hint):
+            return st.one_of(*(build(cls) for cls in schema.sections(hint)))
         simple = {
             int: st.integers(300, 2**60),
             float: st.floats(5e-324, 1, exclude_max=True) | st.just(1e-5),
@@ -119,7 +119,7 @@ def configs() -> st.SearchStrategy[RunConfig]:
             except ValueError:
                 reject()
 
-        hints = load.field_types(cls)
+        hints = schema.field_types(cls)
         return st.builds(attempt, **{name: fixed[name] if name in fixed else of(hint) for name, hint in hints.items()})
 
     def segmented(config: RunConfig) -> RunConfig:
@@ -135,7 +135,7 @@ def configs() -> st.SearchStrategy[RunConfig]:
 def test_round_trip_through_any_yaml_reader(config):
     text = load.to_yaml(config)
     assert from_dict(RunConfig, yaml.safe_load(text)) == config
-    strict = load.parse_yaml(text, "x")
+    strict = strict_yaml.parse_yaml(text, "x")
     assert isinstance(strict, dict) and from_dict(RunConfig, strict) == config
     assert from_dict(RunConfig, json.loads(json.dumps(load.to_dict(config)))) == config
 
@@ -163,7 +163,7 @@ BENT = [
 @pytest.mark.parametrize("text", BENT)
 def test_text_that_yaml_could_bend(text):
     written = load.to_yaml(Words(text=text))
-    assert yaml.safe_load(written) == load.parse_yaml(written, "x") == {"text": text}
+    assert yaml.safe_load(written) == strict_yaml.parse_yaml(written, "x") == {"text": text}
 
 
 def test_hash_and_differences():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dsjax.config import load
+from dsjax.config import load, read
 from dsjax.config.load import ConfigError, load_run, load_with_origins
 from dsjax.config.run import RunConfig
 from dsjax.data.config import BPETokenizer, FileTokenizer, StdlibSource, TextSource
@@ -140,7 +140,7 @@ def test_files_that_cannot_be_read(tmp_path):
     assert problems(load_run, tmp_path) == (f"not a file: {tmp_path}; want a YAML file",)
     (tmp_path / "bytes.yaml").write_bytes(b"a: \xff")
     assert problems(load_run, tmp_path / "bytes.yaml") == (f"{tmp_path}/bytes.yaml: not UTF-8 at byte 3",)
-    (tmp_path / "large.yaml").write_bytes(b"#" * (load.MAX_BYTES + 1))
+    (tmp_path / "large.yaml").write_bytes(b"#" * (read.MAX_BYTES + 1))
     assert "over 1,048,576 bytes" in problems(load_run, tmp_path / "large.yaml")[0]
     (problem,) = problems(load_run, write(tmp_path, list="- 1\n- 2\n"))
     assert problem.endswith("holds a list of 2; want keys and values")

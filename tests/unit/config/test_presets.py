@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dsjax.config.load import decode, load_run, parse_yaml
+from dsjax.config.load import decode, load_run
+from dsjax.config.strict_yaml import parse_yaml
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import BloomConfig, GPT2Config
 

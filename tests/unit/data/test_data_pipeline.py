@@ -164,15 +164,15 @@ def test_batches_from_any_step_are_the_rows_of_that_step(threads):
 
 def test_closing_ends_the_threads():
     rows = Rows([store_of([9] * 40)], sequence_length=4)
-    before = threading.active_count()
+    before = set(threading.enumerate())
     batches = Batches(rows, batch_size=6, threads=3)
     next(batches)
-    assert threading.active_count() > before
+    ours = set(threading.enumerate()) - before
+    assert ours
     batches.close()
-    deadline = time.monotonic() + 5
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    for thread in ours:
+        thread.join(timeout=10)
+    assert not any(thread.is_alive() for thread in ours)
 
 
 def test_an_error_in_a_thread_reaches_the_reader(monkeypatch):
