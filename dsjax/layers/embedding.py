@@ -13,7 +13,7 @@ class Embedding(nnx.Module):
 
     Example:
         >>> Embedding(7, 4, rows="vocab", key=jax.random.key(0), std=0.02)(
-        ...     jnp.zeros((2, 3), int), layout=None, dtype=jnp.float32).shape
+        ...     jax.numpy.zeros((2, 3), int), layout=None, dtype="float32").shape
         (2, 3, 4)
     """
 

@@ -54,7 +54,7 @@ class Layout:
         Example:
             >>> from jax.sharding import AbstractMesh
             >>> Layout(AbstractMesh((1, 2, 1, 2), ("data", "fsdp", "expert", "tensor"))).gathered(("embed", "mlp"))
-            PartitionSpec(None, 'tensor')
+            P(None, 'tensor')
         """
         return PartitionSpec(*(RULES[name] for name in axes))
 

@@ -8,6 +8,7 @@ Shapes: B rows, T positions, D model, H heads, K head size, V vocabulary.
 """
 
 import dataclasses
+from functools import partial
 from typing import Literal
 
 import jax
@@ -166,10 +167,8 @@ class Decoder(nnx.Module):
         self, input_ids: Int[Array, "B T"], attention_mask: Int[Array, "B T"] | None = None
     ) -> Float[Array, "B T V"]:
         """Logits in float32. attention_mask: 1 for tokens, 0 for padding on either side."""
-        if attention_mask is None:
-            return self.logits(self.features(input_ids))
-        positions = jnp.maximum(jnp.cumsum(attention_mask, axis=1) - 1, 0)
-        return self.logits(self.features(input_ids, segments=attention_mask, positions=positions))
+        graph, state = nnx.split(self, nnx.Param)
+        return _logits(graph, nnx.to_pure_dict(state), input_ids, attention_mask)
 
     def generate(
         self,
@@ -297,3 +296,12 @@ class Decoder(nnx.Module):
     def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of hidden states, float32."""
         return logits(x_BTD, self.table())
+
+
+@partial(jax.jit, static_argnames="graph")
+def _logits(graph, params, input_ids, attention_mask):
+    model: Decoder = nnx.merge(graph, params)
+    if attention_mask is None:
+        return model.logits(model.features(input_ids))
+    positions = jnp.maximum(jnp.cumsum(attention_mask, axis=1) - 1, 0)
+    return model.logits(model.features(input_ids, segments=attention_mask, positions=positions))

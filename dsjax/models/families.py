@@ -17,12 +17,22 @@ FAMILIES: dict[str, ModuleType] = {"bloom": bloom, "gpt2": gpt2}
 
 def create(config: ModelConfig, *, key: jax.Array) -> Decoder:
     """A model with fresh float32 parameters on the default device."""
-    return Decoder(config, FAMILIES[config.kind].architecture(config), key=key)
+    params = jax.jit(lambda key: initial_params(config, key))(key)  # one program instead of hundreds of small ones
+    return nnx.merge(nnx.graphdef(abstract(config)), params)
+
+
+def initial_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
+    """Fresh float32 parameters as nested dicts; to be traced under `jax.jit`."""
+    return nnx.to_pure_dict(nnx.state(_build(config, key), nnx.Param))
 
 
 def abstract(config: ModelConfig) -> Decoder:
     """The model with ShapeDtypeStructs for parameters; nothing is allocated."""
-    return nnx.eval_shape(lambda: create(config, key=jax.random.key(0)))
+    return nnx.eval_shape(lambda: _build(config, jax.random.key(0)))
+
+
+def _build(config: ModelConfig, key: jax.Array) -> Decoder:
+    return Decoder(config, FAMILIES[config.kind].architecture(config), key=key)
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
@@ -51,7 +61,8 @@ def check_divisible(config: ModelConfig, mesh_shape: Mapping[str, int]) -> None:
         ValueError: names every dimension that does not fit, and the nearest sizes of `tensor` that divide all.
 
     Example:
-        >>> check_divisible(ModelConfig.__args__[0](num_heads=12), {"tensor": 4})
+        >>> from dsjax.models.config import GPT2Config
+        >>> check_divisible(GPT2Config(num_heads=12, vocab_size=50304), {"tensor": 4})
     """
     tensor = mesh_shape["tensor"]
     dims = {"num_heads": config.num_heads, "mlp_dim": config.hidden_dim, "vocab_size": config.vocab_size}

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from flax import nnx
 from rich.console import Console
 
 from dsjax.checkpoint.metrics_log import truncate_metrics
@@ -24,7 +23,7 @@ from dsjax.data.pipeline import Batches, validation_rows
 from dsjax.data.rows import Rows
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
-from dsjax.models.families import abstract, check_divisible, create
+from dsjax.models.families import abstract, check_divisible, initial_params
 from dsjax.models.naming import abstract_named, from_named, to_named
 from dsjax.observe.profile import TraceWindow
 from dsjax.observe.progress import Progress
@@ -225,7 +224,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def _make_params(config: RunConfig) -> Callable[[jax.Array], Any]:
-    return lambda key: nnx.to_pure_dict(nnx.state(create(config.model, key=key), nnx.Param))
+    return lambda key: initial_params(config.model, key)
 
 
 def _corpus(config: RunConfig, console: Console) -> Corpus:

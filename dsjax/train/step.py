@@ -142,7 +142,7 @@ def make_update(
         params = keep(jax.tree.map(jnp.add, state.params, changes), state.params)
         ema = state.ema
         if ema is not None:
-            ema = jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params)
+            ema = keep(jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params), ema)
         new = TrainState(state.step + 1, params, keep(opt_state, state.opt_state), state.key, ema)
         return new, {"grad_norm": norm, "finite": finite, "squared_norms": squares}
 

@@ -21,9 +21,9 @@ DOCUMENTS = ["The quick brown fox jumps over the lazy dog, écoute.", "ab", "x",
 
 def gpt2_log_probabilities(w, ids):
     """log P(. | ids[0 .. t]) [T, V] in float64, from the equations: nothing of the package is used."""
-    norm = lambda x, n: (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * w[
-        f"{n}.scale"
-    ] + w[f"{n}.bias"]
+    norm = lambda x, n: (
+        (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * w[f"{n}.scale"] + w[f"{n}.bias"]
+    )
     x = w["embed.table"][ids] + w["positions.table"][: len(ids)]
     future = np.triu(np.full((len(ids), len(ids)), -np.inf), 1)
     for layer in ("layers.0.", "layers.1."):
