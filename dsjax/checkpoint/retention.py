@@ -65,19 +65,21 @@ def kept(metrics: Mapping[int, float | None], config: CheckpointConfig) -> set[i
 
 
 def remove(directory: Path, name: str) -> None:
-    """Removes one folder of `directory`, under another name first: a removal cut short leaves only rubbish.
+    """Removes one entry of `directory`, under another name first: a removal cut short leaves only rubbish.
 
     Raises:
         OSError: it cannot be renamed or deleted.
     """
-    if _TRASH.fullmatch(name):
-        shutil.rmtree(directory / name)
-        return
-    attempt = 0
-    while (trash := directory / f"trash_{attempt}_{name}").exists():
-        attempt += 1
-    os.rename(directory / name, trash)
-    shutil.rmtree(trash)
+    trash = directory / name
+    if not _TRASH.fullmatch(name):
+        attempt = 0
+        while (trash := directory / f"trash_{attempt}_{name}").exists():
+            attempt += 1
+        os.rename(directory / name, trash)
+    if trash.is_dir():
+        shutil.rmtree(trash)
+    else:
+        trash.unlink()
 
 
 def remove_rubbish(directory: Path) -> None:

@@ -11,10 +11,11 @@ files and each process its part of the manifest; when every part is there proces
 checkpoint without every part is incomplete and is never used.
 
 With several processes every method but `clocks`, `steps` and `verify` is called by all of them, at the same point of
-the program; a failure on one is raised on all, after orbax's time-out of up to ten minutes. Call `close` before the
-program ends, also when it fails: a save still in flight when the interpreter shuts down is lost.
+the program; a failure on one is raised on all. Call `close` before the program ends, also when it fails: a save still
+in flight when the interpreter shuts down is lost.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -35,7 +36,7 @@ from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.tensors import TENSORS_FILE, describe, differences, read_tensors
 
 _CLOCKS_FILE = "clocks.json"
-_OTHERS_TIMEOUT_S = 300.0  # orbax waits as long at its own barrier
+_POLL_S = 0.5
 # What a failed write raises: OSError from our files, ValueError from tensorstore, RuntimeError from a broken barrier.
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 
@@ -55,6 +56,14 @@ class _Save:
     """The name under which it is written."""
     thread: threading.Thread | None = None
     error: str = "the thread that writes checkpoints has died"
+
+    def failure(self, process: int | str) -> Path:
+        """The empty file by which a process lets the others know that it failed."""
+        return self.unfinished.with_name(f"{self.unfinished.name}.failed_{process}")
+
+    def raise_if_another_failed(self) -> None:
+        if any(self.unfinished.parent.glob(self.failure("*").name)):
+            raise OSError("another process failed")
 
 
 class CheckpointStore:
@@ -142,6 +151,8 @@ class CheckpointStore:
         save.thread.join()
         errors = _agree(save.error)
         if any(errors):
+            if jax.process_index() == 0 and not save.path.exists():
+                self._discard()
             told = [error if len(errors) == 1 else f"process {i}: {error}" for i, error in enumerate(errors) if error]
             raise CheckpointError("; ".join(told))
 
@@ -237,24 +248,31 @@ class CheckpointStore:
     def _finish(self, save: _Save, response: ocp.AsyncResponse, files: dict[str, bytes]) -> None:
         """Background thread: commit, manifest, final name, then retention."""
         process, count = jax.process_index(), jax.process_count()
-        verdict = ""
         try:
-            response.result()
+            _wait_for_commit(save, response)
             if process == 0:
                 for name, content in files.items():
                     manifest.write_atomically(save.unfinished / name, content)
             manifest.write_part(save.unfinished, process, num_parts=count)
             if process == 0:
-                _wait_for_parts(save.unfinished)
+                _wait_for_parts(save)
                 manifest.rename_durably(save.unfinished, save.path)
         except _WRITE_ERRORS as error:
-            verdict = f"cannot save {save.path}: {error}"
-        if process == 0:
-            try:  # after a failure too: a full disk gets its bytes back
-                retention.remove_rubbish(self.directory) if verdict else self._retain(save.step)
-            except OSError as error:
-                verdict = verdict or f"{save.path} is saved, but what it replaces cannot be removed: {error}"
-        save.error = verdict
+            save.error = f"cannot save {save.path}: {error}"
+            with contextlib.suppress(OSError):
+                save.failure(process).touch()
+            return
+        try:
+            if process == 0:
+                self._retain(save.step)
+            save.error = ""
+        except OSError as error:
+            save.error = f"{save.path} is saved, but what it replaces cannot be removed: {error}"
+
+    def _discard(self) -> None:
+        """Removes what a failed save has left; a full disk gets its bytes back."""
+        with contextlib.suppress(OSError):  # then the next save tries again, and tells
+            retention.remove_rubbish(self.directory)
 
     def _retain(self, saved: int) -> None:
         """Removes what is no longer kept. `saved` is whole, so no other checkpoint is the only good one."""
@@ -275,14 +293,23 @@ class CheckpointStore:
             return None  # damaged: it is not the best one
 
 
-def _wait_for_parts(path: Path) -> None:
+def _wait_for_commit(save: _Save, response: ocp.AsyncResponse) -> None:
+    """Returns when orbax has written all; looks after the others, whose failure orbax would wait out for 20 minutes."""
+    while True:
+        try:
+            return response.result(timeout=_POLL_S)
+        except TimeoutError as error:
+            if error.args:  # one of orbax's own, not ours
+                raise
+        save.raise_if_another_failed()
+
+
+def _wait_for_parts(save: _Save) -> None:
     """Process 0: returns when every process has written its part and together they cover every file."""
-    deadline = time.monotonic() + _OTHERS_TIMEOUT_S
-    while not manifest.is_complete(path):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"another process did not write its part of the manifest in {_OTHERS_TIMEOUT_S:.0f} s")
-        time.sleep(0.05)
-    if problems := manifest.uncovered(path):
+    while not manifest.is_complete(save.unfinished):
+        save.raise_if_another_failed()
+        time.sleep(_POLL_S / 10)
+    if problems := manifest.uncovered(save.unfinished):
         raise OSError("the files changed while they were hashed: " + "; ".join(problems))
 
 

@@ -16,7 +16,7 @@ from dsjax.data.sources import Part
 
 Undecodable = Literal["error", "replace", "skip"]
 _MARK = b"\xef\xbb\xbf"
-_HOW = "set data.undecodable to 'replace' or 'skip' to go on"
+_HOW = "set data.undecodable (--undecodable) to 'replace' or 'skip' to go on"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from dsjax.layers.dropout import dropout
 from dsjax.layers.linear import Linear
+from dsjax.layers.parameter import derive
 from dsjax.mesh.layout import Layout
 
 
@@ -92,10 +93,9 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, dim: int, num_heads: int, *, key: jax.Array, std: float, residual_scale: float) -> None:
-        qkv_key, out_key = jax.random.split(key)
         self.num_heads = num_heads
-        self.qkv = Linear((dim, 3, dim), ("embed", "qkv", "heads"), key=qkv_key, std=std)
-        self.out = Linear((dim, dim), ("heads", "embed"), key=out_key, std=std * residual_scale)
+        self.qkv = Linear((dim, 3, dim), ("embed", "qkv", "heads"), key=derive(key, "qkv"), std=std)
+        self.out = Linear((dim, dim), ("heads", "embed"), key=derive(key, "out"), std=std * residual_scale)
 
     def project(
         self, x_BTD: Float[Array, "B T D"], *, layout: Layout | None

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from dsjax.layers.linear import Linear
+from dsjax.layers.parameter import derive
 from dsjax.mesh.layout import Layout
 
 
@@ -14,9 +15,8 @@ class MLP(nnx.Module):
     """D -> F -> D; the hidden dimension F is the tensor-parallel one."""
 
     def __init__(self, dim: int, hidden_dim: int, *, key: jax.Array, std: float, residual_scale: float) -> None:
-        up_key, down_key = jax.random.split(key)
-        self.up = Linear((dim, hidden_dim), ("embed", "mlp"), key=up_key, std=std)
-        self.down = Linear((hidden_dim, dim), ("mlp", "embed"), key=down_key, std=std * residual_scale)
+        self.up = Linear((dim, hidden_dim), ("embed", "mlp"), key=derive(key, "up"), std=std)
+        self.down = Linear((hidden_dim, dim), ("mlp", "embed"), key=derive(key, "down"), std=std * residual_scale)
 
     def __call__(self, x_BTD: Float[Array, "B T D"], *, layout: Layout | None) -> Float[Array, "B T D"]:
         """The perceptron of every position."""

@@ -23,7 +23,7 @@ from dsjax.layers.dropout import dropout, fold
 from dsjax.layers.embedding import Embedding
 from dsjax.layers.mlp import MLP, residual_scale
 from dsjax.layers.norm import LayerNorm
-from dsjax.layers.parameter import use
+from dsjax.layers.parameter import derive, use
 from dsjax.layers.positions import alibi_bias
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import DecoderConfig, ModelConfig
@@ -53,13 +53,12 @@ class Block(nnx.Module):
     """One pre-LayerNorm layer: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: DecoderConfig, architecture: Architecture, *, key: jax.Array) -> None:
-        attention_key, mlp_key = jax.random.split(key)
         scale = residual_scale(config.num_layers, config.scale_residual_init)
         init = {"std": config.init_std, "residual_scale": scale}
         self.attention_norm = LayerNorm(config.model_dim, eps=config.norm_eps)
-        self.attention = Attention(config.model_dim, config.num_heads, key=attention_key, **init)
+        self.attention = Attention(config.model_dim, config.num_heads, key=derive(key, "attention"), **init)
         self.mlp_norm = LayerNorm(config.model_dim, eps=config.norm_eps)
-        self.mlp = MLP(config.model_dim, config.hidden_dim, key=mlp_key, **init)
+        self.mlp = MLP(config.model_dim, config.hidden_dim, key=derive(key, "mlp"), **init)
         self.config = config
         self.residual_after_norm = architecture.residual_after_norm
 
@@ -105,10 +104,13 @@ class Block(nnx.Module):
         return x_BTD if layout is None else layout.activation(x_BTD, None, None)
 
 
-def _stack(make_block, numbers: Int[Array, " n"]) -> Block:
-    """A Block whose parameters hold n layers along a first dimension."""
+def _stack(make_block, first: int, length: int) -> Block:
+    """A Block whose parameters hold `length` layers, from number `first` on, along a first dimension."""
     graph = nnx.graphdef(nnx.eval_shape(lambda: make_block(0)))
-    return nnx.merge(graph, jax.vmap(lambda number: nnx.to_pure_dict(nnx.state(make_block(number))))(numbers))
+    draw = lambda number: nnx.to_pure_dict(nnx.state(make_block(number)))
+    if length == 1:  # a batch of one draws the same numbers, but takes three times as long to compile
+        return nnx.merge(graph, jax.tree.map(lambda x: x[None], draw(first)))
+    return nnx.merge(graph, jax.vmap(draw)(jnp.arange(first, first + length)))
 
 
 def _remat(body, policy: str, *, gathered: bool, scanned: bool):
@@ -147,19 +149,24 @@ class Decoder(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, architecture: Architecture, *, key: jax.Array) -> None:
-        embed_key, position_key, block_key = jax.random.split(key, 3)
         self.config, self.architecture = config, architecture
-        self.embed = Embedding(config.vocab_size, config.model_dim, rows="vocab", key=embed_key, std=config.init_std)
+        self.embed = Embedding(
+            config.vocab_size, config.model_dim, rows="vocab", key=derive(key, "embed"), std=config.init_std
+        )
         if architecture.positions == "learned":
             self.positions = Embedding(
-                architecture.max_positions, config.model_dim, rows="positions", key=position_key, std=config.init_std
+                architecture.max_positions,
+                config.model_dim,
+                rows="positions",
+                key=derive(key, "positions"),
+                std=config.init_std,
             )
         if architecture.embedding_norm:
             self.embed_norm = LayerNorm(config.model_dim, eps=config.norm_eps)
-        make = lambda number: Block(config, architecture, key=jax.random.fold_in(block_key, number))
+        make = lambda number: Block(config, architecture, key=derive(derive(key, "layers"), number))
         self.segments, first = nnx.List([]), 0
         for length in config.layer_runs:
-            self.segments.append(_stack(make, jnp.arange(first, first + length)))
+            self.segments.append(_stack(make, first, length))
             first += length
         self.final_norm = LayerNorm(config.model_dim, eps=config.norm_eps)
 

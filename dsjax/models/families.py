@@ -77,3 +77,21 @@ def check_divisible(config: ModelConfig, mesh_shape: Mapping[str, int]) -> None:
         f"mesh.tensor = {tensor} does not divide {listed}; the nearest sizes that divide the model are "
         f"{', '.join(map(str, near))}{hint}"
     )
+
+
+def check_length(config: ModelConfig, sequence_length: int) -> None:
+    """Refuse rows that are longer than the model's positions.
+
+    Raises:
+        ValueError: says both lengths and what to change.
+
+    Example:
+        >>> from dsjax.models.config import BloomConfig
+        >>> check_length(BloomConfig(), 1_000_000)
+    """
+    limit = FAMILIES[config.kind].architecture(config).max_positions
+    if limit and sequence_length > limit:
+        raise ValueError(
+            f"data.sequence_length = {sequence_length} is more than the model's positions, model.max_positions = "
+            f"{limit}; shorten the rows or raise max_positions"
+        )

@@ -287,7 +287,7 @@ def figures(
         else "each document's first one only read; its end not scored"
     )
     lossy = f"; the tokenizer changes {text.num_lossy} of them, so bytes are about right" if text.num_lossy else ""
-    found: dict[str, tuple[float | int, str]] = {
+    return {
         "nats_per_token": (mean, f"mean over all scored tokens, each {context} (window {length}, stride {stride})"),
         "perplexity": (math.exp(mean) if mean < 700 else math.inf, "exp(nats per token), of this tokenizer's tokens"),
         "bits_per_byte": (
@@ -298,4 +298,3 @@ def figures(
         "bytes": (text.num_bytes, "UTF-8 bytes of the scored tokens"),
         "documents": (len(text.documents), f"counted{lossy}"),
     }
-    return found

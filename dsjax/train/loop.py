@@ -23,7 +23,7 @@ from dsjax.data.pipeline import Batches, validation_rows
 from dsjax.data.rows import Rows
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
-from dsjax.models.families import abstract, check_divisible, initial_params
+from dsjax.models.families import abstract, check_divisible, check_length, initial_params
 from dsjax.models.naming import abstract_named, from_named, to_named
 from dsjax.observe.profile import TraceWindow
 from dsjax.observe.progress import Progress
@@ -89,6 +89,7 @@ def run(
 
     layout = Layout(make_mesh(config.mesh), config.mesh.zero_stage)
     check_divisible(config.model, layout.mesh.shape)
+    check_length(config.model, config.data.sequence_length)
     model = ModelTree.of(abstract(config.model))
     optimizer = create_optimizer(config.optimizer, model.shapes, model.stacked)
     shardings = state_shardings(layout, model, optimizer, ema=config.train.ema_decay > 0)

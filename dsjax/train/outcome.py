@@ -7,14 +7,12 @@ import jax
 import numpy as np
 from flax import nnx
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from dsjax.config.run import RunConfig
 from dsjax.data.build import Corpus
 from dsjax.data.ngram import baseline
 from dsjax.data.pipeline import validation_rows
-from dsjax.models.generate import stream
 from dsjax.models.sampling import Sampling
 from dsjax.observe.devices import from_jax_device_kind
 from dsjax.observe.flops import mfu, model_flops_per_token
@@ -23,6 +21,7 @@ from dsjax.observe.plots import loss_plot
 from dsjax.observe.trackers import METRICS_FILE, read_metrics
 from dsjax.train.folder import RunFolder, write_json
 from dsjax.train.record import Counters, Recorder
+from dsjax.train.source import TrainedModel, write
 from dsjax.train.state import ModelTree
 
 
@@ -57,7 +56,7 @@ def summarise(
     console: Console,
 ) -> dict[str, Any]:
     """Write summary.json, loss.png and the sample; print the table. Returns the summary."""
-    sample = _sample(config, corpus, model, params, console)
+    sample = _sample(config, folder, corpus, model, params, console)
     if not folder.is_first_process:
         return {}
     rows = read_metrics(folder.path / METRICS_FILE)
@@ -139,32 +138,36 @@ def _validation_figures(config: RunConfig, corpus: Corpus, rows: list[dict[str, 
     }
 
 
-def _sample(config: RunConfig, corpus: Corpus, model: ModelTree, params: Any, console: Console) -> str:
+def _sample(
+    config: RunConfig, folder: RunFolder, corpus: Corpus, model: ModelTree, params: Any, console: Console
+) -> str:
     """Text that the model goes on with, shown as it is made."""
     if not config.sample.prompt:
         return ""
     if jax.process_count() > 1:
         console.print("no sample is drawn with several processes; use: dsjax generate RUN_FOLDER --prompt TEXT")
         return ""
-    ids = np.array([corpus.tokenizer.encode(config.sample.prompt)])
-    sampling = Sampling(temperature=config.sample.temperature)
-    tokens = stream(
-        nnx.merge(model.graph, params),
-        ids,
-        max_new_tokens=config.sample.max_new_tokens,
-        sampling=sampling,
-        seed=config.seed,
+    trained = TrainedModel(
+        model=nnx.merge(model.graph, params),
+        tokenizer=corpus.tokenizer,
+        kind="run",
+        path=folder.path,
+        what="the parameters after the last step",
+        step=None,
+        trained_length=config.data.sequence_length,
+        stop_tokens=frozenset({corpus.tokenizer.end_of_text}),
     )
-    pieces, decoder = [config.sample.prompt], corpus.tokenizer.stream_decoder()
-    console.print(f"[bold]sample[/bold]: {escape(config.sample.prompt)}", end="")
-    for token in tokens:
-        if int(token[0]) == corpus.tokenizer.end_of_text:
-            break
-        pieces.append(decoder.feed(int(token[0])))
-        console.print(pieces[-1], end="", markup=False)
-    pieces.append(decoder.finish())
-    console.print(pieces[-1], markup=False)
-    return "".join(pieces)
+    console.print("[bold]sample[/bold]: ", end="")
+    written = write(
+        trained,
+        config.sample.prompt,
+        max_new_tokens=config.sample.max_new_tokens,
+        sampling=Sampling(temperature=config.sample.temperature),
+        seed=config.seed,
+        show=lambda piece: console.print(piece, end="", markup=False),
+    )
+    console.print()
+    return config.sample.prompt + written.text
 
 
 def _table(figures: dict[str, tuple[Any, str]], *, title: str) -> Table:

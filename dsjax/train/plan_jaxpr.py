@@ -203,6 +203,17 @@ def is_view(op: Op, program: Program) -> bool:
     return same and (op.name in _VIEWS or op.name == "sharding_constraint")
 
 
+def transposed(op: Op) -> list[int]:
+    """Operands of a matrix product that are not in its order, [batch, rows, k] x [batch, k, columns]."""
+    (left, right), (_, right_batch) = op.eqn.params["dimension_numbers"]
+    rank = op.eqn.invars[0].aval.ndim
+    in_order = (
+        tuple(left) == tuple(range(rank - len(left), rank)),
+        tuple(right) == tuple(range(len(right_batch), len(right_batch) + len(right))),
+    )
+    return [n for n, fits in zip(op.inputs, in_order, strict=True) if n is not None and not fits]
+
+
 def dot_flops(jaxpr: Jaxpr) -> int:
     """Multiplications and additions of all matrix products, those in a scan as often as it runs.
 

@@ -3,7 +3,17 @@
 import jax
 from jax.extend.core import Jaxpr
 
-from dsjax.train.plan_jaxpr import Op, Program, flatten, is_elementwise, is_fusible, is_loop, is_view, scan_parts
+from dsjax.train.plan_jaxpr import (
+    Op,
+    Program,
+    flatten,
+    is_elementwise,
+    is_fusible,
+    is_loop,
+    is_view,
+    scan_parts,
+    transposed,
+)
 
 
 def _roots(program: Program) -> dict[int, int]:
@@ -39,6 +49,7 @@ def _fused(program: Program, root: dict[int, int]) -> set[int]:
 def _reads(program: Program, root: dict[int, int], fused: set[int]) -> list[set[int]]:
     """For every operation the buffers that it reads, through what is fused into it."""
     through: dict[int, set[int]] = {}
+    source: dict[int, set[int]] = {}
     reads = []
     for op in program.ops:
         found: set[int] = set()
@@ -46,6 +57,11 @@ def _reads(program: Program, root: dict[int, int], fused: set[int]) -> list[set[
             if number is not None:
                 buffer = root.get(number, number)
                 found |= through.get(buffer, {buffer})
+        if op.name == "dot_general":
+            for number in transposed(op):
+                found |= source.get(root.get(number, number), set())
+        if is_elementwise(op.eqn):
+            source[op.outputs[0]] = found
         if op.outputs[0] in fused:
             through[op.outputs[0]] = found
             found = set()
@@ -134,7 +150,7 @@ def _sweep(buffers: _Buffers, *, outside: set[int], copied: set[int], end: int) 
         copied = copied - slices
         grown = sum(program.bytes(n) for n in (*op.outputs, *slices) if n not in outside)
         in_place = [program.bytes(n) for n in op.outputs] if is_elementwise(op.eqn) else []
-        inside = 0
+        inside = sum(program.bytes(n) for n in transposed(op)) if op.name == "dot_general" else 0
         if op.name == "scan":
             inside = _scan_peak(op, program)
             in_place = [program.bytes(n) for n in op.outputs[: scan_parts(op.eqn)[2]]]

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from protocol import Job, WorkerDied, worker
+from protocol import Job, WorkerDied, stop_on_sigterm, worker
 from run import COMPARED_STEPS, compared, torch_python, write_inputs
 
 from dsjax.observe.flops import mfu, model_flops_per_token
@@ -188,6 +188,7 @@ def print_final(best: dict[str, dict[str, float]]) -> None:
 
 
 def main() -> None:
+    stop_on_sigterm()
     parser = argparse.ArgumentParser(description="Training speed on one GPU beside torch.compile.")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where gpu-*.json goes")
     parser.add_argument("--tiny", action="store_true", help="a tiny model on the CPU: a rehearsal")

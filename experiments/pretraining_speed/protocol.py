@@ -153,6 +153,11 @@ class Worker:
             self._process.wait()
 
 
+def stop_on_sigterm() -> None:
+    """Let SIGTERM end the driver as Ctrl-C does, so that it ends its workers: a paused one would stay for ever."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 @contextmanager
 def worker(name: str, command: list[str], **options: Any) -> Iterator[Worker]:
     """A worker that is ended whatever happens."""

@@ -94,6 +94,8 @@ def report() -> None:
             f"torch {versions['torch']} with {about['torch']['optimizer']}; {len(cpu['sizes'][0]['pairs'])} pairs of "
             f"blocks of {cpu['steps_per_block']} steps; other programs took {others:.2f} cores; largest relative "
             f"difference of the first five losses {worst:.0e}.",
+            "",
+            "![tokens per second of every pair of blocks](plot.png)",
         ]
         plot(cpu)
     readme = HERE / "README.md"

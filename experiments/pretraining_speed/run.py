@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from protocol import Job, Worker, worker
+from protocol import Job, Worker, stop_on_sigterm, worker
 from report import machine, print_table, report
 
 from dsjax.checkpoint.safetensors_folder import write_folder
@@ -167,6 +167,7 @@ def measure(name: str, job: Job, commands: dict[str, list[str]], *, blocks: int,
 
 
 def main() -> None:
+    stop_on_sigterm()
     parser = argparse.ArgumentParser(description="Training speed beside eager PyTorch, on the CPU.")
     parser.add_argument("--quick", action="store_true", help="two blocks of two steps; writes nothing")
     parser.add_argument("--torch-python", type=Path, metavar="PATH", help="a Python with torch (default: makes one)")

@@ -57,6 +57,7 @@ def test_a_removal_cut_short_leaves_no_checkpoint(tmp_path, monkeypatch):
             (tmp_path / "step_00000100").mkdir()
     (tmp_path / "saving_1_step_00000300.orbax-checkpoint-tmp").mkdir()
     (tmp_path / "saving_1_step_00000400").mkdir()
+    (tmp_path / "saving_1_step_00000400.failed_1").touch()
     (tmp_path / "trash_talk").mkdir()
     retention.remove_rubbish(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000100", "trash_talk"]

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 import yaml
-from conftest import CONFIGS, write_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
+from tiny_models import CONFIGS, write_run
 
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.store import CheckpointStore

@@ -6,9 +6,9 @@ import math
 import jax
 import numpy as np
 import pytest
-from conftest import CONFIGS, make_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import CONFIGS, make_model
 
 from dsjax.cli.main import main
 from dsjax.data.config import TextSource
@@ -158,8 +158,8 @@ def test_the_table_and_the_defaults(run_folder, hf_folders, tmp_path, capsys):
 
 def test_bytes_of_a_tokenizer_that_changes_the_text(tmp_path):
     """Bytes are the text's own, whatever the tokens spell."""
-    from tokenizers import decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Library
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
 
     library = Library(models.BPE(vocab={c: i for i, c in enumerate("abchelo")} | {"he": 7}, merges=[("h", "e")]))
     library.normalizer = normalizers.Lowercase()

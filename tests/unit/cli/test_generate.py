@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import CONFIGS, make_model, write_run
 from flax import nnx
+from tiny_models import CONFIGS, make_model, write_run
 
 from dsjax.cli.main import main
 from dsjax.models.sampling import Sampling
