@@ -69,9 +69,16 @@ def make_params(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     return {name: (v + 0.05 * rng.standard_normal(v.shape)).astype(np.float32) for name, v in sorted(named.items())}
 
 
-@dataclasses.dataclass(frozen=True)
+# Machine code that is not optimised: these programs run a few times, compiling them is what takes the time.
+FAST = {"xla_backend_optimization_level": 0}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Training:
-    """A model, an optimizer and their programs on a mesh."""
+    """A model, an optimizer and their programs on a mesh.
+
+    `gradient` and `train` run the programs compiled with FAST; what a run would compile is in `programs`.
+    """
 
     config: ModelConfig
     layout: Layout
@@ -79,6 +86,7 @@ class Training:
     optimizer: StagedTransform
     shardings: TrainState
     programs: Programs
+    compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def params(self, named: dict[str, np.ndarray] | None = None) -> Any:
         """Parameters on their shards, from tensors by name (default: `make_params`)."""
@@ -87,14 +95,17 @@ class Training:
 
     def state(self, named: dict[str, np.ndarray] | None = None) -> TrainState:
         """A state that starts from given parameters."""
-        make = lambda params: TrainState(
+        params = self.params(named)
+        zeros = lambda x: jnp.zeros(x.shape, x.dtype)
+        state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            opt_state=self.optimizer.init(params),
+            # All the optimizers here start from zeros.
+            opt_state=jax.tree.map(zeros, jax.eval_shape(self.optimizer.init, self.model.shapes)),
             key=jax.random.key(5),
             ema=None if self.shardings.ema is None else jax.tree.map(jnp.copy, params),
         )
-        return jax.jit(make, out_shardings=self.shardings)(self.params(named))
+        return jax.device_put(state, self.shardings)
 
     def fresh_state(self, *, seed: int = 0) -> TrainState:
         """A state as a run makes it."""
@@ -107,19 +118,48 @@ class Training:
 
     def gradient(self, state: TrainState, rows: dict[str, np.ndarray], *, accumulation: int = 1):
         """Gradients and figures."""
-        return self.programs.gradient(
-            state.params, state.key, state.step, self.place(rows, accumulation=accumulation)
-        )
+        batch = self.place(rows, accumulation=accumulation)
+        return self._fast("gradient", self.programs.gradient, state.params, state.key, state.step, batch)
 
-    def train(self, state: TrainState, steps: int, *, accumulation: int = 1, learning_rate: float = 1e-2):
+    def update(self, state: TrainState, gradients: Any, loss: Any, *, learning_rate: float = 1e-2):
+        """The state after a step, and figures; the given state is donated."""
+        arguments = (state, gradients, jnp.float32(loss), jnp.float32(learning_rate))
+        return self._fast("update", self.programs.updates["full"], *arguments)
+
+    def train(self, state: TrainState, steps: int, *, accumulation: int = 1):
         """Steps over fresh rows each; the state and one dict of figures a step."""
         history = []
         for number in range(steps):
             rows = make_rows(vocab=self.config.vocab_size, seed=number)
             gradients, figures = self.gradient(state, rows, accumulation=accumulation)
-            state, more = self.programs.updates["full"](state, gradients, figures["loss"], jnp.float32(learning_rate))
+            state, more = self.update(state, gradients, figures["loss"])
             history.append({**jax.device_get(figures), **jax.device_get(more)})
         return state, history
+
+    def gradient_text(self, *, accumulation: int = 1) -> str:
+        """The compiled gradient program as text."""
+        state, batch = self.state(), self.place(make_rows(), accumulation=accumulation)
+        return self._compiled("gradient", self.programs.gradient, state.params, state.key, state.step, batch).as_text()
+
+    def update_text(self) -> str:
+        """The compiled update program as text."""
+        state = self.state()
+        gradients, figures = jax.eval_shape(
+            self.programs.gradient, state.params, state.key, state.step, self.place(make_rows())
+        )
+        place = lambda g, s: jax.ShapeDtypeStruct(g.shape, g.dtype, sharding=self.layout.named(s))
+        gradients = jax.tree.map(place, gradients, self.model.specs(self.layout.gradient))
+        rate = jnp.float32(1)
+        return self._compiled("update", self.programs.updates["full"], state, gradients, rate, rate).as_text()
+
+    def _fast(self, name: str, program: Any, *arguments: Any):
+        return self._compiled(name, program, *arguments)(*arguments)
+
+    def _compiled(self, name: str, program: Any, *arguments: Any):
+        key = (name, *(leaf.shape for leaf in jax.tree.leaves(arguments)))
+        if key not in self.compiled:
+            self.compiled[key] = program.lower(*arguments).compile(compiler_options=FAST)
+        return self.compiled[key]
 
     def named(self, tree: Any) -> dict[str, np.ndarray]:
         """A tree like the parameters as one layer's tensors by name, on the host (no program is compiled)."""

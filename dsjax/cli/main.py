@@ -1,7 +1,7 @@
 """Finds the verb, imports only its file, and turns users' mistakes into one message and an exit code.
 
-Exit codes: 0 done, 2 a mistake in what was asked (message on stderr), 130 interrupted, 141 the reader of the output
-went away; other codes are the verb's own. DSJAX_TRACEBACK=1 shows where a mistake was found.
+Exit codes: 0 done, 1 it was begun and failed, 2 a mistake in what was asked (1 and 2 with one message on stderr), 130
+interrupted, 141 the reader of the output went away; other codes are the verb's own. DSJAX_TRACEBACK=1 shows where.
 """
 
 import argparse
@@ -30,6 +30,10 @@ MISTAKES = (ValueError, FileNotFoundError, FileExistsError, PermissionError, IsA
 
 class UserError(ValueError):
     """What was asked cannot be done: printed without a traceback, exit code 2."""
+
+
+class Failure(RuntimeError):
+    """What was asked was begun and failed for a reason that is not a bug: printed without a traceback, exit code 1."""
 
 
 class Verb(Protocol):
@@ -137,8 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dsjax: interrupted", file=sys.stderr)
         return 130
-    except MISTAKES as error:
+    except (Failure, *MISTAKES) as error:
         if os.environ.get("DSJAX_TRACEBACK") == "1":
             raise
         print(f"dsjax: error: {message_of(error)}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, Failure) else 2

@@ -21,25 +21,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train; exit code 75 if a signal stopped the run and it can be resumed."""
+    import errno
     import json
     import sys
 
     from rich.console import Console
 
+    from dsjax.checkpoint.store import CheckpointError
+    from dsjax.cli.main import Failure, message_of
     from dsjax.config.load import load_run
     from dsjax.train.loop import run as train
+    from dsjax.train.record import NonFiniteError
     from dsjax.train.signals import EXIT_STOPPED
 
     sets = arguments.sets + ([f"observe.profile={arguments.profile}"] if arguments.profile else [])
     config = load_run(arguments.config, sets)
-    result = train(
-        config,
-        run_dir=arguments.run_dir,
-        resume="must" if arguments.resume else "if_any" if arguments.resume_if_any else "no",
-        force=arguments.force,
-        distributed=arguments.distributed,
-        console=Console(file=sys.stderr, highlight=False) if arguments.json else None,
-    )
+    try:
+        result = train(
+            config,
+            run_dir=arguments.run_dir,
+            resume="must" if arguments.resume else "if_any" if arguments.resume_if_any else "no",
+            force=arguments.force,
+            distributed=arguments.distributed,
+            console=Console(file=sys.stderr, highlight=False) if arguments.json else None,
+        )
+    except (CheckpointError, NonFiniteError) as error:
+        raise Failure(str(error)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise Failure(f"{message_of(error)}; the checkpoints are intact: make room and go on with --resume") from error
     if result.stopped_by:
         return EXIT_STOPPED
     if arguments.json:

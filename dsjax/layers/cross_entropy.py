@@ -16,8 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dsjax.mesh.layout import Layout
 
-# Logits of one chunk, in elements per row set: small enough to stay near the cores, large enough to fill a GPU.
-CHUNK_ELEMENTS = 1 << 26
+CHUNK_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 28}
+"""Logits of one chunk on one device: what stays in a CPU's cache (measured: 0.35 s in one piece, 0.18 s in pieces of
+2^20, for 4,096 tokens x 4,096 words), what fills a GPU."""
 
 
 def logits(
@@ -75,11 +76,12 @@ def summed_loss(
 
 def _num_chunks(x_BTD: jax.Array, table_VD: jax.Array, layout: Layout | None) -> int:
     """The smallest divisor of T with which one chunk's logits on one device stay within CHUNK_ELEMENTS."""
+    most = CHUNK_ELEMENTS[jax.default_backend()]
     rows, length, _ = x_BTD.shape
     local = rows * table_VD.shape[0] * length
     if layout is not None:
         local //= layout.size(layout.batch_axes) * layout.mesh.shape["tensor"]
-    return next(n for n in range(1, length + 1) if length % n == 0 and (local // n <= CHUNK_ELEMENTS or n == length))
+    return next(n for n in range(1, length + 1) if length % n == 0 and (local // n <= most or n == length))
 
 
 def _forward(x_BTD, table_VD, targets_BT, mask_BT, layout: Layout | None):

@@ -22,4 +22,9 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids: Int[Array, "*batch"], *, layout: Layout | None, dtype) -> Float[Array, "*batch D"]:
         """The rows `ids` of the table, in dtype."""
-        return use(self.table, layout, dtype)[ids]
+        table = use(self.table, layout, dtype)
+        if layout is not None:
+            # Also of the table's gradient: it is then summed and reduced into its shards like any other. Left to choose,
+            # XLA may gather the activations' gradients of all devices instead and add them up on each.
+            table = layout.whole(table, self.table.get_metadata("axes"))
+        return table[ids]

@@ -102,6 +102,10 @@ class Layout:
         # The name lets a remat policy gather again in the backward pass instead of keeping whole weights.
         return checkpoint_name(_gather(value, gathered, gradient), "gathered")
 
+    def whole(self, value: jax.Array, axes: Axes) -> jax.Array:
+        """Hold a gathered weight, and the gradient that comes back for it, to the gathered layout."""
+        return jax.lax.with_sharding_constraint(value, self.named(self.gathered(axes)))
+
     def activation(self, value: jax.Array, *dims: str | None) -> jax.Array:
         """Split an activation: first dimension over the batch axes, the named ones by the rules, the rest whole."""
         spec = PartitionSpec(self.batch_axes, *(RULES[name] if name else None for name in dims))

@@ -4,41 +4,37 @@ config.yaml     the resolved config          versions.json   packages, devices, 
 data.json       hash and size of the data    tokenizer/      what the tokens mean
 metrics.jsonl   one row a step               loss.png        its picture
 checkpoints/    see checkpoint/store.py      summary.json    the outcome, each figure with how it was obtained
+
+What a resume replaces (rows of metrics.jsonl, a config that changed harmlessly) stays beside it as NAME.bak, NAME.bak.1
+and so on.
 """
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable, Iterable
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import yaml
 
+from dsjax.checkpoint import manifest
 from dsjax.config.load import differences, from_dict, to_yaml
 from dsjax.config.run import RunConfig
 from dsjax.observe.environment import versions
 from dsjax.train.processes import barrier, from_first
 
-# What may differ when a run is resumed: where and how it runs, how long, and what is looked at meanwhile.
-RESUMABLE = (
-    "name",
-    "mesh.",
-    "checkpoint.",
-    "observe.",
-    "evaluate.",
-    "sample.",
-    "train.steps",
-    "train.tokens",
-    "train.accumulation",
-    "train.max_nonfinite_steps",
-    "model.remat",
-    "model.segments",
-    "data.cache_dir",
-    "data.read_threads",
-    "data.prefetch",
+SUMMARY_FILE = "summary.json"
+# What may differ when a run is resumed: where and how it runs, how long, and what is looked at meanwhile. Data may lie
+# elsewhere: their hash says whether they are the same.
+RESUMABLE = re.compile(
+    r"name|(mesh|checkpoint|observe|evaluate|sample)\..*|train\.(steps|tokens|accumulation|max_nonfinite_steps)"
+    r"|model\.(remat|segments)|data\.(cache_dir|read_threads|prefetch|tokenizer\.path|(validation_)?sources\.\d+\.path)"
 )
+# What a run that was killed before its config.yaml was written has left.
+BEGUN = {"data.json", "versions.json", "tokenizer"}
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -49,17 +45,15 @@ def write_atomically(path: Path, text: str) -> None:
         >>> path = Path(tempfile.mkdtemp(), "a.txt"); write_atomically(path, "whole"); path.read_text()
         'whole'
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text)
-    os.replace(part, path)
+    manifest.write_atomically(path, text.encode())
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFolder:
-    """An open run folder.
+    """A run folder that may be written to.
 
     Attributes:
-        path: the folder.
+        path: the folder; of a new run it does not exist before `write_start`.
         resumed: whether it holds a run that is gone on with.
         is_first_process: whether this process writes into it.
     """
@@ -71,7 +65,24 @@ class RunFolder:
     @property
     def how_to_resume(self) -> str:
         """The command that goes on."""
-        return f"dsjax train {self.path / 'config.yaml'} --run-dir {self.path} --resume"
+        return shlex.join(["dsjax", "train", f"{self.path / 'config.yaml'}", "--run-dir", f"{self.path}", "--resume"])
+
+    def write_start(self, config: RunConfig, data: Mapping[str, Any], save_tokenizer: Callable[[Path], None]) -> None:
+        """Write down what is asked and with what it runs; when a resume changes it, what it was stays as NAME.bak.
+
+        Args:
+            config: the resolved config.
+            data: content of data.json; its "hash" is what a resume compares.
+            save_tokenizer: writes the tokenizer into a folder.
+        """
+        if not self.is_first_process:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.resumed:
+            write_json(self.path / "data.json", data)
+            save_tokenizer(self.path / "tokenizer")
+        _replace(self.path / "versions.json", _json(versions()))
+        _replace(self.path / "config.yaml", to_yaml(config))  # last: it makes the folder a run
 
 
 def open_folder(
@@ -82,7 +93,7 @@ def open_folder(
     resume: Literal["no", "must", "if_any"],
     report: Callable[[str], None],
 ) -> RunFolder:
-    """Make a new run folder, or open the one to be resumed. All processes call it.
+    """Find the folder of a new run, or of the one to be resumed; nothing is written yet. All processes call it.
 
     Args:
         config: the resolved config.
@@ -103,20 +114,13 @@ def open_folder(
     barrier("looked at the run folder")
     if exists and resume == "no":
         raise ValueError(f"{path} holds a run already; go on with it by --resume, or give another --run-dir")
-    if not exists and path.exists() and any(path.iterdir()):
-        raise ValueError(f"{path} is not empty and holds no run; nothing is overwritten: give another --run-dir")
     if not exists and resume == "must":
         raise ValueError(f"nothing to resume: {path} holds no run; leave --resume out to start one")
-    first = jax.process_index() == 0
+    if not exists and _holds_something(path):
+        raise ValueError(f"{path} is not empty and holds no run; nothing is overwritten: give another --run-dir")
     if exists:
         _check_resumable(path, config, data_hash, report)
-    elif first:
-        path.mkdir(parents=True, exist_ok=True)
-        write_json(path / "versions.json", versions())
-        write_json(path / "data.json", {"hash": data_hash})
-        write_atomically(path / "config.yaml", to_yaml(config))  # last: it makes the folder a run
-    barrier("run folder is open")
-    return RunFolder(path, exists, first)
+    return RunFolder(path, exists, jax.process_index() == 0)
 
 
 def read_config(path: Path) -> RunConfig:
@@ -128,6 +132,13 @@ def read_config(path: Path) -> RunConfig:
     if not (path / "config.yaml").is_file():
         raise ValueError(f"{path} is not a run folder: it has no config.yaml")
     return from_dict(RunConfig, yaml.safe_load((path / "config.yaml").read_text()))
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether there is anything but what a start that was cut short has left."""
+    return path.exists() and any(
+        file.name.removesuffix(".partial") not in {*BEGUN, "config.yaml"} for file in path.iterdir()
+    )
 
 
 def _check_resumable(path: Path, config: RunConfig, data_hash: str, report: Callable[[str], None]) -> None:
@@ -167,7 +178,7 @@ def refuse_changes(folder: Path, differences: Iterable[tuple[str, Any, Any]]) ->
     harmless, harmful = [], []
     for path, before, now in differences:
         line = f"{path}: {before!r} -> {now!r}"
-        (harmless if path.startswith(RESUMABLE) else harmful).append(line)
+        (harmless if RESUMABLE.fullmatch(path) else harmful).append(line)
     if harmful:
         raise ValueError(
             f"{folder} holds a run with another config; these may not change on --resume:\n  "
@@ -184,4 +195,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """A JSON file, whole or not at all."""
-    write_atomically(path, json.dumps(content, indent=2) + "\n")
+    write_atomically(path, _json(content))
+
+
+def _json(content: Any) -> str:
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whose old content, if it is another, stays beside it."""
+    old = path.read_text() if path.exists() else text
+    if old != text:
+        number = 0
+        while (backup := path.with_name(f"{path.name}.bak" + (f".{number}" if number else ""))).exists():
+            number += 1
+        write_atomically(backup, old)
+    if old != text or not path.exists():
+        write_atomically(path, text)

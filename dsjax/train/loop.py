@@ -3,7 +3,9 @@
 config -> mesh -> model (abstract) -> shardings -> data -> folder -> state (fresh or restored) -> programs -> steps
 """
 
+import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from dsjax.checkpoint import retention
 from dsjax.checkpoint.metrics_log import truncate_metrics
 from dsjax.checkpoint.store import CheckpointError, CheckpointStore
 from dsjax.config.load import to_dict
@@ -32,7 +35,7 @@ from dsjax.optimizers.api import StagedTransform
 from dsjax.optimizers.create import create_optimizer
 from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.train import outcome
-from dsjax.train.folder import RunFolder, open_folder
+from dsjax.train.folder import SUMMARY_FILE, RunFolder, open_folder, read_json
 from dsjax.train.place import Placement, evaluation_placement, training_placement
 from dsjax.train.processes import agree_any, barrier, num_processes, start_processes, use_compilation_cache
 from dsjax.train.record import Counters, Recorder, StepFigures
@@ -86,6 +89,8 @@ def run(
     start_processes(distributed=distributed)
     use_compilation_cache()
     console = (console or Console(highlight=False)) if jax.process_index() == 0 else Console(quiet=True)
+    # Whole lines, so that a command can be copied, and no [name] in a path taken for a style.
+    report = functools.partial(console.print, soft_wrap=True, markup=False)
 
     layout = Layout(make_mesh(config.mesh), config.mesh.zero_stage)
     check_divisible(config.model, layout.mesh.shape)
@@ -97,15 +102,6 @@ def run(
 
     corpus = _corpus(config, console)
     rows = Rows.of(corpus, config.data, split="train")
-    folder = open_folder(config, corpus.hash, run_dir=run_dir, resume=resume, report=console.print)
-    if folder.is_first_process:
-        corpus.tokenizer.save(folder.path / "tokenizer")
-
-    store = CheckpointStore(folder.path / "checkpoints", config.checkpoint)
-    abstract_tree = abstract_state(model, optimizer, shardings)
-    state, counters = _restore(store, abstract_tree, config, folder, console) if folder.resumed else (None, Counters())
-    if state is None:
-        state = init_state(_make_params(config), optimizer, shardings, seed=config.seed)
     programs = make_programs(
         model,
         optimizer,
@@ -117,12 +113,30 @@ def run(
     )
     evaluate = _evaluator(config, corpus, layout, programs)
 
+    folder = open_folder(config, corpus.hash, run_dir=run_dir, resume=resume, report=report)
+    store = CheckpointStore(folder.path / "checkpoints", config.checkpoint)
+    saved, counters = _newest_checkpoint(store, report) if folder.resumed else (None, Counters())
     total_steps = num_steps(config)
-    trackers = []
-    if folder.is_first_process:
-        resume_step = counters.steps if folder.resumed else None
-        trackers = make_trackers(config.observe, folder.path, resume_step=resume_step, settings=to_dict(config))
-    with Progress(total_steps, start_step=counters.steps, console=console) as progress, StopRequest() as stop:
+    if folder.resumed and (summary := _summary_if_finished(folder, counters, total_steps, report)):
+        return RunResult(folder.path, summary)
+    if saved is None:
+        state = init_state(_make_params(config), optimizer, shardings, seed=config.seed)
+    else:
+        state = _restore(store, saved, abstract_state(model, optimizer, shardings), config)
+        report(f"resumed from step {saved} of {folder.path}")
+    folder.write_start(config, {"hash": corpus.hash, "train_tokens": corpus.train_tokens}, corpus.tokenizer.save)
+    if folder.resumed and folder.is_first_process:
+        truncate_metrics(folder.path / METRICS_FILE, counters.steps)
+
+    with contextlib.ExitStack() as stack:
+        trackers = []
+        if folder.is_first_process:
+            resume_step = counters.steps if folder.resumed else None
+            trackers = make_trackers(config.observe, folder.path, resume_step=resume_step, settings=to_dict(config))
+        for tracker in trackers:
+            stack.callback(tracker.close)
+        progress = stack.enter_context(Progress(total_steps, start_step=counters.steps, console=console))
+        stop = stack.enter_context(StopRequest())
         recorder = Recorder(
             counters,
             trackers,
@@ -138,17 +152,13 @@ def run(
             prefetch=config.data.prefetch,
             start_step=counters.steps,
         )
-        saver = _Saver(store, config, counters, corpus.hash, progress)
+        stack.enter_context(batches)
+        saver = _Saver(store, config, counters, corpus.hash, progress, folder)
         state = _train(config, state, programs, optimizer, placement, batches, recorder, evaluate, saver, stop, folder)
-        batches.close()
-    for tracker in trackers:
-        tracker.close()
     store.close()
     barrier("finished")
     if counters.steps < total_steps:
-        console.print(
-            f"stopped by {stop.received or 'a signal'} at step {counters.steps}; to go on: {folder.how_to_resume}"
-        )
+        report(f"stopped by {stop.received or 'a signal'} at step {counters.steps}; to go on: {folder.how_to_resume}")
         return RunResult(folder.path, {}, stopped_by=stop.received or "SIGTERM")
     params = state.ema if state.ema is not None else state.params
     summary = outcome.summarise(config, folder, corpus, counters, recorder, model, params, console)
@@ -184,7 +194,7 @@ def _train(
     trace = TraceWindow(config.observe.profile, folder.path / "profile")
     recorder.restart_clock()
     for step in range(recorder.counters.steps, total):
-        trace.step(step, pending=state.step)
+        trace.step(step + 1, pending=state.step)
         before = time.perf_counter()
         _, rows = next(batches)
         batch = placement(rows)
@@ -202,7 +212,9 @@ def _train(
             StepFigures(step=step + 1, device=device, learning_rate=rate, tokens=after.tokens, data_seconds=waited)
         )
         last = step + 1 == total
+        loss = None
         if evaluate is not None and (_due(step + 1, config.evaluate.every) or last):
+            recorder.settle()
             loss = evaluate(state)
             best = recorder.counters.best_validation
             recorder.counters.best_validation = loss if best is None else min(best, loss)
@@ -210,7 +222,7 @@ def _train(
         stopping = recorder.stop_agreed and not last
         if _due(step + 1, config.checkpoint.every) or last or stopping:
             recorder.flush()
-            saver.save(state)
+            saver.save(state, validation_loss=loss, must=last or stopping)
         if stopping:
             break
         if _due(step + 1, config.evaluate.every) or _due(step + 1, config.checkpoint.every):
@@ -278,38 +290,80 @@ class _Saver:
     counters: Counters
     data_hash: str
     progress: Progress
+    folder: RunFolder
 
-    def save(self, state: TrainState) -> None:
-        """Save the state as it is after `counters.steps` steps."""
-        steps = self.counters.steps
+    def save(self, state: TrainState, *, validation_loss: float | None, must: bool) -> None:
+        """Save the state as it is after `counters.steps` steps.
+
+        Args:
+            state: the state.
+            validation_loss: measured after this very step, or None: decides which checkpoint is the best.
+            must: nothing comes after this save: wait for it.
+
+        Raises:
+            CheckpointError: it must be saved and cannot be.
+        """
         clocks = {"counters": dataclasses.asdict(self.counters), "data_hash": self.data_hash}
+        self._try(self.store.wait)  # the save before this one
+        tree = to_named(state, self.config.model.layer_runs)
+        error = self._try(lambda: self.store.save(self.counters.steps, tree, clocks=clocks, metric=validation_loss))
+        if must and not error:
+            error = self._try(self.store.wait)
+        if must and error:
+            steps = self.store.steps()
+            last = f"the last whole checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
+            raise CheckpointError(f"{error}\n{last}; make room, then: {self.folder.how_to_resume}")
+
+    def _try(self, write: Callable[[], None]) -> str:
+        """Why it failed, which is said, or ''."""
         try:
-            self.store.save(
-                steps,
-                to_named(state, self.config.model.layer_runs),
-                clocks=clocks,
-                metric=self.counters.best_validation,
-            )
+            write()
         except CheckpointError as error:
-            self.progress.note(f"step {steps}: not saved: {error}; training goes on, earlier checkpoints are intact")
+            self.progress.note(f"{error}; earlier checkpoints are intact")
+            return str(error)
+        return ""
 
 
-def _restore(
-    store: CheckpointStore, abstract_tree: TrainState, config: RunConfig, folder: RunFolder, console: Console
-) -> tuple[TrainState | None, Counters]:
-    """The newest whole checkpoint and its counters; None if the run was stopped before its first."""
+def _newest_checkpoint(store: CheckpointStore, report: Callable[[str], None]) -> tuple[int | None, Counters]:
+    """The step of the newest whole checkpoint and its counters; (None, zeros) if the run was stopped before its first.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is whole.
+    """
+    step = store.latest_good(lambda problem: report(f"passed over: {problem}"))
+    if step is not None:
+        return step, Counters(**store.clocks(step)["counters"])
+    if damaged := retention.committed(store.directory):
+        raise CheckpointError(f"{store.directory}: none of the checkpoints {damaged} is whole; see above")
+    report("there is no checkpoint yet; starting from the first step")
+    return None, Counters()
+
+
+def _summary_if_finished(
+    folder: RunFolder, counters: Counters, total_steps: int, report: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do, else None.
+
+    Raises:
+        ValueError: it has done more steps than it is now asked for.
+    """
+    if counters.steps > total_steps:
+        raise ValueError(
+            f"{folder.path} has done {counters.steps} steps, but the config now ends after {total_steps}; give at "
+            f"least {counters.steps}, or start a new run with another --run-dir"
+        )
+    if counters.steps < total_steps or not (folder.path / SUMMARY_FILE).is_file():
+        return None
+    summary = read_json(folder.path / SUMMARY_FILE)
+    if summary["steps"]["value"] != total_steps:
+        return None
+    report(
+        f"{folder.path} is finished: {total_steps} steps are done, {folder.path / SUMMARY_FILE} says how it went. "
+        "To train longer, raise train.steps (or train.tokens)"
+    )
+    return summary
+
+
+def _restore(store: CheckpointStore, step: int, abstract_tree: TrainState, config: RunConfig) -> TrainState:
     runs = config.model.layer_runs
-    step = store.latest_good(lambda problem: console.print(f"passed over: {problem}"))
-    if step is None:
-        if store.steps():
-            raise CheckpointError(f"{store.directory}: none of the checkpoints {store.steps()} is whole; see above")
-        console.print("there is no checkpoint yet; starting from the first step")
-        if folder.is_first_process:
-            truncate_metrics(folder.path / METRICS_FILE, 0)
-        return None, Counters()
-    clocks = store.clocks(step)
-    flat = store.restore(step, abstract_named(abstract_tree, runs))
-    if folder.is_first_process:
-        truncate_metrics(folder.path / METRICS_FILE, step)
-    console.print(f"resumed from step {step} of {folder.path}")
-    return from_named(flat, abstract_tree, runs), Counters(**clocks["counters"])
+    return from_named(store.restore(step, abstract_named(abstract_tree, runs)), abstract_tree, runs)

@@ -19,7 +19,7 @@ from dsjax.observe.flops import mfu, model_flops_per_token
 from dsjax.observe.memory import peak_host_bytes
 from dsjax.observe.plots import loss_plot
 from dsjax.observe.trackers import METRICS_FILE, read_metrics
-from dsjax.train.folder import RunFolder, write_json
+from dsjax.train.folder import SUMMARY_FILE, RunFolder, write_json
 from dsjax.train.record import Counters, Recorder
 from dsjax.train.source import TrainedModel, write
 from dsjax.train.state import ModelTree
@@ -69,7 +69,7 @@ def summarise(
         if f"{name}_nats_per_token" in figures
     }
     loss_plot(rows, folder.path / "loss.png", references=references, title=config.name)
-    write_json(folder.path / "summary.json", summary)
+    write_json(folder.path / SUMMARY_FILE, summary)
     console.print(_table(figures, title=f"{config.name}: {folder.path}"))
     return summary
 

@@ -1,7 +1,12 @@
 """Several processes as one program: jax.distributed, told by launch/local.py's environment or found by JAX itself."""
 
+import contextlib
 import os
+import sys
+import time
+import zlib
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -73,7 +78,51 @@ def from_first(text: str) -> str:
 def use_compilation_cache() -> None:
     """Keep compiled programs on disk, so that a second start compiles nothing; unless the user set a place."""
     if jax.config.jax_compilation_cache_dir is None:
-        root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-        jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.expanduser(root), "dsjax", "xla"))
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dsjax" / "xla"
+        folder.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            mend_compilation_cache(folder)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def mend_compilation_cache(folder: Path) -> None:
+    """Remove programs that a killed process has written in part: JAX would warn of them for ever, and compile again.
+
+    Only files that are new since the last time are looked at.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "whole-cache").write_bytes(zlib.compress(b"program"))
+        >>> _ = (folder / "cut-cache").write_bytes(zlib.compress(b"program")[:-1])
+        >>> mend_compilation_cache(folder); sorted(path.name for path in folder.glob("*-cache"))
+        ['whole-cache']
+    """
+    stamp = folder / "looked_at"
+    since = stamp.stat().st_mtime if stamp.exists() else 0.0
+    now = time.time()
+    for path in folder.glob("*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if path.stat().st_mtime >= since - 1 and not _is_whole(path.read_bytes()):
+                path.unlink()
+    stamp.touch()
+    os.utime(stamp, (now, now))
+
+
+def _is_whole(program: bytes) -> bool:
+    """Whether compressed bytes go on to their end. JAX takes zlib before Python 3.14 and Zstandard from there on."""
+    if program.startswith(b"\x28\xb5\x2f\xfd"):
+        if sys.version_info < (3, 14):
+            return True  # of the package zstandard, which is not needed here
+        from compression import zstd  # pyright: ignore[reportMissingImports]
+
+        decompressor, error = zstd.ZstdDecompressor(), zstd.ZstdError
+    else:
+        decompressor, error = zlib.decompressobj(), zlib.error
+    try:
+        decompressor.decompress(program)
+    except error:
+        return False
+    return decompressor.eof

@@ -92,6 +92,7 @@ class Recorder:
         self._trackers, self._progress = trackers, progress
         self._max_skipped, self._utilisation = max_skipped, utilisation
         self._pending: StepFigures | None = None
+        self._settled: tuple[dict[str, Any], float] | None = None
         self._mark = time.perf_counter()
         self._compiling = True
 
@@ -104,19 +105,26 @@ class Recorder:
         """Leave what happened since the last step (evaluation, saving) out of the next step's time."""
         self._mark = time.perf_counter()
 
+    def settle(self) -> None:
+        """Wait for the last step noted and stop its clock: what follows (evaluation) is no part of its time."""
+        if self._pending is None or self._settled is not None:
+            return
+        small = {name: value for name, value in self._pending.device.items() if name != "squared_norms"}
+        host = {name: np.asarray(value).item() for name, value in jax.device_get(small).items()}
+        now = time.perf_counter()
+        self._settled, self._mark = (host, now - self._mark), now
+
     def flush(self, **extra: float) -> None:
         """Wait for the last step noted and write its row, with extra figures in it.
 
         Raises:
             NonFiniteError: the bound on skipped steps is reached; names the first bad tensor.
         """
-        if self._pending is None:
+        self.settle()
+        if self._pending is None or self._settled is None:
             return
-        figures, self._pending = self._pending, None
-        small = {name: value for name, value in figures.device.items() if name != "squared_norms"}
-        host = {name: np.asarray(value).item() for name, value in jax.device_get(small).items()}
-        now = time.perf_counter()
-        seconds, self._mark = now - self._mark, now
+        figures, (host, seconds) = self._pending, self._settled
+        self._pending = self._settled = None
         self.stop_agreed = self.stop_agreed or bool(host.get("stop", False))
         counters = self.counters
         tokens = figures.tokens - counters.tokens
@@ -154,8 +162,8 @@ class Recorder:
         if counters.skipped_in_a_row >= self._max_skipped:
             raise NonFiniteError(
                 f"{counters.skipped_in_a_row} steps in a row had a gradient that is not finite, the last at step "
-                f"{figures.step}, first in {bad}; the parameters are those before them. Lower the learning rate, look "
-                "at the data of these steps, or raise train.max_nonfinite_steps"
+                f"{figures.step}, first in {bad}; the parameters are those before them. Start again with a lower "
+                "learning rate, look at the data of these steps, or raise train.max_nonfinite_steps and resume"
             )
 
     def _count_skipped(self, figures: StepFigures, *, finite: bool) -> str:

@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: finish the step, save, say how to go on. A second Ctrl-C stops at once."""
 
+import os
 import signal
 from types import FrameType
 
@@ -32,4 +33,7 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
+        if not self.received:
+            # Not print: the handler may have interrupted one.
+            os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C once more stops at once\n")
+        self.received = self.received or signal.Signals(number).name

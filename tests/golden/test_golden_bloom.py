@@ -223,7 +223,7 @@ def test_four_adamw_steps(folder):
     batch = batch_of(folder, "full")
     for loss, norm in zip(record["train/loss"], record["train/grad_norm"], strict=True):
         gradients, figures = training.gradient(state, batch)
-        state, more = training.programs.updates["full"](state, gradients, figures["loss"], jnp.float32(1e-3))
+        state, more = training.update(state, gradients, figures["loss"], learning_rate=1e-3)
         assert float(figures["loss"]) == pytest.approx(loss, rel=TOLERANCE)
         assert float(more["grad_norm"]) == pytest.approx(norm, rel=TOLERANCE)
     got = hf_names(config, training.named(state.params))

@@ -1,0 +1,305 @@
+"""What a run needs, before it runs: bytes per device, traffic, FLOPs, whether it fits. Nothing is allocated.
+
+Shapes and PartitionSpecs give the bytes of everything that has a name; the step itself, traced for one device, gives
+what the forward pass keeps for the backward pass (residuals) and what else is held at the worst moment (working). A
+step is two programs, the gradient and the update; the peak is the larger of the two with the state beside it.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from dsjax.config.run import RunConfig
+from dsjax.mesh.build import resolve_sizes
+from dsjax.mesh.config import AXES
+from dsjax.mesh.layout import BATCH_AXES, Layout
+from dsjax.models.families import abstract, check_divisible
+from dsjax.observe.devices import SPECS, DeviceSpec
+from dsjax.observe.flops import model_flops_per_token
+from dsjax.observe.memory import available_memory_bytes, device_memory_report, format_bytes
+from dsjax.optimizers.create import create_optimizer
+from dsjax.train.place import evaluation_placement, training_placement
+from dsjax.train.plan_trace import OneDevice, Traced, abstract_layout, batch_shapes, shard_bytes, state_specs, trace
+from dsjax.train.plan_traffic import Traffic, predict_traffic
+from dsjax.train.state import ModelTree, abstract_state, state_shardings
+from dsjax.train.step import BATCH_SPEC
+
+_SCALARS = 12  # step and key
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one device."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    ema: int
+    batch: int
+    residuals: int
+    working: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgramBytes:
+    """Bytes of one program on one device, as `memory_analysis()` of the compiled one divides them."""
+
+    arguments: int
+    temporary: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run needs.
+
+    Attributes:
+        name: of the run.
+        axis_sizes: the mesh.
+        zero_stage: what is split over fsdp.
+        num_parameters: of the model.
+        memory: bytes per device by what they are; their sum is `peak`.
+        gradient, update: bytes of the two programs.
+        peak: most bytes on one device during a step.
+        traffic: bytes per step and axis.
+        step_flops: of all devices in a step's matrix products, what is computed again included.
+        model_flops: the same by the formula 6 N + 12 L D T, nothing again.
+        step_tokens: positions in a step.
+        needed: bytes to hold against `available`: the peak of one device, or of all that share a host's memory.
+        available: bytes that there are, None if no device was named.
+        available_from: where `available` is from.
+        advice: what dominates and what to change, one line.
+    """
+
+    name: str
+    axis_sizes: dict[str, int]
+    zero_stage: int
+    num_parameters: int
+    memory: Memory
+    gradient: ProgramBytes
+    update: ProgramBytes
+    peak: int
+    traffic: tuple[Traffic, ...]
+    step_flops: int
+    model_flops: float
+    step_tokens: int
+    needed: int
+    available: int | None
+    available_from: str
+    advice: str
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether there is memory enough; None if it is not known how much there is."""
+        return None if self.available is None else self.needed <= self.available
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**dataclasses.asdict(self), "fits": self.fits}
+
+
+def plan(config: RunConfig, *, num_devices: int | None = None, device: DeviceSpec | None = None) -> Plan:
+    """What a run needs on a mesh that need not exist.
+
+    Args:
+        config: the run.
+        num_devices: devices of the mesh; None takes the product of its sizes, or cpu_devices if one of them is -1.
+        device: the accelerator; None compares with this host's memory if the run is on CPU.
+
+    Raises:
+        ValueError: the mesh, the model and the batch do not fit each other (all that is wrong, at once), or the number
+            of devices is not known.
+
+    Example:
+        >>> from dsjax.models.config import BloomConfig
+        >>> from dsjax.train.config import TrainConfig
+        >>> small = BloomConfig(vocab_size=64, num_layers=2, model_dim=16, num_heads=2)
+        >>> needs = plan(RunConfig(model=small, train=TrainConfig(steps=1)), num_devices=1)
+        >>> needs.memory.parameters == 4 * needs.num_parameters, needs.memory.optimizer == 8 * needs.num_parameters + 4
+        (True, True)
+    """
+    layout = abstract_layout(_sizes(config, num_devices), config.mesh.zero_stage)
+    _check(config, layout)
+    on_cpu = device is None and config.mesh.platform != "gpu" and bool(config.mesh.cpu_devices or layout.mesh.size == 1)
+    if device is not None:
+        # JAX takes this share of a GPU when it starts, and no more later.
+        share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
+        return _plan(config, layout, 1, int(device.memory_bytes * share), f"{share:.0%} of a {device.name}")
+    if on_cpu:
+        return _plan(config, layout, layout.mesh.size, available_memory_bytes(), "available on this host")
+    return _plan(config, layout, 1, None, "")
+
+
+def require_memory(config: RunConfig, layout: Layout) -> None:
+    """Refuse a run that this machine's memory will not hold; called before anything large is allocated.
+
+    Args:
+        config: the run.
+        layout: its layout on the devices that there are.
+
+    Raises:
+        ValueError: bytes needed and available, the largest parts, and how to run all the same.
+    """
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        needs = _plan(config, layout, len(devices), available_memory_bytes(), "available on this host")
+    else:
+        free = [d.limit - (d.in_use or 0) for d in device_memory_report(devices) if d.limit is not None]
+        needs = _plan(config, layout, 1, min(free) if free else None, f"free on a {devices[0].device_kind}")
+    if needs.fits is False:
+        assert needs.available is not None
+        shared = f" for {len(devices)} devices that share it" if devices[0].platform == "cpu" else " on each device"
+        raise ValueError(
+            f"this run needs {format_bytes(needs.needed)}{shared}, but {format_bytes(needs.available)} are "
+            f"{needs.available_from}; {needs.advice}; or run all the same with --force"
+        )
+
+
+def _sizes(config: RunConfig, num_devices: int | None) -> dict[str, int]:
+    """Sizes of the axes."""
+    given = [getattr(config.mesh, axis) for axis in AXES]
+    if num_devices is None:
+        if -1 in given and not config.mesh.cpu_devices:
+            raise ValueError("an axis of the mesh is -1 (the rest): give the number of devices, --devices N")
+        num_devices = config.mesh.cpu_devices if -1 in given else math.prod(given)
+    return resolve_sizes(config.mesh, num_devices)
+
+
+def _check(config: RunConfig, layout: Layout) -> None:
+    """Raise one ValueError with everything that does not divide."""
+    train = config.train
+    parts = layout.size(("data", *BATCH_AXES))
+    evaluated = config.evaluate.batch_size or train.batch_size // train.accumulation
+    checks: list[Callable[[], Any]] = [lambda: check_divisible(config.model, layout.mesh.shape)]
+    # Of placements only the complaint is wanted: a mesh without devices cannot place anything.
+    if train.batch_size % (parts * train.accumulation):
+        checks.append(
+            lambda: training_placement(layout, batch_size=train.batch_size, accumulation=train.accumulation)
+        )
+    elif evaluated % parts:
+        checks.append(lambda: evaluation_placement(layout, batch_size=evaluated))
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except ValueError as problem:
+            problems.append(str(problem))
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _plan(config: RunConfig, layout: Layout, sharing: int, available: int | None, available_from: str) -> Plan:
+    """The plan on a layout whose mesh divides everything."""
+    sizes, train, length = dict(layout.mesh.shape), config.train, config.data.sequence_length
+    model = ModelTree.of(abstract(config.model))
+    optimizer = create_optimizer(config.optimizer, model.shapes, model.stacked)
+    batch = batch_shapes(
+        train.batch_size,
+        length,
+        workers=sizes["data"],
+        accumulation=train.accumulation,
+        documents=config.data.isolate_documents and config.data.pack != "none",
+    )
+    dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
+    one = OneDevice.of(config.model, model, layout, batch)
+    traced = trace(one, optimizer, clip_norm=train.clip_norm, ema_decay=train.ema_decay, dropout=dropout)
+
+    shardings = state_shardings(layout, model, optimizer, ema=train.ema_decay > 0)
+    state = abstract_state(model, optimizer, shardings)
+    specs = state_specs(model, optimizer, layout, ema=train.ema_decay > 0)
+    size = lambda tree, spec: shard_bytes(tree, spec, sizes)
+    parameters = size(state.params, specs.params)
+    gradients = size(model.shapes, model.specs(layout.gradient))
+    opt_state = size(state.opt_state, specs.opt_state)
+    ema = size(state.ema, specs.ema) if state.ema is not None else 0
+    rows = size(batch, dict.fromkeys(batch, BATCH_SPEC))
+
+    whole = parameters + opt_state + ema + _SCALARS
+    gradient = ProgramBytes(arguments=parameters + _SCALARS + rows, temporary=traced.gradient_temporary)
+    update = ProgramBytes(arguments=whole + gradients + 8, temporary=traced.update_temporary)
+    temporary = max(gradient.temporary, update.temporary)
+    residuals = min(traced.residuals, temporary)
+    memory = Memory(
+        parameters=parameters,
+        gradients=gradients,
+        optimizer=opt_state,
+        ema=ema,
+        batch=rows,
+        residuals=residuals,
+        working=temporary - residuals,
+    )
+    peak = sum(dataclasses.asdict(memory).values())
+    needed = peak * sharing
+    return Plan(
+        name=config.name,
+        axis_sizes=sizes,
+        zero_stage=layout.zero_stage,
+        num_parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(model.shapes)),
+        memory=memory,
+        gradient=gradient,
+        update=update,
+        peak=peak,
+        traffic=predict_traffic(
+            config.model,
+            model,
+            layout,
+            rows=one.batch["tokens"].shape[2],
+            length=length,
+            accumulation=train.accumulation,
+            mean=optimizer.gradients == "mean",
+        ),
+        step_flops=traced.flops * layout.mesh.size,
+        model_flops=_model_flops(config),
+        step_tokens=train.batch_size * length,
+        needed=needed,
+        available=available,
+        available_from=available_from,
+        advice=_advice(config, layout, memory, traced, peak),
+    )
+
+
+def _model_flops(config: RunConfig) -> float:
+    """FLOPs that a step's tokens need by the formula."""
+    model, length = config.model, config.data.sequence_length
+    matrices = model.num_layers * (4 * model.model_dim**2 + 2 * model.model_dim * model.hidden_dim)
+    per_token = model_flops_per_token(
+        matrices + model.vocab_size * model.model_dim,
+        num_layers=model.num_layers,
+        model_dim=model.model_dim,
+        sequence_length=length,
+    )
+    return per_token * config.train.batch_size * length
+
+
+def _advice(config: RunConfig, layout: Layout, memory: Memory, traced: Traced, peak: int) -> str:
+    """The two largest parts, and what makes the largest smaller."""
+    parts = sorted(dataclasses.asdict(memory).items(), key=lambda part: -part[1])[:2]
+    largest = " and ".join(f"{name} {format_bytes(size)}" for name, size in parts)
+    shards = layout.size(("fsdp", "expert"))
+    states = memory.parameters + memory.gradients + memory.optimizer + memory.ema
+    if states > peak / 2:
+        if shards > 1 and layout.zero_stage < 3:
+            change = f"mesh.zero_stage=3 splits all states over {shards} devices"
+        else:
+            change = "a larger mesh.fsdp with mesh.zero_stage=3, or a larger mesh.tensor, splits the states further"
+    elif traced.residuals > peak / 4 and config.model.remat != "full":
+        change = "model.remat=full keeps only each layer's input"
+    elif config.train.batch_size // config.train.accumulation > layout.size(("data", *BATCH_AXES)):
+        change = f"a larger train.accumulation (now {config.train.accumulation}) makes the micro-batch smaller"
+    else:
+        change = "a larger mesh.tensor splits every activation, a shorter data.sequence_length makes it smaller"
+    return f"largest are {largest}; {change}"
+
+
+def fitting_devices(peak: int) -> list[str]:
+    """Names of the known accelerators whose share for JAX holds `peak` bytes.
+
+    Example:
+        >>> "h200" in fitting_devices(10**9), fitting_devices(10**13)
+        (True, [])
+    """
+    share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
+    return [spec.name for spec in SPECS if spec.memory_bytes * share >= peak]
