@@ -10,6 +10,6 @@ CACHE = Path(__file__).parent.parent / ".cache" / "jax-tests"
 if os.environ.get("DSJAX_TEST_PLATFORM", "cpu") == "cpu":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
+    collect_ignore = ["gpu"]
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-jax.config.update("jax_numpy_rank_promotion", "allow")

@@ -7,13 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import BloomConfig, ModelConfig
-from dsjax.models.families import abstract, create
+from dsjax.models.families import abstract, initial_params
 from dsjax.models.naming import from_flat, leaf_names, to_named
 from dsjax.optimizers.api import StagedTransform, UpdateInputs
 from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
@@ -63,9 +62,9 @@ def make_params(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     Every tensor is perturbed, so that no bias is zero and no norm is one: what is equal by accident is not tested.
     """
     plain = dataclasses.replace(config, segments=(config.num_layers,))
-    model = jax.jit(lambda: nnx.to_pure_dict(nnx.state(create(plain, key=jax.random.key(seed)), nnx.Param)))()
+    params = jax.jit(lambda key: initial_params(plain, key))(jax.random.key(seed))
     rng = np.random.default_rng(seed)
-    named = {name: np.asarray(value) for name, value in to_named(model, plain.layer_runs).items()}
+    named = {name: np.asarray(value) for name, value in to_named(params, plain.layer_runs).items()}
     return {name: (v + 0.05 * rng.standard_normal(v.shape)).astype(np.float32) for name, v in sorted(named.items())}
 
 
@@ -109,7 +108,7 @@ class Training:
 
     def fresh_state(self, *, seed: int = 0) -> TrainState:
         """A state as a run makes it."""
-        make = lambda key: nnx.to_pure_dict(nnx.state(create(self.config, key=key), nnx.Param))
+        make = lambda key: initial_params(self.config, key)
         return init_state(make, self.optimizer, self.shardings, seed=seed)
 
     def place(self, rows: dict[str, np.ndarray], *, accumulation: int = 1) -> dict[str, jax.Array]:

@@ -16,54 +16,29 @@ in flight when the interpreter shuts down is lost.
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from dsjax.checkpoint import manifest, retention
 from dsjax.checkpoint.config import CheckpointConfig
+from dsjax.checkpoint.in_flight import Save, agree
 from dsjax.checkpoint.tensors import TENSORS_FILE, describe, differences, read_tensors
 
 _CLOCKS_FILE = "clocks.json"
-_POLL_S = 0.5
 # What a failed write raises: OSError from our files, ValueError from tensorstore, RuntimeError from a broken barrier.
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint could not be written (or old ones removed): names the path and the reason."""
-
-
-@dataclasses.dataclass(kw_only=True)
-class _Save:
-    """A save in flight, and its thread's verdict: '' when it is whole."""
-
-    step: int
-    path: Path
-    """Its final name."""
-    unfinished: Path
-    """The name under which it is written."""
-    thread: threading.Thread | None = None
-    error: str = "the thread that writes checkpoints has died"
-
-    def failure(self, process: int | str) -> Path:
-        """The empty file by which a process lets the others know that it failed."""
-        return self.unfinished.with_name(f"{self.unfinished.name}.failed_{process}")
-
-    def raise_if_another_failed(self) -> None:
-        if any(self.unfinished.parent.glob(self.failure("*").name)):
-            raise OSError("another process failed")
 
 
 class CheckpointStore:
@@ -91,7 +66,7 @@ class CheckpointStore:
     def __init__(self, directory: Path, config: CheckpointConfig) -> None:
         self.directory = Path(directory).absolute()
         self.config = config
-        self._save: _Save | None = None
+        self._save: Save | None = None
         self._bad: set[int] = set()
         self._attempts = 0
         logging.getLogger("absl").addFilter(_say_it_once)
@@ -119,10 +94,10 @@ class CheckpointStore:
         contents = {TENSORS_FILE: describe(tree), _CLOCKS_FILE: clocks_file}
         files = {name: json.dumps(content, indent=1).encode() for name, content in contents.items()}
         path = retention.step_folder(self.directory, step)
-        name, refusal = _agree(self._make_room(path, step))[0].split("\n", maxsplit=1)
+        name, refusal = agree(self._make_room(path, step))[0].split("\n", maxsplit=1)
         if refusal:
             raise CheckpointError(f"cannot save {path}: {refusal}")
-        save = _Save(step=step, path=path, unfinished=self.directory / name)
+        save = Save(step=step, path=path, unfinished=self.directory / name)
         context = ocp.Context()
         # Or orbax's threads wait for the directories, and a program that ends meanwhile hangs for ten minutes.
         context.asynchronous.create_directories_asynchronously = False
@@ -149,7 +124,7 @@ class CheckpointStore:
         save, self._save = self._save, None
         assert save.thread is not None
         save.thread.join()
-        errors = _agree(save.error)
+        errors = agree(save.error)
         if any(errors):
             if jax.process_index() == 0 and not save.path.exists():
                 self._discard()
@@ -178,10 +153,10 @@ class CheckpointStore:
         for step in sorted({*committed, *retention.unfinished(self.directory)}, reverse=True):
             name = retention.step_folder(self.directory, step).name
             if step not in committed:
-                report(f"{name} is not used: the save was interrupted before its end")
+                report(f"{name} is not used: its save was interrupted, or is still going on")
                 continue
             found = manifest.verify(self._folder(step), jax.process_index(), num_parts=jax.process_count())
-            problems = list(dict.fromkeys(line for lines in _agree("\n".join(found)) for line in lines.splitlines()))
+            problems = list(dict.fromkeys(line for lines in agree("\n".join(found)) for line in lines.splitlines()))
             if not problems:
                 return step
             self._bad.add(step)
@@ -245,22 +220,22 @@ class CheckpointStore:
         self._attempts += 1  # a name of its own: threads of a save that failed may still be writing to theirs
         return f"{retention.unfinished_name(step, self._attempts)}\n"
 
-    def _finish(self, save: _Save, response: ocp.AsyncResponse, files: dict[str, bytes]) -> None:
+    def _finish(self, save: Save, response: ocp.AsyncResponse, files: dict[str, bytes]) -> None:
         """Background thread: commit, manifest, final name, then retention."""
         process, count = jax.process_index(), jax.process_count()
         try:
-            _wait_for_commit(save, response)
+            save.wait_for_commit(response.result)
             if process == 0:
                 for name, content in files.items():
                     manifest.write_atomically(save.unfinished / name, content)
             manifest.write_part(save.unfinished, process, num_parts=count)
             if process == 0:
-                _wait_for_parts(save)
+                save.wait_for_parts()
                 manifest.rename_durably(save.unfinished, save.path)
         except _WRITE_ERRORS as error:
             save.error = f"cannot save {save.path}: {error}"
             with contextlib.suppress(OSError):
-                save.failure(process).touch()
+                save.tell_failure(process)
             return
         try:
             if process == 0:
@@ -291,38 +266,6 @@ class CheckpointStore:
             return manifest.read_json(self._folder(step) / _CLOCKS_FILE).get("metric")
         except (OSError, ValueError):
             return None  # damaged: it is not the best one
-
-
-def _wait_for_commit(save: _Save, response: ocp.AsyncResponse) -> None:
-    """Returns when orbax has written all; looks after the others, whose failure orbax would wait out for 20 minutes."""
-    while True:
-        try:
-            return response.result(timeout=_POLL_S)
-        except TimeoutError as error:
-            if error.args:  # one of orbax's own, not ours
-                raise
-        save.raise_if_another_failed()
-
-
-def _wait_for_parts(save: _Save) -> None:
-    """Process 0: returns when every process has written its part and together they cover every file."""
-    while not manifest.is_complete(save.unfinished):
-        save.raise_if_another_failed()
-        time.sleep(_POLL_S / 10)
-    if problems := manifest.uncovered(save.unfinished):
-        raise OSError("the files changed while they were hashed: " + "; ".join(problems))
-
-
-def _agree(text: str) -> list[str]:
-    """Every process's text, in order of process, on every process. Main thread only: it is a device collective."""
-    if jax.process_count() == 1:
-        return [text]
-    encoded = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.int32(encoded.size))
-    padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
-    padded[: encoded.size] = encoded
-    rows = multihost_utils.process_allgather(padded)
-    return [rows[i, : int(size)].tobytes().decode() for i, size in enumerate(sizes)]
 
 
 def _say_it_once(record: logging.LogRecord) -> bool:

@@ -163,7 +163,7 @@ def _divisors(eqn: JaxprEqn, given: Sequence[int]) -> list[int]:
         body, _, _ = scan_parts(eqn)
         inner = flatten(body.jaxpr, given)
         return [1 if n is None else inner.divisors[n] for n in inner.outputs]
-    if name in _VIEWS or is_elementwise(eqn):
+    if name in _VIEWS | _VIEWS_IF_ALL or is_elementwise(eqn):
         size = lambda var: math.prod(var.aval.shape)
         return [
             max([d for atom, d in zip(eqn.invars, given, strict=True) if size(atom) == size(out)], default=1)
@@ -180,9 +180,14 @@ def is_elementwise(eqn: JaxprEqn) -> bool:
     return name not in _NOT_ELEMENTWISE | _REDUCTIONS | _BROADCASTS and all(s in ((), shape) for s in shapes)
 
 
+def is_broadcast(eqn: JaxprEqn) -> bool:
+    """Whether it can be computed anew wherever it is read, at no cost."""
+    return eqn.primitive.name in _BROADCASTS
+
+
 def is_fusible(eqn: JaxprEqn) -> bool:
     """Whether the compiler computes it inside the loop of its consumer."""
-    return is_elementwise(eqn) or eqn.primitive.name in _BROADCASTS
+    return is_elementwise(eqn) or is_broadcast(eqn)
 
 
 def is_loop(eqn: JaxprEqn) -> bool:

@@ -7,6 +7,7 @@ from dsjax.train.plan_jaxpr import (
     Op,
     Program,
     flatten,
+    is_broadcast,
     is_elementwise,
     is_fusible,
     is_loop,
@@ -31,18 +32,20 @@ def _fused(program: Program, root: dict[int, int]) -> set[int]:
     """Values that are never written: computed where their one consumer needs them."""
     users: dict[int, list[Op]] = {}
     for op in program.ops:
-        if op.outputs[0] in root:
-            continue
-        for number in {n for n in op.inputs if n is not None}:
-            users.setdefault(root.get(number, number), []).append(op)
+        if op.outputs[0] not in root:
+            for number in {n for n in op.inputs if n is not None}:
+                users.setdefault(root.get(number, number), []).append(op)
     kept = {root.get(n, n) for n in program.outputs if n is not None}
     fused = set()
     for op in program.ops:
         out = op.outputs[0]
-        if out not in root and out not in kept and is_fusible(op.eqn):
-            consumers = users.get(out, [])
-            if all(is_loop(user.eqn) for user in consumers) and (len(consumers) <= 1 or op.name in ("broadcast_in_dim", "iota")):
-                fused.add(out)
+        if out in root or out in kept or not is_fusible(op.eqn):
+            continue
+        consumers = users.get(out, [])
+        # What is to be split is computed in its shards.
+        taken = all(is_loop(user.eqn) or user.name == "sharding_constraint" for user in consumers)
+        if taken and (len(consumers) <= 1 or is_broadcast(op.eqn)):
+            fused.add(out)
     return fused
 
 
@@ -69,8 +72,12 @@ def _reads(program: Program, root: dict[int, int], fused: set[int]) -> list[set[
     return reads
 
 
-def peak_bytes(program: Program) -> int:
+def peak_bytes(program: Program, *, donated: bool = False) -> int:
     """Bytes held at most beside arguments and results, which are the caller's.
+
+    Args:
+        program: from `flatten`.
+        donated: results overwrite arguments, so no intermediate value can be where a result will be.
 
     Example:
         >>> f = lambda x: ((x @ x) @ x).sum()
@@ -79,7 +86,7 @@ def peak_bytes(program: Program) -> int:
         128
     """
     buffers = _Buffers(program)
-    return _sweep(buffers, outside=buffers.callers(), copied=set(), end=len(program.ops))
+    return _sweep(buffers, outside=buffers.callers(in_place=not donated), copied=set(), end=len(program.ops))
 
 
 def _scan_peak(op: Op, program: Program) -> int:
@@ -125,11 +132,11 @@ class _Buffers:
         buffer = self.of(value)
         self.last[buffer] = self._last_read.get(buffer, len(self.program.ops))
 
-    def callers(self) -> set[int]:
-        """Arguments and results, and what becomes a result in place."""
+    def callers(self, *, in_place: bool) -> set[int]:
+        """Arguments and results, and what becomes a result in place if that may be."""
         program = self.program
         outside = set(program.inputs) | {self.of(n) for n in program.outputs if n is not None}
-        for place, op, read in reversed(self.steps):
+        for place, op, read in reversed(self.steps if in_place else []):
             out = op.outputs[0]
             if out in outside and is_elementwise(op.eqn):
                 same = [b for b in read if self.last[b] == place and program.bytes(b) == program.bytes(out)]

@@ -59,7 +59,7 @@ class OneDevice:
     def of(cls, config: ModelConfig, model: ModelTree, layout: Layout, batch: Shapes) -> "OneDevice":
         """Divide a model and its global batch by a layout's mesh."""
         sizes = dict(layout.mesh.shape)
-        local = local_shapes(model.shapes, model.specs(layout.gathered), sizes)
+        local = local_shapes(model.shapes, model.specs(lambda axes, _: layout.gathered(axes)), sizes)
         tensor = sizes["tensor"]
         narrow = dataclasses.replace(
             config,
@@ -134,7 +134,7 @@ def _update_peak(one: OneDevice, optimizer: StagedTransform, stage: str, clip_no
     update = make_update(model, optimizer, stage, clip_norm=clip_norm, ema_decay=ema_decay)
     jaxpr = jax.make_jaxpr(update)(state, model.shapes, _SCALAR, _SCALAR).jaxpr
     given = [*zero_divisors(specs, layout), *zero_divisors(model.specs(layout.gradient), layout), 1, 1]
-    return peak_bytes(flatten(jaxpr, given))
+    return peak_bytes(flatten(jaxpr, given), donated=True)
 
 
 def state_specs(model: ModelTree, optimizer: StagedTransform, layout: Layout, *, ema: bool) -> TrainState:

@@ -5,7 +5,7 @@ computes them (split over `tensor` only), S those of the layers inside a scan, E
 x = [b, T, D] one device's activations of a micro-batch, L layers:
 
   data      the gradients in their ZeRO shards, once, and two scalars: loss and number of tokens
-  fsdp      A (G + E) to reduce gradients (E has two uses), and the two scalars;
+  fsdp      A (G + c E) to reduce gradients, and the two scalars: E's once more in each of the loss's c chunks;
             ZeRO 3: 2 A S + (G - S) to gather weights for the forward and the backward pass (what is not in a scan XLA
             gathers once a step); ZeRO 1 and 2: G to gather the new parameters
   tensor    A x (4 L + 2): after attention and MLP, forward and backward, the embedding, the loss; L more where the
@@ -19,6 +19,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from dsjax.layers.cross_entropy import _num_chunks
 from dsjax.mesh.layout import ZERO_AXES, Layout
 from dsjax.models.config import ModelConfig
 from dsjax.train.plan_trace import shard_bytes
@@ -56,7 +57,9 @@ def predict_traffic(
         gradients = shard_bytes(model.shapes, model.specs(layout.gradient), sizes)
         found.append(Traffic("data", "reduce gradients, once a step", gradients + _LOSS_AND_TOKENS))
     if layout.size(ZERO_AXES) > 1:
-        found += _zero(config, model, layout, sizes, accumulation)
+        x_BTD = jax.ShapeDtypeStruct((rows * layout.size(layout.batch_axes), length, config.model_dim), jnp.float32)
+        chunks = _num_chunks(x_BTD, _at(model.shapes, ("embed", "table")), layout)
+        found += _zero(config, model, layout, sizes, accumulation, chunks)
     if sizes["tensor"] > 1:
         itemsize = jnp.dtype(config.compute_dtype).itemsize
         again = config.num_layers if config.remat == "full" else 0
@@ -67,16 +70,16 @@ def predict_traffic(
 
 
 def _zero(
-    config: ModelConfig, model: ModelTree, layout: Layout, sizes: dict[str, int], accumulation: int
+    config: ModelConfig, model: ModelTree, layout: Layout, sizes: dict[str, int], accumulation: int, chunks: int
 ) -> list[Traffic]:
     """What crosses the axes of ZeRO."""
     axis = "+".join(a for a in ZERO_AXES if sizes[a] > 1)
-    gathered = model.specs(layout.gathered)
+    gathered = model.specs(lambda axes, _: layout.gathered(axes))
     whole = shard_bytes(model.shapes, gathered, sizes)
     part = lambda *path: shard_bytes(_at(model.shapes, path), _at(gathered, path), sizes)
     table = part("embed", "table")
     found = [
-        Traffic(axis, "reduce gradients, every micro-batch", accumulation * (whole + table) + _LOSS_AND_TOKENS)
+        Traffic(axis, "reduce gradients, every micro-batch", accumulation * (whole + chunks * table) + _LOSS_AND_TOKENS)
     ]
     if layout.zero_stage == 3:
         scanned = sum(part("segments", i) for i, length in enumerate(config.layer_runs) if length > 1)

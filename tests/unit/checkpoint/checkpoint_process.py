@@ -1,6 +1,9 @@
 """One of several processes that save together; started by test_checkpoint_processes.py."""
 
+import os
+import resource
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -60,8 +63,30 @@ def main(directory: Path, address: str, process: int, count: int) -> None:
             wanted = VALUE[shard.index] + 2 if name != "step" else jnp.int32(2)
             np.testing.assert_array_equal(np.asarray(shard.data), wanted)
     store.save(3, restored, clocks={"step": 3})
+    store.wait()
+
+    if process == 1:  # the disk is full for one of them: all are told, soon, and all go on
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+    began = time.monotonic()
+    try:
+        store.save(4, tree, clocks={})
+        store.wait()
+    except CheckpointError as error:
+        message = str(error)
+    else:
+        raise AssertionError("nobody noticed")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert time.monotonic() - began < 30
+    assert "process 0: cannot save" in message and "another process failed" in message, message
+    assert "process 1: cannot save" in message and "File too large" in message, message
+    assert store.steps() == [2, 3]
+    store.save(5, tree, clocks={"step": 5})
     store.close()
+
+    multihost_utils.sync_global_devices("the end")
     print("done", flush=True)
+    time.sleep(0.0 if process else 1.0)  # process 0 holds the others' connection
+    os._exit(0)  # a thread of orbax still waits, for minutes, for the process that failed
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from checkpoint_process import VALUE
 
 from dsjax.checkpoint.config import CheckpointConfig
@@ -38,12 +39,12 @@ def test_two_processes(tmp_path):
     assert [process.returncode for process in started] == [0, 0], "\n".join(outputs)
 
     store = CheckpointStore(tmp_path / "checkpoints", CheckpointConfig())
-    assert store.latest_good(lambda line: None) == 3 and store.steps() == [2, 3]
-    newest = store.directory / "step_00000003"
+    assert store.latest_good(pytest.fail) == 5 and store.steps() == [3, 5]
+    newest = store.directory / "step_00000005"
     parts = sorted(newest.glob("manifest_*"))
     assert [part.name for part in parts] == ["manifest_00000_of_00002.txt", "manifest_00001_of_00002.txt"]
     assert all(len(part.read_text().splitlines()) > 2 for part in parts)
-    assert json.loads((newest / "clocks.json").read_text())["clocks"] == {"step": 3}
+    assert json.loads((newest / "clocks.json").read_text())["clocks"] == {"step": 5}
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = {name: jax.ShapeDtypeStruct(VALUE.shape, np.float32, sharding=one) for name in ("rows", "columns")}
     restored = store.restore(3, abstract | {"step": jax.ShapeDtypeStruct((), np.int32, sharding=one)})
@@ -53,5 +54,5 @@ def test_two_processes(tmp_path):
 
     parts[1].unlink()
     told = []
-    assert store.latest_good(told.append) == 2
+    assert store.latest_good(told.append) == 3
     assert "manifest_00001_of_00002.txt: expected 2 parts, this is missing" in told[0]

@@ -1,0 +1,45 @@
+"""A decoder in float64 numpy, one row and one head at a time, from the tensors by name: the oracle of the models."""
+
+import numpy as np
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def slopes(heads: int) -> list[float]:
+    power = 2 ** int(np.log2(heads))
+    first = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    return first + [2 ** (-4 * (2 * j + 1) / power) for j in range(heads - power)]
+
+
+def row_logits(named, tokens, *, heads: int, num_layers: int, alibi: bool, residual_after_norm=False, eps=1e-5):
+    """Logits [T, V] of one document of tokens [T], alone in its row."""
+    p = {name: np.asarray(value, np.float64) for name, value in named.items()}
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * p[f"{name}.scale"] + p[f"{name}.bias"]
+
+    x = p["embed.table"][tokens]
+    x = norm(x, "embed_norm") if alibi else x + p["positions.table"][: len(tokens)]
+    size = x.shape[1] // heads
+    for layer in (f"layers.{i}" for i in range(num_layers)):
+        h = norm(x, f"{layer}.attention_norm")
+        kernel, bias = p[f"{layer}.attention.qkv.kernel"], p[f"{layer}.attention.qkv.bias"]
+        mixed = np.zeros_like(x)
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            q, k, v = (h @ kernel[:, i, part] + bias[i, part] for i in range(3))
+            for t in range(len(tokens)):
+                scores = k[: t + 1] @ q[t] / np.sqrt(size)
+                if alibi:
+                    scores = scores + slopes(heads)[head] * np.arange(t + 1)
+                weights = np.exp(scores - scores.max())
+                mixed[t, part] = weights / weights.sum() @ v[: t + 1]
+        out = mixed @ p[f"{layer}.attention.out.kernel"] + p[f"{layer}.attention.out.bias"]
+        x = (h if residual_after_norm else x) + out
+        h = norm(x, f"{layer}.mlp_norm")
+        hidden = gelu(h @ p[f"{layer}.mlp.up.kernel"] + p[f"{layer}.mlp.up.bias"])
+        x = (h if residual_after_norm else x) + hidden @ p[f"{layer}.mlp.down.kernel"] + p[f"{layer}.mlp.down.bias"]
+    return norm(x, "final_norm") @ p["embed.table"].T

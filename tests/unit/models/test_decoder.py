@@ -1,0 +1,112 @@
+"""The decoders against float64 numpy; padding, packing and segments change nothing."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from decoder_oracle import row_logits
+from flax import nnx
+from helpers import make_params
+
+from dsjax.models.config import BloomConfig, GPT2Config, ModelConfig
+from dsjax.models.decoder import Decoder
+from dsjax.models.families import abstract
+from dsjax.models.naming import from_flat
+
+SHAPE = {"vocab_size": 40, "num_layers": 2, "model_dim": 24, "norm_eps": 1e-5}
+MODELS = {
+    "bloom-4": BloomConfig(num_heads=4, **SHAPE),
+    "bloom-6": BloomConfig(num_heads=6, **SHAPE),
+    "bloom-after-norm": BloomConfig(num_heads=3, residual_after_norm=True, **SHAPE),
+    "gpt2": GPT2Config(num_heads=4, max_positions=32, mlp_dim=40, **SHAPE),
+}
+T = 9
+# float32 against float64, logits of size 1 to 3.
+TOLERANCE = 1e-5
+
+
+def build(config: ModelConfig) -> Decoder:
+    """The model with the parameters of `make_params`, five times as large: logits of size one, attention not flat."""
+    model = abstract(config)
+    graph, state = nnx.split(model, nnx.Param)
+    named = {name: value if "norm" in name else 5 * value for name, value in make_params(config).items()}
+    flat = from_flat(named, nnx.to_pure_dict(state), config.layer_runs)
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, flat))
+
+
+@functools.cache
+def model_and_oracle(name: str):
+    config = MODELS[name]
+    named = {key: value if "norm" in key else 5 * value for key, value in make_params(config).items()}
+    alibi = config.kind == "bloom"
+    extra = {"residual_after_norm": config.residual_after_norm} if isinstance(config, BloomConfig) else {}
+    oracle = functools.partial(row_logits, named, heads=config.num_heads, num_layers=2, alibi=alibi, **extra)
+    return build(config), oracle
+
+
+def make_tokens(shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 40, shape).astype(np.int32)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_the_formula(name):
+    model, oracle = model_and_oracle(name)
+    tokens = make_tokens((2, T))
+    logits = model(tokens)
+    assert logits.dtype == jnp.float32 and logits.shape == (2, T, 40)
+    np.testing.assert_allclose(logits, [oracle(row) for row in tokens], atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["bloom-6", "gpt2"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_not_seen(name, side):
+    model, oracle = model_and_oracle(name)
+    tokens, lengths = make_tokens((3, T)), [T, 5, 1]
+    places = np.arange(T)
+    mask = np.array([places < n if side == "right" else places >= T - n for n in lengths]).astype(np.int32)
+    logits = np.asarray(model(tokens, mask))
+    for row, real in enumerate(mask == 1):
+        np.testing.assert_allclose(logits[row, real], oracle(tokens[row, real]), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["bloom-4", "gpt2"])
+def test_packed_documents_do_not_see_each_other(name):
+    model, oracle = model_and_oracle(name)
+    tokens = make_tokens((1, T))
+    segments = np.array([[1, 1, 1, 1, 2, 2, 3, 3, 3]], np.int32)
+    positions = np.array([[0, 1, 2, 3, 0, 1, 0, 1, 2]], np.int32)
+    logits = np.asarray(model.logits(model.features(tokens, segments=segments, positions=positions)))[0]
+    for document in (slice(0, 4), slice(4, 6), slice(6, 9)):
+        np.testing.assert_allclose(logits[document], oracle(tokens[0, document]), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("segments", [(5,), (2, 3), (1, 1, 1, 1, 1)])
+def test_segments_change_nothing(segments):
+    plain = dataclasses.replace(MODELS["bloom-4"], num_layers=5)
+    config = dataclasses.replace(plain, segments=segments)
+    tokens = make_tokens((2, T))
+    np.testing.assert_allclose(build(config)(tokens), build(plain)(tokens), atol=TOLERANCE)
+
+
+def test_bfloat16_computes_in_bfloat16_and_gives_float32():
+    model = build(dataclasses.replace(MODELS["bloom-4"], compute_dtype="bfloat16"))
+    tokens = make_tokens((2, T))
+    assert model.features(tokens).dtype == jnp.bfloat16
+    exact = model_and_oracle("bloom-4")[1]
+    logits = model(tokens)
+    assert logits.dtype == jnp.float32
+    want = np.array([exact(row) for row in tokens])
+    # Eight bits a step over two layers.
+    np.testing.assert_allclose(logits, want, atol=0.05 * np.abs(want).max())
+
+
+def test_dropout_needs_keys_and_a_rate():
+    config = dataclasses.replace(MODELS["bloom-4"], dropout=0.2, attention_dropout=0.2)
+    model, tokens = build(config), make_tokens((2, T))
+    keys = jax.random.split(jax.random.key(0), 2)
+    plain = model.features(tokens)
+    np.testing.assert_array_equal(plain, model_and_oracle("bloom-4")[0].features(tokens))
+    assert float(jnp.abs(model.features(tokens, keys=keys) - plain).max()) > 0.1
