@@ -34,6 +34,7 @@ MESHES = {
     "all": MeshConfig(data=2, fsdp=2, tensor=2, zero_stage=3),
 }
 ONE = MeshConfig(data=1)
+ADAMW = AdamWConfig()
 
 
 def make_rows(num_rows: int = 16, length: int = 16, *, vocab: int = 64, seed: int = 0) -> dict[str, np.ndarray]:
@@ -143,7 +144,7 @@ class Training:
     def update_text(self) -> str:
         """The compiled update program as text."""
         state = self.state()
-        gradients, figures = jax.eval_shape(
+        gradients, _ = jax.eval_shape(
             self.programs.gradient, state.params, state.key, state.step, self.place(make_rows())
         )
         place = lambda g, s: jax.ShapeDtypeStruct(g.shape, g.dtype, sharding=self.layout.named(s))
@@ -174,7 +175,7 @@ class Training:
 def make_training(
     mesh: MeshConfig = ONE,
     config: ModelConfig = TINY,
-    optimizer: OptimizerConfig = AdamWConfig(),  # noqa: B008: frozen
+    optimizer: OptimizerConfig = ADAMW,
     *,
     clip_norm: float = 1.0,
     ema_decay: float = 0.0,

@@ -48,7 +48,8 @@ class Instruction:
     def called(self) -> dict[str, list[str]]:
         """Attribute -> computations that it names, e.g. {'condition': ['c'], 'body': ['b']}."""
         found: dict[str, list[str]] = {}
-        for attribute, names in re.findall(r"\b([a-z_]+)=(\{\s*%[^{}]*\}|%[\w.\-]+)", self.attributes):
+        # control-predecessors={%copy.1} names instructions, not computations; no calling attribute has a hyphen.
+        for attribute, names in re.findall(r"(?<![\w-])([a-z_]+)=(\{\s*%[^{}]*\}|%[\w.\-]+)", self.attributes):
             found.setdefault(attribute, []).extend(re.findall(r"%([\w.\-]+)", names))
         return found
 

@@ -24,7 +24,7 @@ class Embedding(nnx.Module):
         """The rows `ids` of the table, in dtype."""
         table = use(self.table, layout, dtype)
         if layout is not None:
-            # Also of the table's gradient: it is then summed and reduced into its shards like any other. Left to choose,
-            # XLA may gather the activations' gradients of all devices instead and add them up on each.
+            # This holds the table's gradient too, which is then summed and reduced into its shards like any other. Left
+            # to choose, XLA may gather the gradients of all devices' activations instead and sum them on each.
             table = layout.whole(table, self.table.get_metadata("axes"))
         return table[ids]

@@ -129,6 +129,7 @@ def run(
         truncate_metrics(folder.path / METRICS_FILE, counters.steps)
 
     with contextlib.ExitStack() as stack:
+        stack.callback(store.close)  # also when a step fails: a save in flight cannot end once Python shuts down
         trackers = []
         if folder.is_first_process:
             resume_step = counters.steps if folder.resumed else None
@@ -155,7 +156,6 @@ def run(
         stack.enter_context(batches)
         saver = _Saver(store, config, counters, corpus.hash, progress, folder)
         state = _train(config, state, programs, optimizer, placement, batches, recorder, evaluate, saver, stop, folder)
-    store.close()
     barrier("finished")
     if counters.steps < total_steps:
         report(f"stopped by {stop.received or 'a signal'} at step {counters.steps}; to go on: {folder.how_to_resume}")

@@ -18,7 +18,7 @@ from dsjax.mesh.build import resolve_sizes
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import BATCH_AXES, Layout
 from dsjax.models.families import abstract, check_divisible
-from dsjax.observe.devices import SPECS, DeviceSpec
+from dsjax.observe.devices import DeviceSpec
 from dsjax.observe.flops import model_flops_per_token
 from dsjax.observe.memory import available_memory_bytes, device_memory_report, format_bytes
 from dsjax.optimizers.create import create_optimizer
@@ -125,12 +125,16 @@ def plan(config: RunConfig, *, num_devices: int | None = None, device: DeviceSpe
     _check(config, layout)
     on_cpu = device is None and config.mesh.platform != "gpu" and bool(config.mesh.cpu_devices or layout.mesh.size == 1)
     if device is not None:
-        # JAX takes this share of a GPU when it starts, and no more later.
-        share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
+        share = gpu_share()
         return _plan(config, layout, 1, int(device.memory_bytes * share), f"{share:.0%} of a {device.name}")
     if on_cpu:
         return _plan(config, layout, layout.mesh.size, available_memory_bytes(), "available on this host")
     return _plan(config, layout, 1, None, "")
+
+
+def gpu_share() -> float:
+    """The part of a GPU's memory that JAX takes when it starts, and never more."""
+    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
 
 
 def require_memory(config: RunConfig, layout: Layout) -> None:
@@ -176,9 +180,7 @@ def _check(config: RunConfig, layout: Layout) -> None:
     checks: list[Callable[[], Any]] = [lambda: check_divisible(config.model, layout.mesh.shape)]
     # Of placements only the complaint is wanted: a mesh without devices cannot place anything.
     if train.batch_size % (parts * train.accumulation):
-        checks.append(
-            lambda: training_placement(layout, batch_size=train.batch_size, accumulation=train.accumulation)
-        )
+        checks.append(lambda: training_placement(layout, batch_size=train.batch_size, accumulation=train.accumulation))
     elif evaluated % parts:
         checks.append(lambda: evaluation_placement(layout, batch_size=evaluated))
     problems = []
@@ -221,6 +223,7 @@ def _plan(config: RunConfig, layout: Layout, sharing: int, available: int | None
     gradient = ProgramBytes(arguments=parameters + _SCALARS + rows, temporary=traced.gradient_temporary)
     update = ProgramBytes(arguments=whole + gradients + 8, temporary=traced.update_temporary)
     temporary = max(gradient.temporary, update.temporary)
+    # Outside a scan XLA computes some of them again where they are read, and then holds less than all of them.
     residuals = min(traced.residuals, temporary)
     memory = Memory(
         parameters=parameters,
@@ -292,14 +295,3 @@ def _advice(config: RunConfig, layout: Layout, memory: Memory, traced: Traced, p
     else:
         change = "a larger mesh.tensor splits every activation, a shorter data.sequence_length makes it smaller"
     return f"largest are {largest}; {change}"
-
-
-def fitting_devices(peak: int) -> list[str]:
-    """Names of the known accelerators whose share for JAX holds `peak` bytes.
-
-    Example:
-        >>> "h200" in fitting_devices(10**9), fitting_devices(10**13)
-        (True, [])
-    """
-    share = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
-    return [spec.name for spec in SPECS if spec.memory_bytes * share >= peak]

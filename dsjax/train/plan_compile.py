@@ -91,7 +91,9 @@ def compile_in_child(config: RunConfig, *, num_devices: int) -> dict[str, Any]:
     done = subprocess.run(command, input=order, capture_output=True, text=True, check=False)
     if done.returncode:
         end = "\n".join(done.stderr.strip().splitlines()[-5:])
-        raise ValueError(f"compiling for {num_devices} virtual CPU devices failed (exit code {done.returncode}):\n{end}")
+        raise ValueError(
+            f"compiling for {num_devices} virtual CPU devices failed (exit code {done.returncode}):\n{end}"
+        )
     return json.loads(done.stdout)
 
 

@@ -16,9 +16,11 @@ their sizes. `tensor` and the rows of the batch are divided beforehand, by traci
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal  # pyright: ignore[reportPrivateImportUsage]
 from jax.sharding import NamedSharding
 
 from dsjax.mesh.layout import ZERO_AXES
@@ -61,7 +63,7 @@ class Program:
     """
 
     ops: list[Op]
-    avals: list[jax.core.ShapedArray]
+    avals: list[Any]
     divisors: list[int]
     inputs: list[int]
     outputs: list[int | None]
@@ -79,10 +81,18 @@ class Program:
         return found
 
 
-def aval_bytes(aval) -> int:
+def aval_bytes(aval: Any) -> int:
     """Bytes of a value; a PRNG key counts as the 8 bytes of its data."""
-    size = 8 if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key) else aval.dtype.itemsize
+    size = 8 if jnp.issubdtype(aval.dtype, jax.dtypes.prng_key) else aval.dtype.itemsize
     return math.prod(aval.shape) * size
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return atom.aval.shape
+
+
+def _rank(atom: Any) -> int:
+    return len(_shape(atom))
 
 
 def scan_parts(eqn: JaxprEqn) -> tuple[ClosedJaxpr, int, int]:
@@ -91,8 +101,8 @@ def scan_parts(eqn: JaxprEqn) -> tuple[ClosedJaxpr, int, int]:
     Read off the ranks, in which a stacked array and its slice differ: the parameters' names changed between versions.
     """
     body = eqn.params["jaxpr"]
-    whole = [a.aval.ndim == b.aval.ndim for a, b in zip(eqn.invars, body.jaxpr.invars, strict=True)]
-    carried = [a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, body.jaxpr.outvars, strict=True)]
+    whole = [_rank(a) == _rank(b) for a, b in zip(eqn.invars, body.jaxpr.invars, strict=True)]
+    carried = [_rank(a) == _rank(b) for a, b in zip(eqn.outvars, body.jaxpr.outvars, strict=True)]
     return body, sum(whole), sum(carried)
 
 
@@ -140,7 +150,8 @@ def flatten(jaxpr: Jaxpr, divisors: Sequence[int] | None = None) -> Program:
             program.ops.append(Op(eqn, inputs, outputs))
         return [read(atom) for atom in jaxpr.outvars]
 
-    program.inputs = [new(var.aval, d) for var, d in zip(jaxpr.invars, divisors or [1] * len(jaxpr.invars))]
+    divisors = [1] * len(jaxpr.invars) if divisors is None else divisors
+    program.inputs = [new(var.aval, d) for var, d in zip(jaxpr.invars, divisors, strict=True)]
     program.outputs = run(jaxpr, program.inputs)
     needed, kept = set(program.outputs), []
     for op in reversed(program.ops):
@@ -164,7 +175,7 @@ def _divisors(eqn: JaxprEqn, given: Sequence[int]) -> list[int]:
         inner = flatten(body.jaxpr, given)
         return [1 if n is None else inner.divisors[n] for n in inner.outputs]
     if name in _VIEWS | _VIEWS_IF_ALL or is_elementwise(eqn):
-        size = lambda var: math.prod(var.aval.shape)
+        size = lambda atom: math.prod(_shape(atom))
         return [
             max([d for atom, d in zip(eqn.invars, given, strict=True) if size(atom) == size(out)], default=1)
             for out in eqn.outvars
@@ -174,8 +185,8 @@ def _divisors(eqn: JaxprEqn, given: Sequence[int]) -> list[int]:
 
 def is_elementwise(eqn: JaxprEqn) -> bool:
     """Whether each element of the result depends on the same element of the operands only."""
-    shape = eqn.outvars[0].aval.shape
-    shapes = [atom.aval.shape for atom in eqn.invars]
+    shape = _shape(eqn.outvars[0])
+    shapes = [_shape(atom) for atom in eqn.invars]
     name = eqn.primitive.name
     return name not in _NOT_ELEMENTWISE | _REDUCTIONS | _BROADCASTS and all(s in ((), shape) for s in shapes)
 
@@ -211,7 +222,7 @@ def is_view(op: Op, program: Program) -> bool:
 def transposed(op: Op) -> list[int]:
     """Operands of a matrix product that are not in its order, [batch, rows, k] x [batch, k, columns]."""
     (left, right), (_, right_batch) = op.eqn.params["dimension_numbers"]
-    rank = op.eqn.invars[0].aval.ndim
+    rank = _rank(op.eqn.invars[0])
     in_order = (
         tuple(left) == tuple(range(rank - len(left), rank)),
         tuple(right) == tuple(range(len(right_batch), len(right_batch) + len(right))),
@@ -230,8 +241,8 @@ def dot_flops(jaxpr: Jaxpr) -> int:
     for op in flatten(jaxpr).ops:
         if op.name == "dot_general":
             (contracting, _), _ = op.eqn.params["dimension_numbers"]
-            length = math.prod(op.eqn.invars[0].aval.shape[dim] for dim in contracting)
-            total += 2 * math.prod(op.eqn.outvars[0].aval.shape) * length
+            length = math.prod(_shape(op.eqn.invars[0])[dim] for dim in contracting)
+            total += 2 * math.prod(_shape(op.eqn.outvars[0])) * length
         elif op.name == "scan":
             total += op.eqn.params["length"] * dot_flops(op.eqn.params["jaxpr"].jaxpr)
     return total

@@ -1,6 +1,5 @@
 """The most that a traced program holds at once, beside its arguments and results; see plan_jaxpr.py for the rules."""
 
-import jax
 from jax.extend.core import Jaxpr
 
 from dsjax.train.plan_jaxpr import (
@@ -80,6 +79,7 @@ def peak_bytes(program: Program, *, donated: bool = False) -> int:
         donated: results overwrite arguments, so no intermediate value can be where a result will be.
 
     Example:
+        >>> import jax
         >>> f = lambda x: ((x @ x) @ x).sum()
         >>> jaxpr = jax.make_jaxpr(f)(jax.ShapeDtypeStruct((4, 4), "float32")).jaxpr
         >>> peak_bytes(flatten(jaxpr))

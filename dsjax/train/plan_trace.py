@@ -70,10 +70,14 @@ class OneDevice:
         graph = model.graph if tensor == 1 else ModelTree.of(abstract(narrow)).graph
         zero = abstract_layout(dict.fromkeys(AXES, 1) | {a: sizes[a] for a in ZERO_AXES}, layout.zero_stage)
         rows = {
-            name: jax.ShapeDtypeStruct((1, x.shape[1], x.shape[2] // layout.size(layout.batch_axes), *x.shape[3:]), x.dtype)
+            name: jax.ShapeDtypeStruct(
+                (1, x.shape[1], x.shape[2] // layout.size(layout.batch_axes), *x.shape[3:]), x.dtype
+            )
             for name, x in batch.items()
         }
-        return cls(dataclasses.replace(model, graph=graph, shapes=local), dataclasses.replace(zero, batch_axes=()), rows)
+        return cls(
+            dataclasses.replace(model, graph=graph, shapes=local), dataclasses.replace(zero, batch_axes=()), rows
+        )
 
 
 @dataclasses.dataclass(frozen=True)

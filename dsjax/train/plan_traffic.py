@@ -15,6 +15,7 @@ XLA:CPU widens bfloat16 to float32 in collectives, and adds small ones (norms, i
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def predict_traffic(
         gradients = shard_bytes(model.shapes, model.specs(layout.gradient), sizes)
         found.append(Traffic("data", "reduce gradients, once a step", gradients + _LOSS_AND_TOKENS))
     if layout.size(ZERO_AXES) > 1:
-        x_BTD = jax.ShapeDtypeStruct((rows * layout.size(layout.batch_axes), length, config.model_dim), jnp.float32)
+        x_BTD: Any = jax.ShapeDtypeStruct((rows * layout.size(layout.batch_axes), length, config.model_dim), "float32")
         chunks = _num_chunks(x_BTD, _at(model.shapes, ("embed", "table")), layout)
         found += _zero(config, model, layout, sizes, accumulation, chunks)
     if sizes["tensor"] > 1:

@@ -1,18 +1,18 @@
 """What a training step sends, by kind, axis and bytes, counted from the compiled programs on the named meshes.
 
 Bytes are those of one device and one step, and every one is accounted for. P: bytes of all parameters; L: of the
-layers' part of them; M: of the layers' matrices; E: of the embedding; X: of one activation [b, T, D] on one device; S: of
-[b, T] figures. XLA:CPU writes a reduce-scatter as an all-reduce of the whole and a slice, so gradients that go straight
-into their shards count with their full size.
+layers' part of them; M: of the layers' matrices; E: of the embedding; X: of one activation [b, T, D] on one device; S:
+of [b, T] figures. XLA:CPU writes a reduce-scatter as an all-reduce of the whole and a slice, so gradients that go
+straight into their shards count with their full size.
 """
 
 import collections
 import dataclasses
 
 import pytest
-from helpers import MESHES, TINY, Training, make_params, make_training
 
 from dsjax.collectives.hlo import Collective, count_collectives
+from tests.helpers import MESHES, TINY, Training, make_params, make_training
 
 SIZES = {name: value.nbytes for name, value in make_params(TINY).items()}
 P = sum(SIZES.values())
@@ -41,7 +41,7 @@ def totals(collectives: list[Collective]) -> dict[str, int]:
 def in_fsdp(parts: int, *, gathered: int, layers: int, matrices: int, table: int) -> tuple[int, int]:
     """ZeRO-3: bytes gathered and bytes reduced in a step of so many accumulated parts.
 
-    What lies outside the loop over layers is gathered once. Layers are gathered in the forward pass and, their matrices,
+    What lies outside the loop over layers is gathered once. Layers are gathered in the forward pass and their matrices
     again in the backward pass. Gradients are reduced once, the tied table's twice: for the look-up and for the logits.
     """
     return (gathered - layers) + parts * (layers + matrices), parts * (gathered + table + FLOAT) + FLOAT
@@ -49,9 +49,7 @@ def in_fsdp(parts: int, *, gathered: int, layers: int, matrices: int, table: int
 
 GATHERED, REDUCED = in_fsdp(2, gathered=P, layers=L, matrices=M, table=E)
 HALF = HALVED // 2
-HALF_GATHERED, HALF_REDUCED = in_fsdp(
-    2, gathered=P - HALF, layers=L - (HALF - E // 2), matrices=M // 2, table=E // 2
-)
+HALF_GATHERED, HALF_REDUCED = in_fsdp(2, gathered=P - HALF, layers=L - (HALF - E // 2), matrices=M // 2, table=E // 2)
 GRADIENT = {
     # One all-reduce of the gradients, whatever happens before it.
     "data": {"all-reduce data": P + 2 * FLOAT},

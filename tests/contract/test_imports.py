@@ -35,7 +35,7 @@ ALLOWED = {
 }
 # Of dsjax.config, and so of RunConfig: the command, the planner, and the run: its loop, its folder (which keeps the
 # config) and its outcome.
-SEES_RUN_CONFIG = {"train/loop.py", "train/plan.py", "train/folder.py", "train/outcome.py"}
+SEES_RUN_CONFIG = {"train/loop.py", "train/plan.py", "train/plan_compile.py", "train/folder.py", "train/outcome.py"}
 NEVER = {"torch", "transformers", "tensorflow", "clu", "pickle", "cloudpickle", "dill"}
 
 

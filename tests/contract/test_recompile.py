@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import MESHES, make_rows, make_training
 
 from dsjax.optimizers.config import ScheduleConfig
 from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.train.place import evaluation_placement
+from tests.helpers import MESHES, make_rows, make_training
 
 
 def test_the_second_step_compiles_nothing():

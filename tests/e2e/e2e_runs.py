@@ -138,12 +138,11 @@ def checkpoints(run: Path) -> list[int]:
     return [int(path.name.removeprefix("step_")) for path in sorted((run / "checkpoints").iterdir())]
 
 
-def wait_until(condition: Callable[[], Any], *, every: float = 0.002, what: str = "it never came to be") -> Any:
+def wait_until(condition: Callable[[], bool], *, every: float = 0.002) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not (value := condition()):
-        assert time.monotonic() < deadline, what
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
         time.sleep(every)
-    return value
 
 
 @dataclasses.dataclass
@@ -157,7 +156,11 @@ class Life:
 
     @property
     def said(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def until(self, condition: Callable[[], bool], *, every: float = 0.002) -> None:
+        """Waits for the condition, or for the end of the life, whichever comes first."""
+        wait_until(lambda: condition() or self.over(), every=every)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         with contextlib.suppress(ProcessLookupError):

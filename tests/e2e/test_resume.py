@@ -22,7 +22,6 @@ from e2e_runs import (
     rows,
     started,
     train,
-    wait_until,
     write_config,
 )
 
@@ -77,7 +76,7 @@ def kill_once(zygote, run: Path, config: Path, plan: dict) -> int:
     life = zygote.train(*arguments, **({"die": plan["die"]} if "die" in plan else {}))
     if "rows" in plan:
         target, late = min(len(rows(run)) + plan["rows"], STEPS), time.monotonic() + plan.get("seconds", 1000)
-        wait_until(lambda: len(rows(run)) >= target or time.monotonic() > late or life.over())
+        life.until(lambda: len(rows(run)) >= target or time.monotonic() > late)
         time.sleep(plan.get("after", 0))
         life.kill()
     return life.wait()

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import ONE, assert_close, make_training
 
 from dsjax.checkpoint.safetensors_folder import write_tree
 from dsjax.layers.attention import Visibility
@@ -28,6 +27,7 @@ from dsjax.models.decoder import Decoder
 from dsjax.models.families import FAMILIES
 from dsjax.optimizers.config import AdamWConfig
 from dsjax.train.step import batch_loss
+from tests.helpers import ONE, assert_close, make_training
 
 ROOT = Path(os.environ.get("DSJAX_GOLDEN_BLOOM", Path(__file__).parent / "bloom"))
 FOLDERS = sorted(path.parent for path in ROOT.rglob("golden.npz"))

@@ -1,4 +1,4 @@
-"""A BLOOM-style tokenizer.json against recorded encodings: Oniguruma's reading of its nested character class included."""
+"""A BLOOM-style tokenizer.json, with Oniguruma's reading of its nested character class, against recorded encodings."""
 
 import json
 from pathlib import Path

@@ -13,21 +13,35 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import ONE, assert_close, make_rows, make_training
 
 from dsjax.layers.dropout import sample_keys
 from dsjax.mesh.config import AXES, MeshConfig
+from dsjax.models.config import GPT2Config
 from dsjax.train.step import batch_loss
+from tests.helpers import MESHES, ONE, TINY, assert_close, make_rows, make_training
 
 TOLERANCE = 1e-5
 KEY, STEP = jax.random.key(5), jnp.int32(3)
 SIZES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
 
 
+# Learned positions, attention dropout, and the default segments, of which the first and the last are not scanned.
+OTHER = GPT2Config(
+    vocab_size=64,
+    num_layers=4,
+    model_dim=32,
+    num_heads=8,
+    max_positions=16,
+    dropout=0.1,
+    attention_dropout=0.1,
+    remat="dots",
+)
+
+
 @functools.cache
-def reference():
+def reference(config=TINY):
     """Loss and gradients by the shortest way: one device, one batch, no layout, no accumulation, one mean."""
-    one = make_training(ONE)
+    one = make_training(ONE, config)
     rows = make_rows()
 
     def mean_loss(params):
@@ -46,10 +60,18 @@ def test_there_are_twenty_factorisations():
 @pytest.mark.parametrize("sizes", SIZES, ids=["x".join(map(str, sizes)) for sizes in SIZES])
 def test_gradient_is_that_of_one_device(sizes):
     # The ZeRO stage goes round with the sizes, so that every stage meets several meshes.
-    training = make_training(MeshConfig(**dict(zip(AXES, sizes, strict=True)), zero_stage=SIZES.index(sizes) % 4))
+    mesh = MeshConfig(**dict(zip(AXES, sizes, strict=True)), zero_stage=SIZES.index(sizes) % 4)
+    check(make_training(mesh), *reference(), what=str(sizes))
+
+
+@pytest.mark.parametrize("mesh_name", ["expert", "all"])
+def test_another_model_too(mesh_name):
+    check(make_training(MESHES[mesh_name], OTHER), *reference(OTHER), what=mesh_name)
+
+
+def check(training, loss, expected, *, what):
     state = dataclasses.replace(training.state(), key=KEY, step=STEP)
     gradients, figures = training.gradient(state, make_rows(), accumulation=2)
-    loss, expected = reference()
     assert float(figures["loss"]) == pytest.approx(loss, rel=1e-6)
     assert int(figures["tokens"]) == make_rows()["loss_mask"].sum()
-    assert_close(training.named(gradients), expected, TOLERANCE, what=str(sizes))
+    assert_close(training.named(gradients), expected, TOLERANCE, what=what)

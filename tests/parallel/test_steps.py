@@ -10,12 +10,12 @@ import functools
 import jax
 import numpy as np
 import pytest
-from helpers import MESHES, ONE, TINY, assert_close, make_params, make_rows, make_training
 
 from dsjax.mesh.report import path_name
 from dsjax.optimizers.config import AdamWConfig, LambConfig, SGDConfig
 from dsjax.train.place import evaluation_placement
 from dsjax.train.record import first_bad_tensor
+from tests.helpers import MESHES, ONE, TINY, assert_close, make_params, make_rows, make_training
 
 ADAMW = AdamWConfig(eps=1e-4)
 # Parameters after three steps: rounding differs by mesh and is carried along; a wrong step is off by 1e-1.

@@ -215,3 +215,11 @@ def test_summaries() -> None:
     ]
     with pytest.raises(ValueError, match="unknown kind of collective 'allreduce'"):
         total_bytes(collectives, kind="allreduce")
+
+
+def test_control_predecessors_are_instructions_not_calls() -> None:
+    """Seen in a gradient with dropout: `copy(...), control-predecessors={%copy.983}`."""
+    text = fixture("cpu_gradient")
+    ordered = re.sub(r"( copy\([^)]*\))", r"\1, control-predecessors={%bitcast.5}", text)
+    assert ordered != text
+    assert counted(ordered) == counted(text)

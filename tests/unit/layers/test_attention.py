@@ -49,9 +49,7 @@ def test_attention_is_the_formula(packed, alibi):
     np.testing.assert_allclose(attend(*arrays, visibility), want, atol=1e-5)
     keys = sample_keys(jax.random.key(0), jnp.int32(0), jnp.arange(B))
     # A rate that drops nothing takes the other form to the same result.
-    np.testing.assert_allclose(
-        attend(*arrays, visibility, dropout_keys=keys, dropout_rate=1e-9), want, atol=1e-5
-    )
+    np.testing.assert_allclose(attend(*arrays, visibility, dropout_keys=keys, dropout_rate=1e-9), want, atol=1e-5)
 
 
 def test_dropped_weights_average_to_attention():

@@ -1,6 +1,40 @@
-"""A decoder in float64 numpy, one row and one head at a time, from the tensors by name: the oracle of the models."""
+"""Small models to test, and their oracle: a decoder in float64 numpy, one row and one head at a time."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+
+from dsjax.models.config import BloomConfig, GPT2Config, ModelConfig
+from dsjax.models.decoder import Decoder
+from dsjax.models.families import abstract
+from dsjax.models.naming import from_flat
+from tests.helpers import make_params
+
+SHAPE = {"vocab_size": 40, "num_layers": 2, "model_dim": 24, "norm_eps": 1e-5}
+MODELS = {
+    "bloom-4": BloomConfig(num_heads=4, **SHAPE),
+    "bloom-6": BloomConfig(num_heads=6, **SHAPE),
+    "bloom-after-norm": BloomConfig(num_heads=3, residual_after_norm=True, **SHAPE),
+    "gpt2": GPT2Config(num_heads=4, max_positions=32, mlp_dim=40, **SHAPE),
+}
+
+
+def large_params(config: ModelConfig) -> dict[str, np.ndarray]:
+    """The parameters of `make_params`, five times as large but for norms: logits of size one, attention not flat."""
+    return {name: value if "norm" in name else 5 * value for name, value in make_params(config).items()}
+
+
+def build(config: ModelConfig) -> Decoder:
+    """The model with these parameters."""
+    model = abstract(config)
+    graph, state = nnx.split(model, nnx.Param)
+    flat = from_flat(large_params(config), nnx.to_pure_dict(state), config.layer_runs)
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, flat))
+
+
+def make_tokens(shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 40, shape).astype(np.int32)
 
 
 def gelu(x):

@@ -7,48 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoder_oracle import row_logits
-from flax import nnx
-from helpers import make_params
 
-from dsjax.models.config import BloomConfig, GPT2Config, ModelConfig
-from dsjax.models.decoder import Decoder
-from dsjax.models.families import abstract
-from dsjax.models.naming import from_flat
+from dsjax.models.config import BloomConfig
+from tests.unit.models.decoder_oracle import MODELS, build, large_params, make_tokens, row_logits
 
-SHAPE = {"vocab_size": 40, "num_layers": 2, "model_dim": 24, "norm_eps": 1e-5}
-MODELS = {
-    "bloom-4": BloomConfig(num_heads=4, **SHAPE),
-    "bloom-6": BloomConfig(num_heads=6, **SHAPE),
-    "bloom-after-norm": BloomConfig(num_heads=3, residual_after_norm=True, **SHAPE),
-    "gpt2": GPT2Config(num_heads=4, max_positions=32, mlp_dim=40, **SHAPE),
-}
 T = 9
 # float32 against float64, logits of size 1 to 3.
 TOLERANCE = 1e-5
 
 
-def build(config: ModelConfig) -> Decoder:
-    """The model with the parameters of `make_params`, five times as large: logits of size one, attention not flat."""
-    model = abstract(config)
-    graph, state = nnx.split(model, nnx.Param)
-    named = {name: value if "norm" in name else 5 * value for name, value in make_params(config).items()}
-    flat = from_flat(named, nnx.to_pure_dict(state), config.layer_runs)
-    return nnx.merge(graph, jax.tree.map(jnp.asarray, flat))
-
-
 @functools.cache
 def model_and_oracle(name: str):
     config = MODELS[name]
-    named = {key: value if "norm" in key else 5 * value for key, value in make_params(config).items()}
     alibi = config.kind == "bloom"
     extra = {"residual_after_norm": config.residual_after_norm} if isinstance(config, BloomConfig) else {}
-    oracle = functools.partial(row_logits, named, heads=config.num_heads, num_layers=2, alibi=alibi, **extra)
+    oracle = functools.partial(
+        row_logits, large_params(config), heads=config.num_heads, num_layers=2, alibi=alibi, **extra
+    )
     return build(config), oracle
-
-
-def make_tokens(shape, seed=0):
-    return np.random.default_rng(seed).integers(0, 40, shape).astype(np.int32)
 
 
 @pytest.mark.parametrize("name", MODELS)

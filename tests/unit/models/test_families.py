@@ -32,10 +32,13 @@ def test_the_nearest_sizes_are_near():
         check_divisible(config, {"tensor": 5})
 
 
-@pytest.mark.parametrize("config", [
-    BloomConfig(vocab_size=40, num_layers=3, model_dim=24, num_heads=6, dropout=0.1, residual_after_norm=True),
-    GPT2Config(vocab_size=40, num_layers=3, model_dim=24, num_heads=6, mlp_dim=40, max_positions=7, norm_eps=1e-6),
-])
+@pytest.mark.parametrize(
+    "config",
+    [
+        BloomConfig(vocab_size=40, num_layers=3, model_dim=24, num_heads=6, dropout=0.1, residual_after_norm=True),
+        GPT2Config(vocab_size=40, num_layers=3, model_dim=24, num_heads=6, mlp_dim=40, max_positions=7, norm_eps=1e-6),
+    ],
+)
 def test_configs_go_to_hugging_face_and_back(config):
     hf = FAMILIES[config.kind].to_hf(config)
     assert config_from_hf(hf) == config

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_decoder import MODELS, build, make_tokens
 
 from dsjax.models.generate import generate, stream
 from dsjax.models.sampling import Sampling
+from tests.unit.models.decoder_oracle import MODELS, build, make_tokens
 
 
 def by_full_passes(model, prompt: list[int], count: int) -> list[int]:

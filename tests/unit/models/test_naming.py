@@ -1,6 +1,7 @@
 """Names of tensors outside the program: they do not know how the layers were cut into segments."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -8,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
-from helpers import MESHES, TINY, make_params, make_training
 
 from dsjax.models.families import abstract
 from dsjax.models.naming import abstract_named, from_flat, from_named, leaf_names, to_named
 from dsjax.train.state import ModelTree
+from tests.helpers import MESHES, TINY, make_params, make_training
 
 LAYERS = 5
 
@@ -23,7 +24,7 @@ def tree_shapes(segments):
 
 def runs_of(cuts):
     edges = [0, *sorted(cuts), LAYERS]
-    return tuple(b - a for a, b in zip(edges, edges[1:], strict=False))
+    return tuple(b - a for a, b in itertools.pairwise(edges))
 
 
 @settings(deadline=None, max_examples=8)
@@ -48,7 +49,10 @@ def test_a_tree_may_be_cut_anew(cuts, other_cuts):
 def test_on_the_mesh_and_back(segments):
     """Under ZeRO-3 and tensor parallelism, from one segmentation to another, every tensor on its shards."""
     config = dataclasses.replace(TINY, num_layers=LAYERS, segments=segments)
-    here, there = make_training(MESHES["all"], config), make_training(MESHES["all"], dataclasses.replace(config, segments=()))
+    here, there = (
+        make_training(MESHES["all"], config),
+        make_training(MESHES["all"], dataclasses.replace(config, segments=())),
+    )
     params = here.params()
     named = to_named(params, config.layer_runs)
     expected = abstract_named(params, config.layer_runs)

@@ -79,12 +79,16 @@ def test_steps_are_the_algorithm(config):
     for step in range(STEPS):
         rate = RATE * (step + 1)
         changes, state = update(
-            jax.tree.map(jnp.float32, gradients[step]), state, UpdateInputs(params=ours, learning_rate=jnp.float32(rate))
+            jax.tree.map(jnp.float32, gradients[step]),
+            state,
+            UpdateInputs(params=ours, learning_rate=jnp.float32(rate)),
         )
         ours = jax.tree.map(jnp.add, ours, changes)
         for name, is_stack in STACKED.items():
             done = [
-                w - rate * direction(config, w, [layers(g[name], is_stack)[i] for g in gradients[: step + 1]], IS_MATRIX[name])
+                w
+                - rate
+                * direction(config, w, [layers(g[name], is_stack)[i] for g in gradients[: step + 1]], IS_MATRIX[name])
                 for i, w in enumerate(layers(params[name], is_stack))
             ]
             params[name] = np.stack(done) if is_stack else done[0]
@@ -110,7 +114,12 @@ def test_the_trust_ratio_needs_parameters():
 
 def test_states_lie_like_their_parameters():
     """Moments get their parameter's spec, counts are whole; also when two parameters have the same shape."""
-    specs = {"w": PartitionSpec(None, None, "tensor"), "b": PartitionSpec("fsdp"), "table": PartitionSpec("x"), "scale": PartitionSpec()}
+    specs = {
+        "w": PartitionSpec(None, None, "tensor"),
+        "b": PartitionSpec("fsdp"),
+        "table": PartitionSpec("x"),
+        "scale": PartitionSpec(),
+    }
     shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
     for config, moments in ((AdamWConfig(), 2), (LambConfig(), 2), (SGDConfig(), 1), (SGDConfig(momentum=0.0), 0)):
         optimizer = create_optimizer(config, shapes, STACKED)

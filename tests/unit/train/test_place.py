@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from helpers import MESHES, make_rows, make_training
 
 from dsjax.mesh.config import MeshConfig
 from dsjax.train.place import evaluation_placement, training_placement
+from tests.helpers import MESHES, make_rows, make_training
 
 
 @pytest.mark.parametrize("mesh_name", MESHES)

@@ -4,12 +4,12 @@ import dataclasses
 
 import jax
 import pytest
-from helpers import TINY, make_params, make_training
 from jax.sharding import PartitionSpec
 
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.report import placements
 from dsjax.train.state import abstract_state
+from tests.helpers import TINY, make_params, make_training
 
 P = sum(value.nbytes for value in make_params(TINY).values())
 

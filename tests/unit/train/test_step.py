@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ONE, TINY, make_rows, make_training
 
 from dsjax.optimizers.config import SGDConfig
 from dsjax.train.step import make_update, squared_norms
+from tests.helpers import ONE, TINY, make_rows, make_training
 
 SGD = SGDConfig(momentum=0.0, weight_decay=0.0)
 

@@ -1,0 +1,106 @@
+"""A plan for the terminal: at most 100 columns."""
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from dsjax.mesh.config import AXES
+from dsjax.observe.devices import SPECS
+from dsjax.observe.memory import format_bytes
+from dsjax.train.plan import Plan, gpu_share
+
+_WHAT = {
+    "parameters": "float32, in their shards",
+    "gradients": "float32, in their shards",
+    "optimizer": "moments, and error buffers where an optimizer keeps any",
+    "ema": "moving average of the parameters",
+    "batch": "tokens, targets, masks of all micro-batches",
+    "residuals": "kept from the forward for the backward pass, from the traced gradient",
+    "working": "everything else at the worst moment: one layer, gathered weights, logits",
+}
+
+
+def plan_table(plan: Plan, compiled: dict[str, Any] | None = None) -> RenderableType:
+    """Memory, traffic, FLOPs and the verdict; with `compiled` what XLA:CPU made of it beside the prediction."""
+    parts = [_memory(plan), Text()]
+    if plan.traffic:
+        parts += [_traffic(plan), Text()]
+    parts.append(Text(_flops(plan)))
+    if compiled is not None:
+        parts += [Text(), _compiled(plan, compiled)]
+    return Group(*parts, Text(), Text(verdict(plan), style="bold red" if plan.fits is False else "bold"))
+
+
+def verdict(plan: Plan) -> str:
+    """Whether it fits, and what dominates."""
+    advice = plan.advice[0].upper() + plan.advice[1:]
+    if plan.fits is None:
+        names = fitting_devices(plan.peak)
+        found = f"fits on {', '.join(names)}" if names else "fits on no known device"
+        return f"{format_bytes(plan.peak)} a device {found} (--device NAME says how much is left). {advice}."
+    assert plan.available is not None
+    compared = f"{format_bytes(plan.needed)} of {format_bytes(plan.available)} ({plan.available_from})"
+    return f"fits: {compared}" if plan.fits else f"does NOT fit: {compared}. {advice}."
+
+
+def _memory(plan: Plan) -> Table:
+    mesh = " x ".join(f"{axis} {plan.axis_sizes[axis]}" for axis in AXES if plan.axis_sizes[axis] > 1) or "one device"
+    title = f"{plan.name}: {plan.num_parameters:,} parameters on {mesh}, ZeRO {plan.zero_stage}"
+    table = Table(title=title, width=100)
+    table.add_column("on one device")
+    table.add_column("bytes", justify="right")
+    table.add_column("what it is", overflow="fold")
+    for name, what in _WHAT.items():
+        if size := getattr(plan.memory, name):
+            table.add_row(name, format_bytes(size), what)
+    table.add_section()
+    table.add_row("peak", format_bytes(plan.peak), "during a step")
+    return table
+
+
+def _traffic(plan: Plan) -> Table:
+    table = Table(title="Collectives of one step, bytes of the buffers on one device", width=100)
+    table.add_column("axis")
+    table.add_column("bytes", justify="right")
+    table.add_column("what for")
+    for row in plan.traffic:
+        table.add_row(row.axis, format_bytes(row.bytes), row.what)
+    return table
+
+
+def _flops(plan: Plan) -> str:
+    ratio = plan.step_flops / plan.model_flops
+    return (
+        f"FLOPs of a step of {plan.step_tokens:,} tokens: {plan.model_flops:.3g} by 6 N + 12 L D T, "
+        f"{plan.step_flops:.3g} in the\ntraced matrix products ({ratio:.2f}x)"
+    )
+
+
+def _compiled(plan: Plan, compiled: dict[str, Any]) -> Table:
+    seconds = sum(program["seconds"] for program in compiled.values())
+    table = Table(title=f"Compiled by XLA:CPU in {seconds:.1f} s; its figures hold for a CPU", width=100)
+    for heading in ("", "predicted", "compiled", "ratio"):
+        table.add_column(heading, justify="right" if heading else "left")
+    rows = []
+    for name, predicted in (("gradient", plan.gradient), ("update", plan.update)):
+        for kind in ("arguments", "temporary"):
+            rows.append((f"{name}: {kind} bytes", getattr(predicted, kind), compiled[name][kind]))
+    for axis in sorted({axis for program in compiled.values() for axis in program["axes"]}, key=AXES.index):
+        moved = sum(row.bytes for row in plan.traffic if axis in row.axis.split("+"))
+        rows.append((f"collectives over {axis}", moved, sum(p["axes"].get(axis, 0) for p in compiled.values())))
+    for name, predicted, found in rows:
+        ratio = f"{predicted / found:.2f}" if found else "-"
+        table.add_row(name, format_bytes(predicted), format_bytes(found), ratio)
+    return table
+
+
+def fitting_devices(peak: int) -> list[str]:
+    """Names of the known accelerators whose share for JAX holds `peak` bytes.
+
+    Example:
+        >>> "h200" in fitting_devices(10**9), fitting_devices(10**13)
+        (True, [])
+    """
+    return [spec.name for spec in SPECS if spec.memory_bytes * gpu_share() >= peak]
