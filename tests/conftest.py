@@ -5,11 +5,14 @@ from pathlib import Path
 
 import jax
 
+from dsjax.mesh.build import order_cpu_collectives
+
 CACHE = Path(__file__).parent.parent / ".cache" / "jax-tests"
 
 if os.environ.get("DSJAX_TEST_PLATFORM", "cpu") == "cpu":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
+    order_cpu_collectives()
     collect_ignore = ["gpu"]
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)

@@ -50,7 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise Failure(f"{message_of(error)}; the checkpoints are intact: make room and go on with --resume") from error
+        reason = message_of(error) if error.filename else error.strerror
+        raise Failure(f"{reason}; the checkpoints are intact: make room, then go on with --resume") from error
     if result.stopped_by:
         return EXIT_STOPPED
     if arguments.json:

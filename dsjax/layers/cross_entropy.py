@@ -74,7 +74,7 @@ def summed_loss(
     return jnp.where(mask_BT, losses, 0).sum()
 
 
-def _num_chunks(x_BTD: jax.Array, table_VD: jax.Array, layout: Layout | None) -> int:
+def num_chunks(x_BTD: jax.Array, table_VD: jax.Array, layout: Layout | None) -> int:
     """The smallest divisor of T with which one chunk's logits on one device stay within CHUNK_ELEMENTS."""
     most = CHUNK_ELEMENTS[jax.default_backend()]
     rows, length, _ = x_BTD.shape
@@ -85,31 +85,37 @@ def _num_chunks(x_BTD: jax.Array, table_VD: jax.Array, layout: Layout | None) ->
 
 
 def _forward(x_BTD, table_VD, targets_BT, mask_BT, layout: Layout | None):
-    chunks = _num_chunks(x_BTD, table_VD, layout)
+    chunks = num_chunks(x_BTD, table_VD, layout)
+    shards = 1 if layout is None else layout.size(layout.batch_axes)
 
-    def chunk_gradient(table_gradient, piece):
+    def chunk_gradient(grown_SVD, piece):
         x, targets, mask = piece
         losses, softmax, onehot = _chunk(x, table_VD, targets, layout)
-        delta = (jnp.where(mask[..., None], softmax - onehot, 0)).astype(x.dtype)
+        delta = jnp.where(mask[..., None], softmax - onehot, 0).astype(x.dtype)
         x_gradient = jnp.einsum("btv,vd->btd", delta, table_VD, preferred_element_type=x.dtype)
         if layout is not None:
             x_gradient = layout.activation(x_gradient, None, None)
-        grown = jnp.einsum("btv,btd->vd", delta, x, preferred_element_type=jnp.float32)
+        # One sum per shard of rows, S of them: they stay where they are and are added up once, after the last chunk.
+        delta, x = (a.reshape(shards, -1, *a.shape[1:]) for a in (delta, x))
+        part_SVD = jnp.einsum("sbtv,sbtd->svd", delta, x, preferred_element_type=jnp.float32)
         if layout is not None:
-            grown = jax.lax.with_sharding_constraint(
-                grown, layout.named(layout.gradient(("vocab", "embed"), grown.shape))
-            )
-        table_gradient = grown if table_gradient is None else table_gradient + grown
-        return table_gradient, (jnp.where(mask, losses, 0).sum(), x_gradient)
+            part_SVD = layout.activation(part_SVD, "vocab", None)
+        return grown_SVD + part_SVD, (jnp.where(mask, losses, 0).sum(1), x_gradient)
 
+    start = jnp.zeros((shards, *table_VD.shape), jnp.float32)
+    if layout is not None:
+        start = layout.activation(start, "vocab", None)
     if chunks == 1:
-        table_gradient, (loss, x_gradient) = chunk_gradient(None, (x_BTD, targets_BT, mask_BT))
-        return loss, (x_gradient, table_gradient.astype(table_VD.dtype))
-    cut = lambda a: jnp.moveaxis(a.reshape(a.shape[0], chunks, -1, *a.shape[2:]), 1, 0)
-    start = jnp.zeros(table_VD.shape, jnp.float32)
-    pieces = (cut(x_BTD), cut(targets_BT), cut(mask_BT))
-    table_gradient, (losses, x_gradients) = jax.lax.scan(chunk_gradient, start, pieces)
-    x_gradient = jnp.moveaxis(x_gradients, 0, 1).reshape(x_BTD.shape)
+        grown_SVD, (losses, x_gradient) = chunk_gradient(start, (x_BTD, targets_BT, mask_BT))
+    else:
+        cut = lambda a: jnp.moveaxis(a.reshape(a.shape[0], chunks, -1, *a.shape[2:]), 1, 0)
+        pieces = (cut(x_BTD), cut(targets_BT), cut(mask_BT))
+        grown_SVD, (losses, x_gradients) = jax.lax.scan(chunk_gradient, start, pieces)
+        x_gradient = jnp.moveaxis(x_gradients, 0, 1).reshape(x_BTD.shape)
+    table_gradient = grown_SVD.sum(0)
+    if layout is not None:
+        spec = layout.gradient(("vocab", "embed"), table_VD.shape)
+        table_gradient = jax.lax.with_sharding_constraint(table_gradient, layout.named(spec))
     return losses.sum(), (x_gradient, table_gradient.astype(table_VD.dtype))
 
 

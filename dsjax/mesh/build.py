@@ -1,6 +1,7 @@
 """From MeshConfig to a jax Mesh, and the platform settings that must be made before JAX starts."""
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,6 +56,19 @@ def set_platform(config: MeshConfig, *, num_processes: int = 1) -> None:
                 f"use a multiple of {num_processes}"
             )
         jax.config.update("jax_num_cpu_devices", config.cpu_devices // num_processes)
+        order_cpu_collectives()
+
+
+def order_cpu_collectives() -> None:
+    """Let virtual CPU devices run their collectives in one order; must run before the first use of a device.
+
+    XLA:CPU's default schedule leaves independent collectives unordered in programs that come from the compilation
+    cache: one device may wait in one of them and seven in another, for good (measured: on 2 cores within 200 steps, in
+    6 of 6 processes; without this schedule in none of 4, and a third faster). A setting of the user's is left alone.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_cpu_enable_concurrency_optimized_scheduler" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_enable_concurrency_optimized_scheduler=false".strip()
 
 
 def make_mesh(config: MeshConfig, *, devices: Sequence[Any] | None = None) -> Mesh:

@@ -225,7 +225,8 @@ class Decoder(nnx.Module):
                 block = nnx.merge(graph, layer_parameters)
                 return block(x, visibility, keys=fold(keys, number), layout=layout), None
 
-            gathered = layout is not None and layout.zero_stage >= 3
+            # Below ZeRO 3 nothing needs gathering, but a scan would stack another copy of what the constraint gives.
+            gathered = layout is not None and (layout.zero_stage >= 3 or length > 1)
             body = _remat(layer, self.config.remat, gathered=gathered, scanned=length > 1)
             if length == 1:
                 x_BTD, _ = body(x_BTD, (numbers[0], jax.tree.map(lambda p: p[0], parameters)))

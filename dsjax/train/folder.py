@@ -199,7 +199,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _json(content: Any) -> str:
-    return json.dumps(content, indent=2) + "\n"
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
 
 def _replace(path: Path, text: str) -> None:

@@ -37,6 +37,7 @@ from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.train import outcome
 from dsjax.train.folder import SUMMARY_FILE, RunFolder, open_folder, read_json
 from dsjax.train.place import Placement, evaluation_placement, training_placement
+from dsjax.train.plan import require_memory
 from dsjax.train.processes import agree_any, barrier, num_processes, start_processes, use_compilation_cache
 from dsjax.train.record import Counters, Recorder, StepFigures
 from dsjax.train.signals import StopRequest
@@ -99,6 +100,8 @@ def run(
     optimizer = create_optimizer(config.optimizer, model.shapes, model.stacked)
     shardings = state_shardings(layout, model, optimizer, ema=config.train.ema_decay > 0)
     placement = training_placement(layout, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
+    if not force:
+        require_memory(config, layout)
 
     corpus = _corpus(config, console)
     rows = Rows.of(corpus, config.data, split="train")
@@ -216,8 +219,6 @@ def _train(
         if evaluate is not None and (_due(step + 1, config.evaluate.every) or last):
             recorder.settle()
             loss = evaluate(state)
-            best = recorder.counters.best_validation
-            recorder.counters.best_validation = loss if best is None else min(best, loss)
             recorder.flush(validation_loss=loss)
         stopping = recorder.stop_agreed and not last
         if _due(step + 1, config.checkpoint.every) or last or stopping:
@@ -304,24 +305,25 @@ class _Saver:
             CheckpointError: it must be saved and cannot be.
         """
         clocks = {"counters": dataclasses.asdict(self.counters), "data_hash": self.data_hash}
-        self._try(self.store.wait)  # the save before this one
-        tree = to_named(state, self.config.model.layer_runs)
-        error = self._try(lambda: self.store.save(self.counters.steps, tree, clocks=clocks, metric=validation_loss))
-        if must and not error:
-            error = self._try(self.store.wait)
-        if must and error:
+        try:
+            self.store.wait()
+        except CheckpointError as error:  # the save before this one failed
+            self._note(error)
+        try:
+            tree = to_named(state, self.config.model.layer_runs)
+            self.store.save(self.counters.steps, tree, clocks=clocks, metric=validation_loss)
+            if must:
+                self.store.wait()
+        except CheckpointError as error:
+            if not must:
+                self._note(error)
+                return
             steps = self.store.steps()
             last = f"the last whole checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
-            raise CheckpointError(f"{error}\n{last}; make room, then: {self.folder.how_to_resume}")
+            raise CheckpointError(f"{error}\n{last}; make room, then: {self.folder.how_to_resume}") from error
 
-    def _try(self, write: Callable[[], None]) -> str:
-        """Why it failed, which is said, or ''."""
-        try:
-            write()
-        except CheckpointError as error:
-            self.progress.note(f"{error}; earlier checkpoints are intact")
-            return str(error)
-        return ""
+    def _note(self, error: CheckpointError) -> None:
+        self.progress.note(f"{error}; training goes on, earlier checkpoints are intact")
 
 
 def _newest_checkpoint(store: CheckpointStore, report: Callable[[str], None]) -> tuple[int | None, Counters]:

@@ -1,5 +1,6 @@
 """The end of a run: summary.json, loss.png, a sample of text, and a table of how it went."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -61,7 +62,9 @@ def summarise(
         return {}
     rows = read_metrics(folder.path / METRICS_FILE)
     figures = _figures(config, corpus, counters, recorder, model, rows)
-    summary = {"name": config.name, **{name: {"value": v, "how": how} for name, (v, how) in figures.items()}}
+    # JSON has no NaN: what is not finite is null there.
+    finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
+    summary = {"name": config.name, **{name: {"value": finite(v), "how": how} for name, (v, how) in figures.items()}}
     summary["sample"] = {"value": sample, "how": f"drawn at temperature {config.sample.temperature}"}
     references = {
         name: figures[f"{name}_nats_per_token"][0]
@@ -129,7 +132,7 @@ def _validation_figures(config: RunConfig, corpus: Corpus, rows: list[dict[str, 
     how = "of the same validation targets, counted on all training text, interpolated"
     return {
         "validation_loss": (losses[-1], "nats per token, last step, on the fixed validation rows"),
-        "best_validation_loss": (min(losses), "nats per token"),
+        "best_validation_loss": (min(losses, key=lambda loss: (math.isnan(loss), loss)), "nats per token"),
         "validation_nats_per_byte": (losses[-1] * per_byte, "the same per UTF-8 byte"),
         "unigram_nats_per_token": (counted.unigram_nats, f"cross-entropy {how}"),
         "bigram_nats_per_token": (counted.bigram_nats, f"cross-entropy {how}"),

@@ -15,12 +15,9 @@ XLA:CPU widens bfloat16 to float32 in collectives, and adds small ones (norms, i
 """
 
 import dataclasses
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from dsjax.layers.cross_entropy import _num_chunks
 from dsjax.mesh.layout import ZERO_AXES, Layout
 from dsjax.models.config import ModelConfig
 from dsjax.train.plan_trace import shard_bytes
@@ -58,9 +55,7 @@ def predict_traffic(
         gradients = shard_bytes(model.shapes, model.specs(layout.gradient), sizes)
         found.append(Traffic("data", "reduce gradients, once a step", gradients + _LOSS_AND_TOKENS))
     if layout.size(ZERO_AXES) > 1:
-        x_BTD: Any = jax.ShapeDtypeStruct((rows * layout.size(layout.batch_axes), length, config.model_dim), "float32")
-        chunks = _num_chunks(x_BTD, _at(model.shapes, ("embed", "table")), layout)
-        found += _zero(config, model, layout, sizes, accumulation, chunks)
+        found += _zero(config, model, layout, sizes, accumulation)
     if sizes["tensor"] > 1:
         itemsize = jnp.dtype(config.compute_dtype).itemsize
         again = config.num_layers if config.remat == "full" else 0
@@ -71,17 +66,15 @@ def predict_traffic(
 
 
 def _zero(
-    config: ModelConfig, model: ModelTree, layout: Layout, sizes: dict[str, int], accumulation: int, chunks: int
+    config: ModelConfig, model: ModelTree, layout: Layout, sizes: dict[str, int], accumulation: int
 ) -> list[Traffic]:
     """What crosses the axes of ZeRO."""
     axis = "+".join(a for a in ZERO_AXES if sizes[a] > 1)
     gathered = model.specs(lambda axes, _: layout.gathered(axes))
     whole = shard_bytes(model.shapes, gathered, sizes)
     part = lambda *path: shard_bytes(_at(model.shapes, path), _at(gathered, path), sizes)
-    table = part("embed", "table")
-    found = [
-        Traffic(axis, "reduce gradients, every micro-batch", accumulation * (whole + chunks * table) + _LOSS_AND_TOKENS)
-    ]
+    table = part("embed", "table")  # its two uses, for tokens and for logits, are reduced apart
+    found = [Traffic(axis, "reduce gradients, every micro-batch", accumulation * (whole + table) + _LOSS_AND_TOKENS)]
     if layout.zero_stage == 3:
         scanned = sum(part("segments", i) for i, length in enumerate(config.layer_runs) if length > 1)
         itemsize = jnp.dtype(config.compute_dtype).itemsize

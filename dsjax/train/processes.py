@@ -20,25 +20,37 @@ def start_processes(*, distributed: bool = False) -> int:
         distributed: let JAX find the cluster (SLURM, OpenMPI, Kubernetes) by itself.
 
     Raises:
-        ValueError: DSJAX_COORDINATOR is set but the two numbers that go with it are not.
+        ValueError: DSJAX_COORDINATOR is set but the two numbers that go with it are not; there is no cluster.
     """
     address = os.environ.get("DSJAX_COORDINATOR")
     if address:
-        given = {name: os.environ.get(name, "") for name in ("DSJAX_NUM_PROCESSES", "DSJAX_PROCESS_ID")}
-        if not all(value.isdigit() for value in given.values()):
-            raise ValueError(f"DSJAX_COORDINATOR is set, so these must be whole numbers: {given}")
+        given = _given_numbers()
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, int(given["DSJAX_NUM_PROCESSES"]), int(given["DSJAX_PROCESS_ID"]))
     elif distributed:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise ValueError(
+                f"JAX finds no cluster (SLURM, OpenMPI, Kubernetes) here: {error} Leave --distributed out for one "
+                "process; several on one machine are started by launch/local.py"
+            ) from error
     return num_processes()
 
 
 def num_processes() -> int:
     """The number of processes that were joined, without starting a backend."""
-    state = jax.distributed.is_initialized()
-    return int(os.environ.get("DSJAX_NUM_PROCESSES", "0")) or (jax.process_count() if state else 1)
+    if os.environ.get("DSJAX_COORDINATOR"):
+        return int(_given_numbers()["DSJAX_NUM_PROCESSES"])
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
+
+def _given_numbers() -> dict[str, str]:
+    given = {name: os.environ.get(name, "") for name in ("DSJAX_NUM_PROCESSES", "DSJAX_PROCESS_ID")}
+    if not all(value.isdigit() for value in given.values()):
+        raise ValueError(f"DSJAX_COORDINATOR is set, so these must be whole numbers: {given}")
+    return given
 
 
 def barrier(name: str) -> None:
@@ -76,7 +88,10 @@ def from_first(text: str) -> str:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs on disk, so that a second start compiles nothing; unless the user set a place."""
+    """Keep compiled programs on disk, so that a second start compiles nothing; unless the user set a place.
+
+    With several processes JAX keeps those of the first only; on CPU the others compile at every start.
+    """
     if jax.config.jax_compilation_cache_dir is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dsjax" / "xla"
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """What a step figures to: fetched one step late, so that the device never waits for the host to look at a number."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -125,6 +126,7 @@ class Recorder:
             return
         figures, (host, seconds) = self._pending, self._settled
         self._pending = self._settled = None
+        self._note_best(extra.get("validation_loss", math.nan))
         self.stop_agreed = self.stop_agreed or bool(host.get("stop", False))
         counters = self.counters
         tokens = figures.tokens - counters.tokens
@@ -165,6 +167,11 @@ class Recorder:
                 f"{figures.step}, first in {bad}; the parameters are those before them. Start again with a lower "
                 "learning rate, look at the data of these steps, or raise train.max_nonfinite_steps and resume"
             )
+
+    def _note_best(self, loss: float) -> None:
+        best = self.counters.best_validation
+        if math.isfinite(loss):
+            self.counters.best_validation = loss if best is None else min(best, loss)
 
     def _count_skipped(self, figures: StepFigures, *, finite: bool) -> str:
         """Count a skipped step; the name of its first tensor that is not finite, '' for a good step."""

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import select
 import shutil
 import signal
@@ -134,8 +135,15 @@ def close_to(got: Path, wanted: Path, *, tolerance: float = 1e-5) -> None:
 
 
 def checkpoints(run: Path) -> list[int]:
-    """Steps of the checkpoints, in order; fails if anything else lies there."""
-    return [int(path.name.removeprefix("step_")) for path in sorted((run / "checkpoints").iterdir())]
+    """Steps of the checkpoints, in order."""
+    return [int(path.name.removeprefix("step_")) for path in sorted((run / "checkpoints").glob("step_*"))]
+
+
+def rubbish(run: Path) -> list[str]:
+    """What kills and failures have left in a run folder."""
+    made = {"checkpoints", "config.yaml", "data.json", "loss.png", "summary.json", "tokenizer", "versions.json"}
+    names = {path.name for path in run.iterdir() if not re.fullmatch(r"metrics\.jsonl(\.bak.*)?", path.name)}
+    return sorted(names - made) + [path.name for path in (run / "checkpoints").iterdir() if path.name[:5] != "step_"]
 
 
 def wait_until(condition: Callable[[], bool], *, every: float = 0.002) -> None:
@@ -189,7 +197,8 @@ class Zygote:
         self._number += 1
         log = self._folder / f"life-{self._number}.log"
         argv = ["train", *map(str, arguments)]
-        self._live = self._ask({"start": {"argv": argv, "cwd": str(self._folder), "log": str(log), **options}})["pid"]
+        start = {"argv": argv, "cwd": str(self._folder), "log": str(log), **options}
+        self._live = self._ask({"start": start})["pid"]
         return Life(self._live, log, self._wait)
 
     def close(self) -> None:
