@@ -119,7 +119,7 @@ def test_the_command_with_json_and_a_trace(tmp_path, config, reference):
 
 def test_the_default_folder_is_a_free_one(tmp_path, zygote, texts):
     config = write_config(tmp_path / "run.yaml", texts, train={"steps": 1}, sample={"prompt": ""})
-    for number in (1, 2):
+    for _ in range(2):
         life = zygote.train(config, environment={"HOME": str(tmp_path)}, cwd=str(tmp_path))
         assert life.wait() == 0, life.said
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["tiny", "tiny-2"]

@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 
 import jax
@@ -46,6 +47,8 @@ def prepare(argv, cwd, log, die=None, file_size=None, count=None, environment=No
     os.chdir(cwd)
     os.environ.update(environment or {})
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    if file_size:  # not of the log
+        file = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=file).stdin.fileno()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(file, 1)
     os.dup2(file, 2)
