@@ -7,7 +7,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from e2e_runs import ENVIRONMENT, HALF, PATIENCE, STEPS, checkpoints, curve, interrupted, outcome, rubbish, write_config
+from e2e_runs import (
+    ENVIRONMENT,
+    HALF,
+    PATIENCE,
+    STEPS,
+    checkpoints,
+    curve,
+    interrupted,
+    outcome,
+    rows,
+    rubbish,
+    write_config,
+)
 
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.store import CheckpointStore
@@ -182,12 +194,15 @@ def test_a_disk_that_is_full(tmp_path, zygote, config, reference):
         ["unshare", "--mount", "bash", "-c", SMALL_DISK, "bash", tmp_path / "disk", run, *command],
         capture_output=True, text=True, timeout=PATIENCE, env=os.environ | ENVIRONMENT,
     )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    assert "No space left on device" in done.stdout and "training goes on, earlier checkpoints are" in done.stdout
+    said = done.stdout + done.stderr
+    assert done.returncode == 1 and "No space left on device" in done.stderr, said
     saved = checkpoints(run)
-    assert saved and saved[-1] < STEPS
-    assert f"the last whole checkpoint is that of step {saved[-1]}; make room, then: dsjax train " in done.stderr
-    assert curve(run) == curve(reference)  # every step was done
+    assert saved and saved[-1] < STEPS, said
+    # Not even a row of metrics.jsonl may fit while a checkpoint is being written; then the run ends there.
+    on_checkpoint = f"the last whole checkpoint is that of step {saved[-1]}; make room, then: dsjax train "
+    assert on_checkpoint in done.stderr or "the checkpoints are intact: make room, then go on" in done.stderr, said
+    assert on_checkpoint not in done.stderr or "training goes on, earlier checkpoints are intact" in done.stdout, said
+    assert curve(run) == curve(reference)[: len(rows(run))]
     goes_on(zygote, config, run, reference)
 
 
