@@ -70,8 +70,7 @@ def make_params(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 # Machine code that is not optimised: these programs run a few times, compiling them is what takes the time.
-# Operations in order: see dsjax/mesh/build.py on collectives of virtual CPU devices.
-FAST = {"xla_backend_optimization_level": 0, "xla_cpu_enable_concurrency_optimized_scheduler": False}
+FAST = {"xla_backend_optimization_level": 0}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

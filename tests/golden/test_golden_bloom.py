@@ -27,7 +27,7 @@ from dsjax.models.decoder import Decoder
 from dsjax.models.families import FAMILIES
 from dsjax.optimizers.config import AdamWConfig
 from dsjax.train.step import batch_loss
-from tests.helpers import ONE, assert_close, make_training
+from tests.helpers import FAST, ONE, assert_close, make_training
 
 ROOT = Path(os.environ.get("DSJAX_GOLDEN_BLOOM", Path(__file__).parent / "bloom"))
 FOLDERS = sorted(path.parent for path in ROOT.rglob("golden.npz"))
@@ -130,7 +130,7 @@ def test_loss_and_gradients(folder, case, monkeypatch):
         loss, tokens = batch_loss(nnx.merge(training.model.graph, params), batch)
         return loss / tokens
 
-    loss, gradients = jax.jit(jax.value_and_grad(mean_loss))(params)
+    loss, gradients = jax.jit(jax.value_and_grad(mean_loss), compiler_options=FAST)(params)
     assert float(loss) == pytest.approx(float(record[f"f64/{case}/loss"]), rel=TOLERANCE)
     prefix = f"f64/{case}/grad/"
     want = {key.removeprefix(prefix): value for key, value in record.items() if key.startswith(prefix)}

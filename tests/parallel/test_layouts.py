@@ -18,23 +18,23 @@ from dsjax.layers.dropout import sample_keys
 from dsjax.mesh.config import AXES, MeshConfig
 from dsjax.models.config import GPT2Config
 from dsjax.train.step import batch_loss
-from tests.helpers import MESHES, ONE, TINY, assert_close, make_rows, make_training
+from tests.helpers import FAST, MESHES, ONE, TINY, assert_close, make_rows, make_training
 
 TOLERANCE = 1e-5
 KEY, STEP = jax.random.key(5), jnp.int32(3)
 SIZES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
 
 
-# Learned positions, attention dropout, and the default segments, of which the first and the last are not scanned.
+# Learned positions, attention dropout, and a first layer that is not scanned.
 OTHER = GPT2Config(
     vocab_size=64,
-    num_layers=4,
+    num_layers=3,
+    segments=(1, 2),
     model_dim=32,
     num_heads=8,
     max_positions=16,
     dropout=0.1,
     attention_dropout=0.1,
-    remat="dots",
 )
 
 
@@ -49,7 +49,7 @@ def reference(config=TINY):
         loss, tokens = batch_loss(nnx.merge(one.model.graph, params), rows, keys=keys)
         return loss / tokens
 
-    loss, gradients = jax.jit(jax.value_and_grad(mean_loss))(one.params())
+    loss, gradients = jax.jit(jax.value_and_grad(mean_loss), compiler_options=FAST)(one.params())
     return float(loss), one.named(gradients)
 
 
@@ -64,9 +64,8 @@ def test_gradient_is_that_of_one_device(sizes):
     check(make_training(mesh), *reference(), what=str(sizes))
 
 
-@pytest.mark.parametrize("mesh_name", ["expert", "all"])
-def test_another_model_too(mesh_name):
-    check(make_training(MESHES[mesh_name], OTHER), *reference(OTHER), what=mesh_name)
+def test_another_model_too():
+    check(make_training(MESHES["all"], OTHER), *reference(OTHER), what="all")
 
 
 def check(training, loss, expected, *, what):
