@@ -110,13 +110,13 @@ def open_folder(
         path = Path(from_first(str(run_dir or new_folder(root, config.name))))
     else:
         path = Path(from_first(str(run_dir or newest_folder(root, config.name) or root / config.name)))
-    exists = (path / "config.yaml").is_file()
+    exists, taken = (path / "config.yaml").is_file(), _holds_something(path)
     barrier("looked at the run folder")
     if exists and resume == "no":
         raise ValueError(f"{path} holds a run already; go on with it by --resume, or give another --run-dir")
     if not exists and resume == "must":
         raise ValueError(f"nothing to resume: {path} holds no run; leave --resume out to start one")
-    if not exists and _holds_something(path):
+    if not exists and taken:
         raise ValueError(f"{path} is not empty and holds no run; nothing is overwritten: give another --run-dir")
     if exists:
         _check_resumable(path, config, data_hash, report)

@@ -16,9 +16,8 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from dsjax.checkpoint import retention
 from dsjax.checkpoint.metrics_log import truncate_metrics
-from dsjax.checkpoint.store import CheckpointError, CheckpointStore
+from dsjax.checkpoint.store import CheckpointStore
 from dsjax.config.load import to_dict
 from dsjax.config.run import RunConfig
 from dsjax.data.build import Corpus, build_corpus
@@ -27,7 +26,6 @@ from dsjax.data.rows import Rows
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
 from dsjax.models.families import abstract, check_divisible, check_length, initial_params
-from dsjax.models.naming import abstract_named, from_named, to_named
 from dsjax.observe.profile import TraceWindow
 from dsjax.observe.progress import Progress
 from dsjax.observe.trackers import METRICS_FILE, make_trackers
@@ -35,11 +33,12 @@ from dsjax.optimizers.api import StagedTransform
 from dsjax.optimizers.create import create_optimizer
 from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.train import outcome
-from dsjax.train.folder import SUMMARY_FILE, RunFolder, open_folder, read_json
+from dsjax.train.folder import RunFolder, open_folder
 from dsjax.train.place import Placement, evaluation_placement, training_placement
 from dsjax.train.plan import require_memory
 from dsjax.train.processes import agree_any, barrier, num_processes, start_processes, use_compilation_cache
 from dsjax.train.record import Counters, Recorder, StepFigures
+from dsjax.train.saving import Saver, newest_checkpoint, restore, summary_if_finished
 from dsjax.train.signals import StopRequest
 from dsjax.train.state import ModelTree, TrainState, abstract_state, init_state, state_shardings
 from dsjax.train.step import Programs, make_programs
@@ -53,7 +52,8 @@ class RunResult:
 
     Attributes:
         folder: the run folder.
-        summary: the content of its summary.json; empty when a signal stopped the run.
+        summary: the content of its summary.json; empty when a signal stopped the run, and on all processes but the
+            first. Of a run that was finished already it is that of the folder.
         stopped_by: name of the signal that stopped it, or ''.
     """
 
@@ -83,7 +83,7 @@ def run(
 
     Raises:
         ValueError: the config does not fit the devices, the data or the folder.
-        CheckpointError: there are checkpoints, but none is whole.
+        CheckpointError: there are checkpoints, but none is whole; or the last one could not be written.
         NonFiniteError: too many steps in a row without a finite gradient.
     """
     set_platform(config.mesh, num_processes=num_processes())
@@ -118,14 +118,14 @@ def run(
 
     folder = open_folder(config, corpus.hash, run_dir=run_dir, resume=resume, report=report)
     store = CheckpointStore(folder.path / "checkpoints", config.checkpoint)
-    saved, counters = _newest_checkpoint(store, report) if folder.resumed else (None, Counters())
+    saved, counters = newest_checkpoint(store, report) if folder.resumed else (None, Counters())
     total_steps = num_steps(config)
-    if folder.resumed and (summary := _summary_if_finished(folder, counters, total_steps, report)):
+    if folder.resumed and (summary := summary_if_finished(folder, counters, total_steps, report)):
         return RunResult(folder.path, summary)
     if saved is None:
         state = init_state(_make_params(config), optimizer, shardings, seed=config.seed)
     else:
-        state = _restore(store, saved, abstract_state(model, optimizer, shardings), config)
+        state = restore(store, saved, abstract_state(model, optimizer, shardings), config.model.layer_runs)
         report(f"resumed from step {saved} of {folder.path}")
     folder.write_start(config, {"hash": corpus.hash, "train_tokens": corpus.train_tokens}, corpus.tokenizer.save)
     if folder.resumed and folder.is_first_process:
@@ -157,7 +157,7 @@ def run(
             start_step=counters.steps,
         )
         stack.enter_context(batches)
-        saver = _Saver(store, config, counters, corpus.hash, progress, folder)
+        saver = Saver(store, config.model.layer_runs, counters, corpus.hash, progress, folder)
         state = _train(config, state, programs, optimizer, placement, batches, recorder, evaluate, saver, stop, folder)
     barrier("finished")
     if counters.steps < total_steps:
@@ -187,7 +187,7 @@ def _train(
     batches: Iterator[tuple[int, dict[str, np.ndarray]]],
     recorder: Recorder,
     evaluate: Callable[[TrainState], float] | None,
-    saver: "_Saver",
+    saver: Saver,
     stop: StopRequest,
     folder: RunFolder,
 ) -> TrainState:
@@ -195,6 +195,9 @@ def _train(
     total, per_step = num_steps(config), tokens_per_step(config)
     end = Clocks(total, total * per_step)
     trace = TraceWindow(config.observe.profile, folder.path / "profile")
+    start = config.observe.profile.partition(":")[0]
+    if start and int(start) > total:
+        saver.progress.note(f"observe.profile {config.observe.profile} begins after the last step, {total}: no trace")
     recorder.restart_clock()
     for step in range(recorder.counters.steps, total):
         trace.step(step + 1, pending=state.step)
@@ -280,92 +283,3 @@ def _evaluator(
         return math.fsum(float(loss) for loss, _ in sums) / max(1, sum(int(tokens) for _, tokens in sums))
 
     return evaluate
-
-
-@dataclasses.dataclass(frozen=True)
-class _Saver:
-    """Writes checkpoints; a disk that is full stops neither the run nor the last good one."""
-
-    store: CheckpointStore
-    config: RunConfig
-    counters: Counters
-    data_hash: str
-    progress: Progress
-    folder: RunFolder
-
-    def save(self, state: TrainState, *, validation_loss: float | None, must: bool) -> None:
-        """Save the state as it is after `counters.steps` steps.
-
-        Args:
-            state: the state.
-            validation_loss: measured after this very step, or None: decides which checkpoint is the best.
-            must: nothing comes after this save: wait for it.
-
-        Raises:
-            CheckpointError: it must be saved and cannot be.
-        """
-        clocks = {"counters": dataclasses.asdict(self.counters), "data_hash": self.data_hash}
-        try:
-            self.store.wait()
-        except CheckpointError as error:  # the save before this one failed
-            self._note(error)
-        try:
-            tree = to_named(state, self.config.model.layer_runs)
-            self.store.save(self.counters.steps, tree, clocks=clocks, metric=validation_loss)
-            if must:
-                self.store.wait()
-        except CheckpointError as error:
-            if not must:
-                self._note(error)
-                return
-            steps = self.store.steps()
-            last = f"the last whole checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
-            raise CheckpointError(f"{error}\n{last}; make room, then: {self.folder.how_to_resume}") from error
-
-    def _note(self, error: CheckpointError) -> None:
-        self.progress.note(f"{error}; training goes on, earlier checkpoints are intact")
-
-
-def _newest_checkpoint(store: CheckpointStore, report: Callable[[str], None]) -> tuple[int | None, Counters]:
-    """The step of the newest whole checkpoint and its counters; (None, zeros) if the run was stopped before its first.
-
-    Raises:
-        CheckpointError: there are checkpoints, but none is whole.
-    """
-    step = store.latest_good(lambda problem: report(f"passed over: {problem}"))
-    if step is not None:
-        return step, Counters(**store.clocks(step)["counters"])
-    if damaged := retention.committed(store.directory):
-        raise CheckpointError(f"{store.directory}: none of the checkpoints {damaged} is whole; see above")
-    report("there is no checkpoint yet; starting from the first step")
-    return None, Counters()
-
-
-def _summary_if_finished(
-    folder: RunFolder, counters: Counters, total_steps: int, report: Callable[[str], None]
-) -> dict[str, Any] | None:
-    """The summary of a run that has nothing left to do, else None.
-
-    Raises:
-        ValueError: it has done more steps than it is now asked for.
-    """
-    if counters.steps > total_steps:
-        raise ValueError(
-            f"{folder.path} has done {counters.steps} steps, but the config now ends after {total_steps}; give at "
-            f"least {counters.steps}, or start a new run with another --run-dir"
-        )
-    if counters.steps < total_steps or not (folder.path / SUMMARY_FILE).is_file():
-        return None
-    summary = read_json(folder.path / SUMMARY_FILE)
-    if summary["steps"]["value"] != total_steps:
-        return None
-    report(
-        f"{folder.path} is finished: {total_steps} steps are done, {folder.path / SUMMARY_FILE} says how it went. "
-        "To train longer, raise train.steps (or train.tokens)"
-    )
-    return summary
-
-
-def _restore(store: CheckpointStore, step: int, abstract_tree: TrainState, config: RunConfig) -> TrainState:
-    runs = config.model.layer_runs
-    return from_named(store.restore(step, abstract_named(abstract_tree, runs)), abstract_tree, runs)

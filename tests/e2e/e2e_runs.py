@@ -74,7 +74,7 @@ def write_config(path: Path, texts: Path, **changes: Any) -> Path:
     return path
 
 
-def once(root: Path, name: str, make: Callable[[Path], None]) -> Path:
+def once(root: Path, name: str, make: Callable[[Path], object]) -> Path:
     """The folder `root/name`, made by the first of pytest's processes that asks for it."""
     folder = root / name
     with (root / f"{name}.lock").open("w") as lock:

@@ -198,11 +198,10 @@ def test_a_disk_that_is_full(tmp_path, zygote, config, reference):
     assert done.returncode == 1 and "No space left on device" in done.stderr, said
     saved = checkpoints(run)
     assert saved and saved[-1] < STEPS, said
-    # Not even a row of metrics.jsonl may fit while a checkpoint is being written; then the run ends there.
-    on_checkpoint = f"the last whole checkpoint is that of step {saved[-1]}; make room, then: dsjax train "
-    assert on_checkpoint in done.stderr or "the checkpoints are intact: make room, then go on" in done.stderr, said
-    assert on_checkpoint not in done.stderr or "training goes on, earlier checkpoints are intact" in done.stdout, said
     assert curve(run) == curve(reference)[: len(rows(run))]
+    if len(rows(run)) == STEPS:  # else not even a row fitted while a checkpoint was being written
+        assert "training goes on, earlier checkpoints are intact" in done.stdout, said
+        assert f"the last whole checkpoint is that of step {saved[-1]}; make room, then: dsjax train " in done.stderr
     goes_on(zygote, config, run, reference)
 
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import yaml
-from e2e_runs import curve, rows, train, write_config
+from e2e_runs import checkpoints, curve, rows, train, write_config
 
 import dsjax.train
 from dsjax.config.load import load_run
@@ -103,6 +103,19 @@ def test_resumed_from_a_program(result):
         dsjax.train.run(config, run_dir=result.folder)
     again = dsjax.train.run(config, run_dir=result.folder, resume="must")
     assert again.summary == result.summary and again.folder == result.folder
+
+
+def test_the_best_checkpoint_is_kept(tmp_path, result):
+    """A learning rate at which the loss soon rises: the best is not the last one."""
+    config = load_run(
+        result.folder / "config.yaml",
+        ["optimizer.learning_rate=20", "checkpoint.every=2", "checkpoint.keep_last=1", "sample.prompt="],
+    )
+    run = dsjax.train.run(config, run_dir=tmp_path / "run").folder
+    measured = {row["step"]: row["validation_loss"] for row in rows(run) if "validation_loss" in row}
+    best = min(measured, key=lambda step: measured[step])
+    assert best < 6, measured
+    assert checkpoints(run) == [best, 6]
 
 
 def test_the_command_with_json_and_a_trace(tmp_path, config, reference):
