@@ -12,7 +12,7 @@ class CheckpointConfig:
     keep_last: int = 2
     """Newest checkpoints kept."""
     keep_best: int = 1
-    """Checkpoints with the lowest validation loss kept."""
+    """Checkpoints with the lowest validation loss kept, of those saved at a step that was evaluated."""
     keep_every: int = 0
     """Steps whose multiples are kept for good; 0 keeps none."""
     asynchronous: bool = True

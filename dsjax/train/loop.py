@@ -147,6 +147,7 @@ def run(
             progress,
             max_skipped=config.train.max_nonfinite_steps,
             utilisation=outcome.utilisation(config, layout.mesh.size),
+            layer_runs=config.model.layer_runs,
         )
         batches = Batches(
             rows,

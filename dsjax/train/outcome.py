@@ -17,7 +17,7 @@ from dsjax.data.pipeline import validation_rows
 from dsjax.models.sampling import Sampling
 from dsjax.observe.devices import from_jax_device_kind
 from dsjax.observe.flops import mfu, model_flops_per_token
-from dsjax.observe.memory import peak_host_bytes
+from dsjax.observe.memory import device_memory_report, peak_host_bytes
 from dsjax.observe.plots import loss_plot
 from dsjax.observe.trackers import METRICS_FILE, read_metrics
 from dsjax.train.folder import SUMMARY_FILE, RunFolder, write_json
@@ -112,6 +112,9 @@ def _figures(
             figures["mfu"] = (use(figures["tokens_per_second"][0]), how)
     figures["training_seconds"] = (counters.seconds, "sum of step times; compiling and evaluating left out")
     figures["peak_host_bytes"] = (peak_host_bytes(), "peak resident memory of the first process")
+    peaks = [memory.peak for memory in device_memory_report(jax.local_devices()) if memory.peak is not None]
+    if peaks:
+        figures["peak_device_bytes"] = (max(peaks), "the fullest device of the first process, by its allocator")
     figures["data_hash"] = (corpus.hash, "of sources, tokenizer and split")
     return figures
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dsjax.mesh.report import path_name
+from dsjax.models.naming import leaf_names
 from dsjax.observe.progress import Progress
 from dsjax.observe.trackers import Tracker
 from dsjax.optimizers.schedules import Clocks
@@ -75,6 +75,7 @@ class Recorder:
         progress: the line that people look at.
         max_skipped: as TrainConfig.max_nonfinite_steps.
         utilisation: tokens per second -> model FLOPs utilisation, or None when the peak is unknown.
+        layer_runs: lengths of the stacks of layers, to name a tensor by its layer.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Recorder:
         *,
         max_skipped: int,
         utilisation: Callable[[float], float] | None,
+        layer_runs: tuple[int, ...],
     ) -> None:
         self.counters = counters
         self.stop_agreed = False
@@ -92,6 +94,7 @@ class Recorder:
         self.data_seconds: list[float] = []
         self._trackers, self._progress = trackers, progress
         self._max_skipped, self._utilisation = max_skipped, utilisation
+        self._layer_runs = layer_runs
         self._pending: StepFigures | None = None
         self._settled: tuple[dict[str, Any], float] | None = None
         self._mark = time.perf_counter()
@@ -180,20 +183,26 @@ class Recorder:
             return ""
         self.counters.skipped += 1
         self.counters.skipped_in_a_row += 1
-        bad = first_bad_tensor(figures.device["squared_norms"])
+        bad = first_bad_tensor(figures.device["squared_norms"], self._layer_runs)
         self._progress.note(f"step {figures.step}: gradient not finite, first in {bad}; the step changes nothing")
         return bad
 
 
-def first_bad_tensor(squared_norms: Any) -> str:
+def first_bad_tensor(squared_norms: Any, layer_runs: tuple[int, ...]) -> str:
     """The name of the first tensor whose squared norm is not finite ('the loss' if every gradient is finite).
 
+    Args:
+        squared_norms: a tree like the parameters; of a stack [L].
+        layer_runs: lengths of the stacks, so that a layer is called by its number.
+
     Example:
-        >>> first_bad_tensor({"a": np.float32(1), "b": np.array([1, np.nan])})
-        'b[1]'
+        >>> norms = {"norm": np.float32(1), "segments": [{"up": np.ones(1)}, {"up": np.array([1, np.nan])}]}
+        >>> first_bad_tensor(norms, (1, 2))
+        'layers.2.up'
     """
-    for path, squares in jax.tree_util.tree_leaves_with_path(jax.device_get(squared_norms)):
+    names = leaf_names(squared_norms, layer_runs)
+    for (layers, _), squares in zip(names, jax.tree.leaves(jax.device_get(squared_norms)), strict=True):
         bad = np.flatnonzero(~np.isfinite(np.atleast_1d(squares)))
         if len(bad):
-            return path_name(path) + (f"[{bad[0]}]" if np.ndim(squares) else "")
+            return layers[bad[0]]
     return "the loss"

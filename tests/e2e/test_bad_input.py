@@ -155,11 +155,11 @@ def test_a_gradient_that_is_not_finite(tmp_path, zygote, texts):
         assert life.wait() == 1, life.said
         (message,) = [line for line in life.said.splitlines() if line.startswith("dsjax: error: ")]
         assert message.startswith(
-            "dsjax: error: 4 steps in a row had a gradient that is not finite, the last at step 5, first in embed/table"
+            "dsjax: error: 4 steps in a row had a gradient that is not finite, the last at step 5, first in embed.table"
         )
         assert "Traceback" not in life.said
         seen.append(curve(run))
-    assert "step 4: gradient not finite, first in embed/table; the step changes nothing" in life.said
+    assert "step 4: gradient not finite, first in embed.table; the step changes nothing" in life.said
     assert seen[0] == seen[1]  # two of the four were before the resume
     assert [row["skipped"] for row in seen[0]] == [0, 1, 2, 3, 4]
     assert ["first_bad_tensor" in row for row in seen[0]] == [False, True, True, True, True]
