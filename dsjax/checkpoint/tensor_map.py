@@ -9,16 +9,40 @@
 """
 
 import dataclasses
+import pathlib
 import re
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-if typing.TYPE_CHECKING:  # it imports this module
-    from dsjax.checkpoint.safetensors_folder import TensorFolder
-
 type Path = tuple[str, ...]
+
+
+class TensorSource(Protocol):
+    """Tensors by name in a Hugging Face folder, or in anything that can be read as if it were one."""
+
+    @property
+    def path(self) -> pathlib.Path:
+        """Where they are."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """config.json."""
+        ...
+
+    def names(self) -> list[str]:
+        """Names of the tensors, sorted."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, without reading it."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor in a new array."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +74,7 @@ class Entry:
     transform: Transform = IDENTITY
     """Between the two layouts."""
     optional: bool = False
-    """May be absent, on either side."""
+    """May be absent, on either side: a folder's tensor that the model does not expect is passed over."""
     prefixed: bool = True
     """Whether the folder's prefix stands before `theirs` (it never stands before "lm_head.weight")."""
 
@@ -59,16 +83,36 @@ class Entry:
             raise ValueError(f"{self.ours} and {self.theirs!r}: {{i}} must be in both or in neither")
 
 
+@dataclasses.dataclass(frozen=True)
+class LazyTree(Mapping[Path, np.ndarray]):
+    """path -> array; an array is read each time that it is asked for, and not kept."""
+
+    folder: TensorSource
+    """Where the tensors are."""
+    found: Mapping[Path, tuple[str, Entry]]
+    """path -> name in the folder and how it is turned."""
+
+    def __getitem__(self, path: Path) -> np.ndarray:
+        name, entry = self.found[path]
+        return entry.transform.to_ours(self.folder.read(name))
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self.found)
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+
 def read_tree(
-    folder: "TensorFolder",
+    folder: TensorSource,
     entries: Sequence[Entry],
     expected: Mapping[Path, tuple[int, ...]],
     *,
     num_layers: int,
     prefixes: Sequence[str] = ("", "transformer."),
     ignore: Sequence[str] = (),
-) -> dict[Path, np.ndarray]:
-    """Reads the tensors of a model from a folder, in the model's layout and the stored dtypes.
+) -> LazyTree:
+    """Finds the tensors of a model in a folder; each is read when it is asked for, in the model's layout.
 
     Args:
         folder: from `open_folder`.
@@ -79,7 +123,8 @@ def read_tree(
         ignore: regular expressions of whole names, with or without prefix, that hold no parameters (attention masks).
 
     Returns:
-        path -> array for every expected path; an optional tensor that the folder lacks is left out.
+        path -> array, in the stored dtype, for every expected path; an optional tensor that the folder lacks is left
+        out.
 
     Raises:
         ValueError: lists all missing, extra and misshapen tensors. Found before any tensor is read.
@@ -93,29 +138,30 @@ def read_tree(
         >>> write_folder(path, write_tree(ours, entries, num_layers=1, prefix="transformer."), config={})
         >>> open_folder(path).shape("transformer.h.0.weight")
         (3, 2)
-        >>> read_tree(open_folder(path), entries, {("layers", "0", "kernel"): (2, 3)}, num_layers=1).keys()
-        dict_keys([('layers', '0', 'kernel')])
+        >>> tree = read_tree(open_folder(path), entries, {("layers", "0", "kernel"): (2, 3)}, num_layers=1)
+        >>> {path: array.shape for path, array in tree.items()}
+        {('layers', '0', 'kernel'): (2, 3)}
     """
+    names = set(folder.names())
     by_prefix = {prefix: dict(_expand(entries, num_layers, prefix)) for prefix in prefixes}
-    prefix = max(prefixes, key=lambda prefix: sum(name in folder.tensors for name, _ in by_prefix[prefix].values()))
+    prefix = max(prefixes, key=lambda prefix: sum(name in names for name, _ in by_prefix[prefix].values()))
     sources = by_prefix[prefix]
     assert expected.keys() <= sources.keys(), f"no entry for {sorted(expected.keys() - sources.keys())}"
 
     problems = []
     for path, shape in expected.items():
         name, entry = sources[path]
-        if name in folder.tensors:
+        if name in names:
             problems += _misfit(folder, name, entry, tuple(shape))
         elif not entry.optional:
             problems.append(f"missing: {name} {list(shape)}")
-    known = {sources[path][0] for path in expected}
-    extra = [name for name in folder.names() if name not in known and not _ignored(name, prefix, ignore)]
+    known = {name for path, (name, entry) in sources.items() if path in expected or entry.optional}
+    extra = [name for name in sorted(names) if name not in known and not _ignored(name, prefix, ignore)]
     problems += [f"extra: {name} {list(folder.shape(name))}" for name in extra]
     if problems:
         raise ValueError(f"{folder.path} does not fit the model ({len(problems)} tensors):\n  " + "\n  ".join(problems))
 
-    found = {path: sources[path] for path in expected if sources[path][0] in folder.tensors}
-    return {path: entry.transform.to_ours(folder.read(name)) for path, (name, entry) in found.items()}
+    return LazyTree(folder, {path: sources[path] for path in expected if sources[path][0] in names})
 
 
 def write_tree(
@@ -150,7 +196,7 @@ def _expand(entries: Sequence[Entry], num_layers: int, prefix: str) -> Iterator[
             yield path, (name.replace("{i}", str(i)), entry)
 
 
-def _misfit(folder: "TensorFolder", name: str, entry: Entry, shape: tuple[int, ...]) -> list[str]:
+def _misfit(folder: TensorSource, name: str, entry: Entry, shape: tuple[int, ...]) -> list[str]:
     """The shape after the transform, found on a one-byte stand-in whose pages are never touched by a mere view."""
     stand_in = np.empty(folder.shape(name), np.uint8)
     try:

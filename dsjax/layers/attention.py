@@ -1,10 +1,13 @@
-"""Causal multi-head attention (arXiv 1706.03762): softmax(q k^T / sqrt(K) + bias) v, over one document at a time.
+"""Multi-head attention (arXiv 1706.03762): softmax(q k^T / sqrt(K) + bias) v, over one document at a time.
 
-Shapes: B batch, T queries, S keys, D model, H heads, K head size.
+With grouped queries (arXiv 2305.13245) H / G neighbouring heads share a key and a value.
+
+Shapes: B batch, T queries, S keys, D model, H heads, G heads of keys and values, K head size.
 """
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from dsjax.layers.dropout import dropout
 from dsjax.layers.linear import Linear
 from dsjax.layers.parameter import derive
+from dsjax.layers.positions import Rotation, rotate
 from dsjax.mesh.layout import Layout
 
 MOST_BLOCKS, SHORTEST_BLOCK = 4, 64
@@ -22,15 +26,19 @@ MOST_BLOCKS, SHORTEST_BLOCK = 4, 64
 
 @dataclasses.dataclass(frozen=True)
 class Visibility:
-    """Which key each query may see, and at what penalty; the same for all layers of a model.
+    """Which key each query may see, at what penalty, from where; the same for all layers of a model.
 
     Attributes:
-        mask: [B or 1, 1, T, S], True where a query sees a key; None means plain causal attention.
+        mask: [B or 1, 1, T, S], True where a query sees a key; None means all keys, or those up to it when causal.
         bias: [B or 1, H, T, S] float32 added to the scores, or None.
+        causal: no query sees a key after it (the mask, if there is one, says so too).
+        rotation: by which queries and new keys are turned, cosines and sines [B or 1, T, K / 2], or None.
     """
 
     mask: Bool[Array, "B 1 T S"] | None
     bias: Float[Array, "B H T S"] | None
+    causal: bool = True
+    rotation: Rotation | None = None
 
 
 def document_mask(
@@ -38,23 +46,26 @@ def document_mask(
     key_segments: Int[Array, "B S"],
     query_positions: Int[Array, " T"],
     key_positions: Int[Array, " S"],
+    *,
+    causal: bool = True,
 ) -> Bool[Array, "B 1 T S"]:
-    """True where the key is not after the query and in the same document.
+    """True where the key is in the same document and, if causal, not after the query.
 
     Example:
         >>> s = jnp.array([[1, 1, 2]])
         >>> document_mask(s, s, jnp.arange(3), jnp.arange(3))[0, 0].astype(int).tolist()
         [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
     """
-    causal = query_positions[:, None] >= key_positions[None, :]
-    same = query_segments[:, :, None] == key_segments[:, None, :]
-    return (causal & same)[:, None]
+    seen = query_segments[:, :, None] == key_segments[:, None, :]
+    if causal:
+        seen &= query_positions[:, None] >= key_positions[None, :]
+    return seen[:, None]
 
 
 def attend(
     q_BTHK: Float[Array, "B T H K"],
-    k_BSHK: Float[Array, "B S H K"],
-    v_BSHK: Float[Array, "B S H K"],
+    k_BSGK: Float[Array, "B S G K"],
+    v_BSGK: Float[Array, "B S G K"],
     visibility: Visibility,
     *,
     dropout_keys: Key[Array, "B"] | None = None,
@@ -62,23 +73,23 @@ def attend(
 ) -> Float[Array, "B T H K"]:
     """Attention with a float32 softmax; cuDNN's fused kernel on a GPU in bfloat16, XLA's elsewhere."""
     if dropout_keys is not None and dropout_rate > 0:
-        return _attend_with_dropout(q_BTHK, k_BSHK, v_BSHK, visibility, dropout_keys, dropout_rate)
+        return _attend_with_dropout(q_BTHK, k_BSGK, v_BSGK, visibility, dropout_keys, dropout_rate)
     if jax.default_backend() == "gpu" and q_BTHK.dtype == jnp.bfloat16:
         bias = None if visibility.bias is None else visibility.bias.astype(q_BTHK.dtype)
-        causal = visibility.mask is None
+        causal = visibility.mask is None and visibility.causal
         return jax.nn.dot_product_attention(
-            q_BTHK, k_BSHK, v_BSHK, bias, visibility.mask, is_causal=causal, implementation="cudnn"
+            q_BTHK, k_BSGK, v_BSGK, bias, visibility.mask, is_causal=causal, implementation="cudnn"
         )
-    return _attend_in_blocks(q_BTHK, k_BSHK, v_BSHK, visibility)
+    return _attend_in_blocks(q_BTHK, k_BSGK, v_BSGK, visibility)
 
 
-def _attend_in_blocks(q_BTHK, k_BSHK, v_BSHK, visibility: Visibility):
+def _attend_in_blocks(q_BTHK, k_BSGK, v_BSGK, visibility: Visibility):
     """XLA's attention; in whole rows a block of queries leaves out the keys after it, which it could not see anyway.
 
     Measured on a CPU at T = 256, forward and backward: 0.091 s in one piece, 0.054 s in four.
     """
-    num_queries, num_keys = q_BTHK.shape[1], k_BSHK.shape[1]
-    blocks = min(MOST_BLOCKS, num_queries // SHORTEST_BLOCK) if num_queries == num_keys else 1
+    num_queries, num_keys = q_BTHK.shape[1], k_BSGK.shape[1]
+    blocks = min(MOST_BLOCKS, num_queries // SHORTEST_BLOCK) if visibility.causal and num_queries == num_keys else 1
     while blocks > 1 and num_queries % blocks:
         blocks -= 1
     blocks = max(blocks, 1)
@@ -86,26 +97,31 @@ def _attend_in_blocks(q_BTHK, k_BSHK, v_BSHK, visibility: Visibility):
     for start in range(0, num_queries, length):
         queries = slice(start, start + length)
         keys = slice(0, start + length if blocks > 1 else num_keys)
-        if visibility.mask is None:
-            mask = jnp.arange(num_queries)[queries, None] >= jnp.arange(num_keys)[keys]
-            mask = mask[None, None]
-        else:
+        if visibility.mask is not None:
             mask = visibility.mask[:, :, queries, keys]
+        elif visibility.causal:
+            mask = (jnp.arange(num_queries)[queries, None] >= jnp.arange(num_keys)[keys])[None, None]
+        else:
+            mask = None
         bias = None if visibility.bias is None else visibility.bias[:, :, queries, keys]
-        block = q_BTHK[:, queries], k_BSHK[:, keys], v_BSHK[:, keys]
+        block = q_BTHK[:, queries], k_BSGK[:, keys], v_BSGK[:, keys]
         out.append(jax.nn.dot_product_attention(*block, bias, mask, implementation="xla"))
     return jnp.concatenate(out, axis=1) if blocks > 1 else out[0]
 
 
-def _attend_with_dropout(q_BTHK, k_BSHK, v_BSHK, visibility: Visibility, keys, rate: float):
+def _attend_with_dropout(q_BTHK, k_BSGK, v_BSGK, visibility: Visibility, keys, rate: float):
     """The same with dropped attention weights, which no fused kernel offers."""
-    num_queries, num_keys = q_BTHK.shape[1], k_BSHK.shape[1]
+    num_queries, num_keys = q_BTHK.shape[1], k_BSGK.shape[1]
+    k_BSHK, v_BSHK = (jnp.repeat(x, q_BTHK.shape[2] // x.shape[2], axis=2) for x in (k_BSGK, v_BSGK))
     scores = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
     scores *= 1 / math.sqrt(q_BTHK.shape[-1])
     if visibility.bias is not None:
         scores += visibility.bias
-    causal = jnp.tril(jnp.ones((num_queries, num_keys), bool))[None, None]
-    scores = jnp.where(causal if visibility.mask is None else visibility.mask, scores, jnp.finfo(jnp.float32).min)
+    mask = visibility.mask
+    if mask is None and visibility.causal:
+        mask = jnp.tril(jnp.ones((num_queries, num_keys), bool))[None, None]
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = dropout(jax.nn.softmax(scores, axis=-1), keys, rate=rate)
     return jnp.einsum("bhts,bshk->bthk", weights.astype(v_BSHK.dtype), v_BSHK)
 
@@ -113,23 +129,61 @@ def _attend_with_dropout(q_BTHK, k_BSHK, v_BSHK, visibility: Visibility, keys, r
 class Attention(nnx.Module):
     """Projects to queries, keys and values, attends, and projects back; the heads are the tensor-parallel dimension.
 
-    The kernel of the first projection is [D, 3, H * K]: query, key and value blocks, heads contiguous in each.
+    Either one fused kernel [D, 3, H * K] (query, key and value blocks, heads contiguous in each), as GPT-2 and BLOOM
+    have it, or three: [D, H, K] and twice [D, G, K].
     """
 
-    def __init__(self, dim: int, num_heads: int, *, key: jax.Array, std: float, residual_scale: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        key: jax.Array,
+        std: float,
+        residual_scale: float,
+        num_kv_heads: int = 0,
+        head_dim: int = 0,
+        fused: bool = True,
+        use_bias: bool = True,
+    ) -> None:
+        """Parts of `num_heads` heads; num_kv_heads and head_dim of 0 mean num_heads and dim / num_heads."""
+        head_dim = head_dim or dim // num_heads
         self.num_heads = num_heads
-        self.qkv = Linear((dim, 3, dim), ("embed", "qkv", "heads"), key=derive(key, "qkv"), std=std)
-        self.out = Linear((dim, dim), ("heads", "embed"), key=derive(key, "out"), std=std * residual_scale)
+        make = partial(Linear, std=std, use_bias=use_bias)
+        if fused:
+            self.qkv = make((dim, 3, dim), ("embed", "qkv", "heads"), key=derive(key, "qkv"))
+        else:
+            shared = (dim, num_kv_heads or num_heads, head_dim)
+            self.q = make((dim, num_heads, head_dim), ("embed", "heads", "head"), key=derive(key, "q"))
+            self.k = make(shared, ("embed", "kv_heads", "head"), key=derive(key, "k"))
+            self.v = make(shared, ("embed", "kv_heads", "head"), key=derive(key, "v"))
+        self.fused = fused
+        self.out = Linear(
+            (num_heads * head_dim, dim),
+            ("heads", "embed"),
+            key=derive(key, "out"),
+            std=std * residual_scale,
+            use_bias=use_bias,
+        )
 
     def project(
-        self, x_BTD: Float[Array, "B T D"], *, layout: Layout | None
-    ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T H K"], Float[Array, "B T H K"]]:
-        """Queries, keys and values of x."""
-        qkv = self.qkv(x_BTD, layout=layout)
-        if layout is not None:
-            qkv = layout.activation(qkv, None, None, "heads")
-        heads = (*x_BTD.shape[:2], self.num_heads, qkv.shape[-1] // self.num_heads)
-        return qkv[:, :, 0].reshape(heads), qkv[:, :, 1].reshape(heads), qkv[:, :, 2].reshape(heads)
+        self, x_BTD: Float[Array, "B T D"], visibility: Visibility, *, layout: Layout | None
+    ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
+        """Queries, keys and values of x; queries and keys turned to their positions if the model does so."""
+        if self.fused:
+            qkv = self.qkv(x_BTD, layout=layout)
+            if layout is not None:
+                qkv = layout.activation(qkv, None, None, "heads")
+            heads = (*x_BTD.shape[:2], self.num_heads, qkv.shape[-1] // self.num_heads)
+            q, k, v = (qkv[:, :, i].reshape(heads) for i in range(3))
+        else:
+            q, k, v = (part(x_BTD, layout=layout) for part in (self.q, self.k, self.v))
+            if layout is not None:
+                q = layout.activation(q, None, "heads", None)
+                k, v = (layout.activation(x, None, "kv_heads", None) for x in (k, v))
+        if visibility.rotation is not None:
+            q, k = rotate(q, visibility.rotation), rotate(k, visibility.rotation)
+        return q, k, v
 
     def finish(self, mixed_BTHK: Float[Array, "B T H K"], *, layout: Layout | None) -> Float[Array, "B T D"]:
         """The output projection of the attended values."""

@@ -1,4 +1,5 @@
-"""Cross-entropy over the vocabulary, straight from hidden states: logits = x E^T, loss = logsumexp(logits) - logits[y].
+"""Cross-entropy over the vocabulary, straight from hidden states: logits = x E^T + b, loss = logsumexp(logits) -
+logits[y]. Most models have no b.
 
 The sum of the losses is a scalar, so its gradient is known up to one factor as soon as the logits are: softmax -
 onehot. `summed_loss` therefore multiplies by it in the forward pass, a chunk of positions at a time, and keeps the
@@ -22,15 +23,26 @@ CHUNK_ELEMENTS = {"cpu": 1 << 20, "gpu": 1 << 28}
 
 
 def logits(
-    x_BTD: Float[Array, "B T D"], table_VD: Float[Array, "V D"], *, layout: Layout | None = None
+    x_BTD: Float[Array, "B T D"],
+    table_VD: Float[Array, "V D"],
+    bias_V: Float[Array, " V"] | None = None,
+    *,
+    layout: Layout | None = None,
 ) -> Float[Array, "B T V"]:
-    """x E^T in float32, the vocabulary split over `tensor`."""
+    """x E^T + b in float32, the vocabulary split over `tensor`."""
     out_BTV = jnp.einsum("btd,vd->btv", x_BTD, table_VD, preferred_element_type=jnp.float32)
+    if bias_V is not None:
+        out_BTV += bias_V
     return out_BTV if layout is None else layout.activation(out_BTV, None, "vocab")
 
 
 def token_losses(
-    x_BTD: Float[Array, "B T D"], table_VD: Float[Array, "V D"], targets_BT: Int[Array, "B T"], *, layout=None
+    x_BTD: Float[Array, "B T D"],
+    table_VD: Float[Array, "V D"],
+    targets_BT: Int[Array, "B T"],
+    bias_V: Float[Array, " V"] | None = None,
+    *,
+    layout: Layout | None = None,
 ) -> Float[Array, "B T"]:
     """The loss of every position, in nats.
 
@@ -39,12 +51,12 @@ def token_losses(
         >>> token_losses(x, table, jnp.zeros((1, 2), int))
         Array([[2.0794415, 2.0794415]], dtype=float32)
     """
-    return _chunk(x_BTD, table_VD, targets_BT, layout)[0]
+    return _chunk(x_BTD, table_VD, bias_V, targets_BT, layout)[0]
 
 
-def _chunk(x_BTD, table_VD, targets_BT, layout: Layout | None):
+def _chunk(x_BTD, table_VD, bias_V, targets_BT, layout: Layout | None):
     """Losses [B, T] and what their gradient is made of: softmax and onehot, both [B, T, V]."""
-    z_BTV = logits(x_BTD, table_VD, layout=layout)
+    z_BTV = logits(x_BTD, table_VD, bias_V, layout=layout)
     top_BT1 = jax.lax.stop_gradient(z_BTV.max(-1, keepdims=True))
     exp_BTV = jnp.exp(z_BTV - top_BT1)
     sum_BT1 = exp_BTV.sum(-1, keepdims=True)
@@ -55,12 +67,13 @@ def _chunk(x_BTD, table_VD, targets_BT, layout: Layout | None):
     return loss_BT, exp_BTV / sum_BT1, onehot_BTV
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
 def summed_loss(
     x_BTD: Float[Array, "B T D"],
     table_VD: Float[Array, "V D"],
     targets_BT: Int[Array, "B T"],
     mask_BT: Bool[Array, "B T"],
+    bias_V: Float[Array, " V"] | None = None,
     layout: Layout | None = None,
 ) -> Float[Array, ""]:
     """Sum of the losses of the positions in the mask, in nats, float32.
@@ -70,7 +83,7 @@ def summed_loss(
         >>> round(float(summed_loss(x, table, jnp.zeros((1, 2), int), jnp.ones((1, 2), bool))), 4)
         4.1589
     """
-    losses = token_losses(x_BTD, table_VD, targets_BT, layout=layout)
+    losses = token_losses(x_BTD, table_VD, targets_BT, bias_V, layout=layout)
     return jnp.where(mask_BT, losses, 0).sum()
 
 
@@ -84,45 +97,52 @@ def num_chunks(x_BTD: jax.Array, table_VD: jax.Array, layout: Layout | None) -> 
     return next(n for n in range(1, length + 1) if length % n == 0 and (local // n <= most or n == length))
 
 
-def _forward(x_BTD, table_VD, targets_BT, mask_BT, layout: Layout | None):
+def _forward(x_BTD, table_VD, targets_BT, mask_BT, bias_V, layout: Layout | None):
     chunks = num_chunks(x_BTD, table_VD, layout)
     shards = 1 if layout is None else layout.size(layout.batch_axes)
+    place = lambda value, *dims: value if layout is None else layout.activation(value, *dims)
 
-    def chunk_gradient(grown_SVD, piece):
+    def chunk_gradient(grown, piece):
         x, targets, mask = piece
-        losses, softmax, onehot = _chunk(x, table_VD, targets, layout)
+        losses, softmax, onehot = _chunk(x, table_VD, bias_V, targets, layout)
         delta = jnp.where(mask[..., None], softmax - onehot, 0).astype(x.dtype)
-        x_gradient = jnp.einsum("btv,vd->btd", delta, table_VD, preferred_element_type=x.dtype)
-        if layout is not None:
-            x_gradient = layout.activation(x_gradient, None, None)
+        x_gradient = place(jnp.einsum("btv,vd->btd", delta, table_VD, preferred_element_type=x.dtype), None, None)
         # One sum per shard of rows, S of them: they stay where they are and are added up once, after the last chunk.
         delta, x = (a.reshape(shards, -1, *a.shape[1:]) for a in (delta, x))
         part_SVD = jnp.einsum("sbtv,sbtd->svd", delta, x, preferred_element_type=jnp.float32)
-        if layout is not None:
-            part_SVD = layout.activation(part_SVD, "vocab", None)
-        return grown_SVD + part_SVD, (jnp.where(mask, losses, 0).sum(1), x_gradient)
+        parts = [place(part_SVD, "vocab", None)]
+        if bias_V is not None:
+            parts.append(place(delta.astype(jnp.float32).sum((1, 2)), "vocab"))
+        grown = [total + part for total, part in zip(grown, parts, strict=True)]
+        return grown, (jnp.where(mask, losses, 0).sum(1), x_gradient)
 
-    start = jnp.zeros((shards, *table_VD.shape), jnp.float32)
-    if layout is not None:
-        start = layout.activation(start, "vocab", None)
+    start = [place(jnp.zeros((shards, *table_VD.shape), jnp.float32), "vocab", None)]
+    if bias_V is not None:
+        start.append(place(jnp.zeros((shards, *bias_V.shape), jnp.float32), "vocab"))
     if chunks == 1:
-        grown_SVD, (losses, x_gradient) = chunk_gradient(start, (x_BTD, targets_BT, mask_BT))
+        grown, (losses, x_gradient) = chunk_gradient(start, (x_BTD, targets_BT, mask_BT))
     else:
         cut = lambda a: jnp.moveaxis(a.reshape(a.shape[0], chunks, -1, *a.shape[2:]), 1, 0)
         pieces = (cut(x_BTD), cut(targets_BT), cut(mask_BT))
-        grown_SVD, (losses, x_gradients) = jax.lax.scan(chunk_gradient, start, pieces)
+        grown, (losses, x_gradients) = jax.lax.scan(chunk_gradient, start, pieces)
         x_gradient = jnp.moveaxis(x_gradients, 0, 1).reshape(x_BTD.shape)
-    table_gradient = grown_SVD.sum(0)
-    if layout is not None:
-        spec = layout.gradient(("vocab", "embed"), table_VD.shape)
-        table_gradient = jax.lax.with_sharding_constraint(table_gradient, layout.named(spec))
-    return losses.sum(), (x_gradient, table_gradient.astype(table_VD.dtype))
+
+    def reduced(grown_S, like, axes):
+        gradient = grown_S.sum(0)
+        if layout is not None:
+            spec = layout.gradient(axes, like.shape)
+            gradient = jax.lax.with_sharding_constraint(gradient, layout.named(spec))
+        return gradient.astype(like.dtype)
+
+    table_gradient = reduced(grown[0], table_VD, ("vocab", "embed"))
+    bias_gradient = None if bias_V is None else reduced(grown[1], bias_V, ("vocab",))
+    return losses.sum(), (x_gradient, table_gradient, bias_gradient)
 
 
 def _backward(layout, residuals, cotangent):
-    x_gradient, table_gradient = residuals
     scaled = lambda gradient: (cotangent * gradient).astype(gradient.dtype)
-    return scaled(x_gradient), scaled(table_gradient), None, None
+    x_gradient, table_gradient, bias_gradient = jax.tree.map(scaled, residuals)
+    return x_gradient, table_gradient, None, None, bias_gradient
 
 
 summed_loss.defvjp(_forward, _backward)

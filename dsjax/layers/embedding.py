@@ -12,12 +12,12 @@ class Embedding(nnx.Module):
     """A table [N, D] of vectors, looked up by number.
 
     Example:
-        >>> Embedding(7, 4, rows="vocab", key=jax.random.key(0), std=0.02)(
+        >>> Embedding(7, dim=4, rows="vocab", key=jax.random.key(0), std=0.02)(
         ...     jax.numpy.zeros((2, 3), int), layout=None, dtype="float32").shape
         (2, 3, 4)
     """
 
-    def __init__(self, num_rows: int, dim: int, *, rows: str, key: jax.Array, std: float) -> None:
+    def __init__(self, num_rows: int, *, dim: int, rows: str, key: jax.Array, std: float) -> None:
         self.table = normal(key, (num_rows, dim), (rows, "embed"), std=std)
 
     def __call__(self, ids: Int[Array, "*batch"], *, layout: Layout | None, dtype) -> Float[Array, "*batch D"]:

@@ -18,11 +18,14 @@ class Linear(nnx.Module):
         (1, 5, 3, 2)
     """
 
-    def __init__(self, shape: tuple[int, ...], axes: Axes, *, key: jax.Array, std: float) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], axes: Axes, *, key: jax.Array, std: float, use_bias: bool = True
+    ) -> None:
         self.kernel = normal(key, shape, axes, std=std)
-        self.bias = constant(0.0, shape[1:], axes[1:])
+        self.bias = constant(0.0, shape[1:], axes[1:]) if use_bias else None
 
     def __call__(self, x: Float[Array, "*batch _"], *, layout: Layout | None) -> Float[Array, "*batch _"]:
         """X times the kernel plus the bias, in x's dtype."""
         kernel = use(self.kernel, layout, x.dtype)
-        return jnp.tensordot(x, kernel, axes=1) + use(self.bias, layout, x.dtype)
+        y = jnp.tensordot(x, kernel, axes=1)
+        return y if self.bias is None else y + use(self.bias, layout, x.dtype)

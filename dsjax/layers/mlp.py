@@ -1,6 +1,9 @@
-"""The transformer's two-layer perceptron: gelu(x W1 + b1) W2 + b2, gelu in its tanh form."""
+"""The transformer's perceptron: act(x W1 + b1) W2 + b2, or gated (arXiv 2002.05202): (act(x G) * (x W1)) W2."""
 
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Literal
 
 import jax
 from flax import nnx
@@ -10,17 +13,42 @@ from dsjax.layers.linear import Linear
 from dsjax.layers.parameter import derive
 from dsjax.mesh.layout import Layout
 
+Activation = Literal["gelu_tanh", "gelu", "silu"]
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+}
+
 
 class MLP(nnx.Module):
     """D -> F -> D; the hidden dimension F is the tensor-parallel one."""
 
-    def __init__(self, dim: int, hidden_dim: int, *, key: jax.Array, std: float, residual_scale: float) -> None:
-        self.up = Linear((dim, hidden_dim), ("embed", "mlp"), key=derive(key, "up"), std=std)
-        self.down = Linear((hidden_dim, dim), ("mlp", "embed"), key=derive(key, "down"), std=std * residual_scale)
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        key: jax.Array,
+        std: float,
+        residual_scale: float,
+        activation: Activation = "gelu_tanh",
+        gated: bool = False,
+        use_bias: bool = True,
+    ) -> None:
+        wide = partial(Linear, (dim, hidden_dim), ("embed", "mlp"), std=std, use_bias=use_bias)
+        self.gate = wide(key=derive(key, "gate")) if gated else None
+        self.up = wide(key=derive(key, "up"))
+        self.down = Linear(
+            (hidden_dim, dim), ("mlp", "embed"), key=derive(key, "down"), std=std * residual_scale, use_bias=use_bias
+        )
+        self.activation = activation
 
     def __call__(self, x_BTD: Float[Array, "B T D"], *, layout: Layout | None) -> Float[Array, "B T D"]:
         """The perceptron of every position."""
-        h_BTF = jax.nn.gelu(self.up(x_BTD, layout=layout), approximate=True)
+        act = ACTIVATIONS[self.activation]
+        h_BTF = self.up(x_BTD, layout=layout)
+        h_BTF = act(h_BTF) if self.gate is None else act(self.gate(x_BTD, layout=layout)) * h_BTF
         if layout is not None:
             h_BTF = layout.activation(h_BTF, None, "mlp")
         return self.down(h_BTF, layout=layout)

@@ -23,11 +23,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 RULES: dict[str, str | None] = {
     "vocab": "tensor",
     "heads": "tensor",
+    "kv_heads": "tensor",
+    "head": None,
     "mlp": "tensor",
     "embed": None,
     "qkv": None,
     "positions": None,
+    "out": None,
+    "labels": None,
 }
+MAY_STAY_WHOLE = {"kv_heads"}
+"""Dimensions that are not split where the mesh axis does not divide them: each device then holds all of it."""
 BATCH_AXES = ("fsdp", "expert")
 ZERO_AXES = ("fsdp", "expert")
 
@@ -48,15 +54,16 @@ class Layout:
     zero_stage: int = 0
     batch_axes: tuple[str, ...] = BATCH_AXES
 
-    def gathered(self, axes: Axes) -> PartitionSpec:
+    def gathered(self, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
         """The spec of a parameter as a layer computes with it.
 
         Example:
             >>> from jax.sharding import AbstractMesh
-            >>> Layout(AbstractMesh((1, 2, 1, 2), ("data", "fsdp", "expert", "tensor"))).gathered(("embed", "mlp"))
+            >>> layout = Layout(AbstractMesh((1, 2, 1, 2), ("data", "fsdp", "expert", "tensor")))
+            >>> layout.gathered(("embed", "mlp"), (8, 32))
             P(None, 'tensor')
         """
-        return PartitionSpec(*(RULES[name] for name in axes))
+        return PartitionSpec(*map(self._mesh_axis, axes, shape))
 
     def sharded(self, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
         """The spec of a parameter split by ZeRO: on its tensor dimension if that divides, else the largest that does.
@@ -64,26 +71,31 @@ class Layout:
         A tensor of which no dimension divides stays whole (the sharding report shows it).
         """
         shards = self.size(ZERO_AXES)
-        order = sorted(range(len(axes)), key=lambda dim: (RULES[axes[dim]] is None, -shape[dim]))
-        for dim in order:
-            taken = RULES[axes[dim]]
-            if shape[dim] % (shards * (self.mesh.shape[taken] if taken else 1)) == 0:
-                spec: list[str | tuple[str, ...] | None] = [RULES[name] for name in axes]
-                spec[dim] = (taken, *ZERO_AXES) if taken else ZERO_AXES
+        taken = list(map(self._mesh_axis, axes, shape))
+        for dim in sorted(range(len(axes)), key=lambda dim: (taken[dim] is None, -shape[dim])):
+            axis = taken[dim]
+            if shape[dim] % (shards * (self.mesh.shape[axis] if axis else 1)) == 0:
+                spec: list[str | tuple[str, ...] | None] = [*taken]
+                spec[dim] = (axis, *ZERO_AXES) if axis else ZERO_AXES
                 return PartitionSpec(*spec)
-        return self.gathered(axes)
+        return PartitionSpec(*taken)
+
+    def _mesh_axis(self, name: str, size: int) -> str | None:
+        """The mesh axis over which a dimension is split."""
+        axis = RULES[name]
+        return None if axis is not None and name in MAY_STAY_WHOLE and size % self.mesh.shape[axis] else axis
 
     def parameter(self, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
         """Where the stored parameter lies."""
-        return self.sharded(axes, shape) if self.zero_stage >= 3 else self.gathered(axes)
+        return self.sharded(axes, shape) if self.zero_stage >= 3 else self.gathered(axes, shape)
 
     def gradient(self, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
         """Where the accumulated gradient lies."""
-        return self.sharded(axes, shape) if self.zero_stage >= 2 else self.gathered(axes)
+        return self.sharded(axes, shape) if self.zero_stage >= 2 else self.gathered(axes, shape)
 
     def optimizer(self, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
         """Where the optimizer's per-parameter state lies."""
-        return self.sharded(axes, shape) if self.zero_stage >= 1 else self.gathered(axes)
+        return self.sharded(axes, shape) if self.zero_stage >= 1 else self.gathered(axes, shape)
 
     def size(self, mesh_axes: tuple[str, ...]) -> int:
         """The number of devices along some mesh axes together."""
@@ -98,17 +110,18 @@ class Layout:
 
     def weight(self, value: jax.Array, axes: Axes) -> jax.Array:
         """Gather a stored parameter for use; its gradient is reduced straight into the gradient's shards."""
-        gathered, gradient = self.named(self.gathered(axes)), self.named(self.gradient(axes, value.shape))
+        gathered, gradient = self.named(self.gathered(axes, value.shape)), self.named(self.gradient(axes, value.shape))
         # The name lets a remat policy gather again in the backward pass instead of keeping whole weights.
         return checkpoint_name(_gather(value, gathered, gradient), "gathered")
 
     def whole(self, value: jax.Array, axes: Axes) -> jax.Array:
         """Hold a gathered weight, and the gradient that comes back for it, to the gathered layout."""
-        return jax.lax.with_sharding_constraint(value, self.named(self.gathered(axes)))
+        return jax.lax.with_sharding_constraint(value, self.named(self.gathered(axes, value.shape)))
 
     def activation(self, value: jax.Array, *dims: str | None) -> jax.Array:
         """Split an activation: first dimension over the batch axes, the named ones by the rules, the rest whole."""
-        spec = PartitionSpec(self.batch_axes, *(RULES[name] if name else None for name in dims))
+        sizes = zip(dims, value.shape[1:], strict=True)
+        spec = PartitionSpec(self.batch_axes, *(self._mesh_axis(name, size) if name else None for name, size in sizes))
         return jax.lax.with_sharding_constraint(value, self.named(spec))
 
 

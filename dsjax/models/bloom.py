@@ -5,13 +5,19 @@ from typing import Any
 
 import numpy as np
 
-from dsjax.checkpoint.safetensors_folder import IDENTITY, TRANSPOSE, Entry, Transform
-from dsjax.models.config import BloomConfig
-from dsjax.models.decoder import Architecture
+from dsjax.checkpoint.tensor_map import IDENTITY, TRANSPOSE, Entry, Transform
+from dsjax.models.block import Architecture
+from dsjax.models.config import BloomConfig, Task
 
 IGNORED = ("lm_head.weight",)
 """Tensors that some writers store although they are tied."""
 PREFIX = "transformer."
+ARCHITECTURES: dict[str, Task] = {
+    "BloomForCausalLM": "language_model",
+    "BloomForSequenceClassification": "classification",
+    "BloomModel": "language_model",
+}
+"""Classes of transformers -> our task; the first is what a config.json without a class means."""
 
 
 def architecture(config: BloomConfig) -> Architecture:
@@ -62,6 +68,7 @@ def entries(config: BloomConfig) -> tuple[Entry, ...]:
         *(Entry(("layers", "{i}", *ours), f"h.{{i}}.{theirs}", how) for ours, (theirs, how) in layer.items()),
         Entry(("final_norm", "scale"), "ln_f.weight"),
         Entry(("final_norm", "bias"), "ln_f.bias"),
+        Entry(("classifier", "kernel"), "score.weight", TRANSPOSE, optional=True, prefixed=False),
     )
 
 
@@ -92,7 +99,6 @@ def to_hf(config: BloomConfig) -> dict[str, Any]:
         )
     return {
         "model_type": "bloom",
-        "architectures": ["BloomForCausalLM"],
         "vocab_size": config.vocab_size,
         "n_layer": config.num_layers,
         "hidden_size": config.model_dim,

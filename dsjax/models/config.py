@@ -4,11 +4,12 @@ import dataclasses
 from typing import Literal
 
 Remat = Literal["none", "dots", "full"]
+Task = Literal["language_model", "classification", "embedding"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class DecoderConfig:
-    """What every decoder-only family has in common."""
+class TransformerConfig:
+    """What every family has in common."""
 
     vocab_size: int = 50257
     """Rows of the embedding; at least the tokenizer's number of tokens."""
@@ -34,6 +35,12 @@ class DecoderConfig:
     """Type of the matrix products; softmax, normalisation, logits and parameters stay float32."""
     remat: Remat = "none"
     """What a block recomputes in the backward pass: nothing, all but matrix products, or all."""
+    task: Task = "language_model"
+    """What is on top: logits over the vocabulary, logits of classes, or one unit vector per text."""
+    num_labels: int = 2
+    """Classes of the task `classification`."""
+    init_from: str = ""
+    """Where the first weights come from: a Hugging Face folder or a GGUF file. '' draws them."""
     segments: tuple[int, ...] = ()
     """Lengths of the scanned runs of layers, in order; () means (1, L-2, 1). All ones unrolls the stack."""
 
@@ -41,7 +48,7 @@ class DecoderConfig:
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        if self.model_dim % self.num_heads:
+        if self.head_size * self.num_heads != self.model_dim and not self.heads_are_free:
             raise ValueError(f"num_heads must divide model_dim; got {self.num_heads} and {self.model_dim}")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
@@ -50,6 +57,16 @@ class DecoderConfig:
             raise ValueError(
                 f"segments must be positive and add up to num_layers = {self.num_layers}; got {self.segments}"
             )
+
+    @property
+    def head_size(self) -> int:
+        """K, the size of a head."""
+        return self.model_dim // self.num_heads
+
+    @property
+    def heads_are_free(self) -> bool:
+        """Whether the heads together may be wider or narrower than the residual stream."""
+        return False
 
     @property
     def hidden_dim(self) -> int:
@@ -65,7 +82,7 @@ class DecoderConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class GPT2Config(DecoderConfig):
+class GPT2Config(TransformerConfig):
     """GPT-2 (and GPT-3): learned positions, pre-LayerNorm, tanh GELU, tied embedding."""
 
     kind: Literal["gpt2"] = "gpt2"
@@ -75,7 +92,7 @@ class GPT2Config(DecoderConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class BloomConfig(DecoderConfig):
+class BloomConfig(TransformerConfig):
     """BLOOM (arXiv 2211.05100): ALiBi, LayerNorm after the embedding, tied embedding."""
 
     kind: Literal["bloom"] = "bloom"
@@ -84,4 +101,99 @@ class BloomConfig(DecoderConfig):
     """Take the residual from the LayerNorm's output (apply_residual_connection_post_layernorm)."""
 
 
-ModelConfig = GPT2Config | BloomConfig
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LlamaConfig(TransformerConfig):
+    """Llama (arXiv 2302.13971, 2307.09288): RoPE, RMSNorm, SwiGLU, grouped queries, no biases."""
+
+    kind: Literal["llama"] = "llama"
+    """The family."""
+    max_positions: int = 2048
+    """The longest sequence."""
+    num_kv_heads: int = 0
+    """Heads of keys and values (G), each shared by num_heads / G heads; 0 means num_heads."""
+    head_dim: int = 0
+    """Size of a head (K); 0 means model_dim / num_heads."""
+    tied_embedding: bool = False
+    """Logits use the embedding's table."""
+    rope_base: float = 10000.0
+    """Base of RoPE's frequencies (rope_theta)."""
+    rope_factor: float = 1.0
+    """RoPE's frequencies are divided by it, to stretch the context."""
+    rope_original_positions: int = 0
+    """The context before stretching, of Llama 3.1's rule, which divides only slow frequencies; 0 divides all."""
+    rope_low: float = 1.0
+    """Frequencies that turn less often than this in the original context are divided."""
+    rope_high: float = 4.0
+    """Frequencies that turn more often than this in the original context stay."""
+
+    def __post_init__(self) -> None:
+        TransformerConfig.__post_init__(self)
+        if self.num_heads % self.kv_heads:
+            raise ValueError(f"num_kv_heads must divide num_heads; got {self.num_kv_heads} and {self.num_heads}")
+        if self.head_size % 2:
+            raise ValueError(f"head_dim must be even for RoPE; got {self.head_size}")
+        if min(self.rope_base, self.rope_factor, self.rope_low) <= 0 or self.rope_high <= self.rope_low:
+            raise ValueError("rope_base, rope_factor and rope_low must be above 0, and rope_high above rope_low")
+
+    @property
+    def head_size(self) -> int:
+        """K, the size of a head."""
+        return self.head_dim or self.model_dim // self.num_heads
+
+    @property
+    def heads_are_free(self) -> bool:
+        """Whether the heads together may be wider or narrower than the residual stream."""
+        return self.head_dim > 0
+
+    @property
+    def kv_heads(self) -> int:
+        """G, with the default filled in."""
+        return self.num_kv_heads or self.num_heads
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BertConfig(TransformerConfig):
+    """BERT (arXiv 1810.04805): bidirectional, learned positions, LayerNorm after each residual, erf GELU.
+
+    Its language model is trained on masked tokens.
+    """
+
+    kind: Literal["bert"] = "bert"
+    """The family."""
+    vocab_size: int = 30522
+    """Rows of the embedding; at least the tokenizer's number of tokens."""
+    max_positions: int = 512
+    """Rows of the position embedding: the longest sequence."""
+    token_types: int = 2
+    """Rows of the segment embedding: texts of a pair."""
+    norm_eps: float = 1e-12
+    """Added to the variance in every norm."""
+    scale_residual_init: bool = False
+    """Divide the standard deviation of the two projections that end a block by sqrt(2 * num_layers)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainedConfig:
+    """The architecture of existing weights, and what is changed of it; resolved before anything else happens."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    """Take the family from the weights."""
+    init_from: str
+    """A Hugging Face folder or a GGUF file."""
+    task: Task | Literal["as_stored"] = "as_stored"
+    """What is on top; as_stored takes what the weights were made for."""
+    num_labels: int = 2
+    """Classes of the task `classification`."""
+    dropout: float = 0.0
+    """See the families."""
+    attention_dropout: float = 0.0
+    """See the families."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the matrix products."""
+    remat: Remat = "none"
+    """What a block recomputes in the backward pass."""
+    segments: tuple[int, ...] = ()
+    """Lengths of the scanned runs of layers, in order; () means (1, L-2, 1)."""
+
+
+ModelConfig = GPT2Config | BloomConfig | LlamaConfig | BertConfig

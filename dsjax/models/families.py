@@ -1,5 +1,6 @@
 """The families that there are: a config's kind -> its file."""
 
+import dataclasses
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -7,15 +8,16 @@ from typing import Any
 import jax
 from flax import nnx
 
-from dsjax.models import bloom, gpt2
+from dsjax.models import bert, bloom, gpt2, llama
 from dsjax.models.config import ModelConfig
-from dsjax.models.decoder import Decoder
+from dsjax.models.transformer import Transformer
 
-FAMILIES: dict[str, ModuleType] = {"bloom": bloom, "gpt2": gpt2}
-"""kind (also Hugging Face's model_type) -> module with architecture, entries, from_hf, to_hf, IGNORED, PREFIX."""
+FAMILIES: dict[str, ModuleType] = {"bert": bert, "bloom": bloom, "gpt2": gpt2, "llama": llama}
+"""kind (also Hugging Face's model_type) -> module with architecture, entries, from_hf, to_hf, IGNORED, PREFIX,
+ARCHITECTURES."""
 
 
-def create(config: ModelConfig, *, key: jax.Array) -> Decoder:
+def create(config: ModelConfig, *, key: jax.Array) -> Transformer:
     """A model with fresh float32 parameters on the default device."""
     params = jax.jit(lambda key: initial_params(config, key))(key)  # one program instead of hundreds of small ones
     return nnx.merge(nnx.graphdef(abstract(config)), params)
@@ -26,13 +28,13 @@ def initial_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     return nnx.to_pure_dict(nnx.state(_build(config, key), nnx.Param))
 
 
-def abstract(config: ModelConfig) -> Decoder:
+def abstract(config: ModelConfig) -> Transformer:
     """The model with ShapeDtypeStructs for parameters; nothing is allocated."""
     return nnx.eval_shape(lambda: _build(config, jax.random.key(0)))
 
 
-def _build(config: ModelConfig, key: jax.Array) -> Decoder:
-    return Decoder(config, FAMILIES[config.kind].architecture(config), key=key)
+def _build(config: ModelConfig, key: jax.Array) -> Transformer:
+    return Transformer(config, FAMILIES[config.kind].architecture(config), key=key)
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
@@ -44,10 +46,34 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     kind = hf.get("model_type")
     if kind not in FAMILIES:
         raise ValueError(f"config.json: model_type is {kind!r}; known are {', '.join(sorted(FAMILIES))}")
+    family = FAMILIES[kind]
+    name = (hf.get("architectures") or [next(iter(family.ARCHITECTURES))])[0]
+    if name not in family.ARCHITECTURES:
+        raise ValueError(f"config.json: architectures is {name!r}; known are {', '.join(family.ARCHITECTURES)}")
     try:
-        return FAMILIES[kind].from_hf(hf)
+        config = family.from_hf(hf)
     except KeyError as missing:
         raise ValueError(f"config.json of a {kind} model lacks the key {missing}") from missing
+    num_labels = len(hf["id2label"]) if hf.get("id2label") else 2
+    return dataclasses.replace(config, task=family.ARCHITECTURES[name], num_labels=num_labels)
+
+
+def config_to_hf(config: ModelConfig) -> dict[str, Any]:
+    """The config.json of a model.
+
+    Raises:
+        ValueError: a shape that the family does not have in Hugging Face folders.
+    """
+    family = FAMILIES[config.kind]
+    name = next((name for name, task in family.ARCHITECTURES.items() if task == config.task), None)
+    if name is None:
+        raise ValueError(f"Hugging Face has no class of {config.kind} models for the task {config.task}")
+    hf = {**family.to_hf(config), "architectures": [name]}
+    if config.task == "classification":
+        labels = [f"LABEL_{i}" for i in range(config.num_labels)]
+        hf["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        hf["label2id"] = {label: i for i, label in enumerate(labels)}
+    return hf
 
 
 def check_divisible(config: ModelConfig, mesh_shape: Mapping[str, int]) -> None:

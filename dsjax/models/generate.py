@@ -14,8 +14,8 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dsjax.models.decoder import Cache, Decoder
 from dsjax.models.sampling import Sampling, choose
+from dsjax.models.transformer import Cache, Transformer
 
 GREEDY = Sampling()
 
@@ -34,7 +34,7 @@ class _Progress:
 
 @partial(jax.jit, static_argnames=("graph", "sampling", "room"))
 def _prefill(graph, params, tokens, mask, key, *, sampling: Sampling, room: int):
-    model: Decoder = nnx.merge(graph, params)
+    model: Transformer = nnx.merge(graph, params)
     rows, length = tokens.shape
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     valid = jnp.pad(mask.astype(bool), ((0, 0), (0, room)), constant_values=True)
@@ -47,7 +47,7 @@ def _prefill(graph, params, tokens, mask, key, *, sampling: Sampling, room: int)
 
 @partial(jax.jit, static_argnames=("graph", "sampling"), donate_argnames="progress")
 def _step(graph, params, tokens, progress: _Progress, *, sampling: Sampling):
-    model: Decoder = nnx.merge(graph, params)
+    model: Transformer = nnx.merge(graph, params)
     features, cache = model.decode(
         tokens[:, None],
         progress.cache,
@@ -59,13 +59,13 @@ def _step(graph, params, tokens, progress: _Progress, *, sampling: Sampling):
     return _next(model, features[:, -1], moved, sampling)
 
 
-def _next(model: Decoder, features_BD: Float[Array, "B D"], progress: _Progress, sampling: Sampling):
+def _next(model: Transformer, features_BD: Float[Array, "B D"], progress: _Progress, sampling: Sampling):
     logits_BV = model.logits(features_BD[:, None])[:, 0]
     return choose(logits_BV, jax.random.fold_in(progress.key, progress.place), sampling), progress
 
 
 def stream(
-    model: Decoder,
+    model: Transformer,
     input_ids: ArrayLike,
     attention_mask: ArrayLike | None = None,
     *,
@@ -109,7 +109,7 @@ def stream(
 
 
 def generate(
-    model: Decoder,
+    model: Transformer,
     input_ids: ArrayLike,
     attention_mask: ArrayLike | None = None,
     *,

@@ -3,13 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dsjax.checkpoint.safetensors_folder import IDENTITY, Entry, Transform
-from dsjax.models.config import GPT2Config
-from dsjax.models.decoder import Architecture
+from dsjax.checkpoint.tensor_map import IDENTITY, TRANSPOSE, Entry, Transform
+from dsjax.models.block import Architecture
+from dsjax.models.config import GPT2Config, Task
 
 IGNORED = ("lm_head.weight", r"h\.\d+\.attn\.(masked_)?bias")
 """Tied tensors and masks that some writers store."""
 PREFIX = "transformer."
+ARCHITECTURES: dict[str, Task] = {
+    "GPT2LMHeadModel": "language_model",
+    "GPT2ForSequenceClassification": "classification",
+    "GPT2Model": "language_model",
+}
+"""Classes of transformers -> our task; the first is what a config.json without a class means."""
 
 _CUT = Transform(lambda a: a.reshape(*a.shape[:-1], 3, -1), lambda a: a.reshape(*a.shape[:-2], -1))
 """[..., 3 * D] <-> [..., 3, D]: query, key and value blocks."""
@@ -43,6 +49,7 @@ def entries(config: GPT2Config) -> tuple[Entry, ...]:
         *(Entry(("layers", "{i}", *ours), f"h.{{i}}.{theirs}", how) for ours, (theirs, how) in _LAYER.items()),
         Entry(("final_norm", "scale"), "ln_f.weight"),
         Entry(("final_norm", "bias"), "ln_f.bias"),
+        Entry(("classifier", "kernel"), "score.weight", TRANSPOSE, optional=True, prefixed=False),
     )
 
 
@@ -72,7 +79,6 @@ def to_hf(config: GPT2Config) -> dict[str, Any]:
     """Our config as a Hugging Face folder's."""
     return {
         "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
         "activation_function": "gelu_new",
         "vocab_size": config.vocab_size,
         "n_layer": config.num_layers,

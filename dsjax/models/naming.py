@@ -5,13 +5,14 @@ Hugging Face folders there is 'layers.3.mlp.up.kernel', so that a model may be c
 """
 
 import itertools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 Tree = Any
 
@@ -64,21 +65,24 @@ def abstract_named(tree: Tree, runs: tuple[int, ...]) -> dict[str, jax.ShapeDtyp
     return flat
 
 
-def from_named(flat: dict[str, jax.Array], abstract: Tree, runs: tuple[int, ...]) -> Tree:
+def from_named(take: Callable[[str], jax.Array], abstract: Tree, runs: tuple[int, ...]) -> Tree:
     """The inverse of `to_named`, onto the shardings of `abstract`.
 
-    Takes the tensors out of `flat` one leaf at a time, so that never more than one stack is held twice. (Donating them
-    would free nothing: a stack is a new shape, which no layer's buffer can become.)
+    Args:
+        take: gives a tensor by its name, once, and does not keep it: never more than one stack is held twice.
+            (Donating a stack's parts would free nothing: it is a new shape, which no layer's buffer can become.)
+        abstract: the tree, as shapes with shardings.
+        runs: lengths of the stacks.
     """
     leaves = []
     for (layers, is_stack), leaf in zip(leaf_names(abstract, runs), jax.tree.leaves(abstract), strict=True):
-        parts = [flat.pop(name) for name in layers]
+        parts = [take(name) for name in layers]
         leaves.append(_stack(parts, leaf.sharding) if is_stack else jax.device_put(parts[0], leaf.sharding))
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
 @partial(jax.jit, static_argnames="sharding")
-def _stack(parts: list[jax.Array], sharding: NamedSharding) -> jax.Array:
+def _stack(parts: list[jax.Array], sharding: Sharding) -> jax.Array:
     return jax.lax.with_sharding_constraint(jnp.stack(parts), sharding)
 
 

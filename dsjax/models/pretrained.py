@@ -1,66 +1,189 @@
-"""Models from and to Hugging Face folders (config.json, safetensors)."""
+"""Models from and to files: Hugging Face folders (config.json, safetensors) and, read only, GGUF files.
+
+Tensors are read one at a time, each straight onto its devices: the host never holds more than one beside its share of
+the model.
+"""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from dsjax.checkpoint.safetensors_folder import open_folder, read_tree, write_folder, write_tree
-from dsjax.models.config import ModelConfig
-from dsjax.models.decoder import Decoder
-from dsjax.models.families import FAMILIES, abstract, config_from_hf
-from dsjax.models.naming import from_flat, leaf_names, to_named
+from dsjax.checkpoint.safetensors_folder import open_folder, write_folder
+from dsjax.checkpoint.tensor_map import LazyTree, TensorSource, read_tree, write_tree
+from dsjax.models.config import ModelConfig, PretrainedConfig
+from dsjax.models.families import FAMILIES, abstract, config_from_hf, config_to_hf, initial_params
+from dsjax.models.naming import from_named, leaf_names, to_named
+from dsjax.models.transformer import Transformer
 
-_PREFIXES = ("", "transformer.")
+Tree = Any
 
 
-def load_pretrained(path: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") -> Decoder:
-    """A model from a Hugging Face folder.
+def open_weights(path: str | Path) -> TensorSource:
+    """The tensors of a Hugging Face folder.
+
+    Raises:
+        ValueError: not such a folder, or a damaged one.
+    """
+    return open_folder(path)
+
+
+def load_pretrained(
+    path: str | Path,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    *,
+    segments: tuple[int, ...] | None = None,
+) -> Transformer:
+    """A model from a Hugging Face folder or a GGUF file, on the first device.
 
     Args:
-        path: the folder; tensor names may carry or lack the prefix `transformer.`.
+        path: the folder; tensor names may carry or lack the prefix of their family (`transformer.`, `model.`, `bert.`).
         dtype: of the parameters and of the computation; logits are float32 in any case.
+        segments: lengths of the runs of layers whose parameters are stacked. None keeps every layer apart: compiling
+            takes longer, but no step of generating has to slice a layer out of its stack.
 
     Returns:
-        A model: `model(input_ids, attention_mask=None)` gives logits [B, T, V] float32,
-        `model.generate(input_ids, attention_mask=None, max_new_tokens=...)` gives [B, T + N], greedily.
+        A model: `model(input_ids, attention_mask=None)` gives logits [B, T, V] float32 (classes or vectors, if it was
+        made for these), `model.generate(input_ids, attention_mask=None, max_new_tokens=...)` gives [B, T + N],
+        greedily.
 
     Raises:
         ValueError: an unknown family, or tensors that are missing, extra or misshapen (all are listed).
     """
-    folder = open_folder(path)
-    config = dataclasses.replace(config_from_hf(folder.config), compute_dtype=dtype)
-    graph, state = nnx.split(abstract(config), nnx.Param)
-    shapes = nnx.to_pure_dict(state)
+    weights = open_weights(path)
+    config = config_from_hf(weights.config)
+    segments = (1,) * config.num_layers if segments is None else segments
+    config = dataclasses.replace(config, compute_dtype=dtype, segments=segments)
+    graph = nnx.graphdef(abstract(config))
+    return nnx.merge(graph, load_params(weights, config, dtype=dtype))
+
+
+def load_params(
+    weights: TensorSource,
+    config: ModelConfig,
+    *,
+    shardings: Tree | None = None,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    seed: int | None = None,
+) -> Tree:
+    """Parameters as nested dicts, each tensor read onto its own devices.
+
+    Args:
+        weights: from `open_weights`.
+        config: the model they are for; its task may be another than that of the weights.
+        shardings: tree of NamedShardings; None puts all on the first device.
+        dtype: of the parameters.
+        seed: draw what the weights lack of the config's task (a new classifier); None makes that an error.
+
+    Raises:
+        ValueError: tensors that are missing, extra or misshapen (all are listed).
+    """
+    shapes = nnx.to_pure_dict(nnx.split(abstract(config), nnx.Param)[1])
+    if shardings is None:
+        shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
+    names = [leaf for leaf, _ in leaf_names(shapes, config.layer_runs)]
+    stored = _match(weights, config, shapes)
+    lacking = {name for layers in names for name in layers if tuple(name.split(".")) not in stored}
+    if lacking and seed is None:
+        raise ValueError(
+            f"{weights.path} was not made for the task {config.task}: it lacks {', '.join(sorted(lacking))}; "
+            "fine-tune it first, or load it for its own task"
+        )
+    fresh = _drawn(config, lacking, shardings, seed) if lacking and seed is not None else {}
+    place = {
+        name: _one_layer(sharding, is_stack)
+        for (layers, is_stack), sharding in zip(
+            leaf_names(shapes, config.layer_runs), jax.tree.leaves(shardings), strict=True
+        )
+        for name in layers
+    }
+
+    def take(name: str) -> jax.Array:
+        if name in fresh:
+            return fresh.pop(name).astype(dtype)
+        array = np.asarray(stored[tuple(name.split("."))], jnp.dtype(dtype))
+        return jax.make_array_from_callback(array.shape, place[name], lambda index: array[index])
+
+    targets = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=s), shapes, shardings)
+    return from_named(take, targets, config.layer_runs)
+
+
+def _match(weights: TensorSource, config: ModelConfig, shapes: Tree) -> LazyTree:
+    """The model's tensors in the file, by our path; optional ones may be absent."""
     family = FAMILIES[config.kind]
     expected = {}
     for (names, is_stack), leaf in zip(leaf_names(shapes, config.layer_runs), jax.tree.leaves(shapes), strict=True):
         expected.update({tuple(name.split(".")): leaf.shape[is_stack:] for name in names})
-    arrays = read_tree(
-        folder,
+    return read_tree(
+        weights,
         family.entries(config),
         expected,
         num_layers=config.num_layers,
-        prefixes=_PREFIXES,
+        prefixes=("", family.PREFIX),
         ignore=family.IGNORED,
     )
-    flat = {".".join(name): np.asarray(array, jnp.dtype(dtype)) for name, array in arrays.items()}
-    return nnx.merge(graph, jax.tree.map(jnp.asarray, from_flat(flat, shapes, config.layer_runs)))
 
 
-def save_pretrained(model: Decoder, path: str | Path, *, max_shard_bytes: float = 5e9) -> None:
+def _drawn(config: ModelConfig, names: set[str], shardings: Tree, seed: int) -> dict[str, jax.Array]:
+    """Some of a fresh model's tensors, by name."""
+    paths = {tuple(name.split(".")) for name in names}
+    pick = lambda tree: {".".join(path): _at(tree, path) for path in paths}
+    draw = jax.jit(lambda key: pick(initial_params(config, key)), out_shardings=pick(shardings))
+    return draw(jax.random.key(seed))
+
+
+def _at(tree: Tree, path: tuple[str, ...]) -> Any:
+    for part in path:
+        tree = tree[part]
+    return tree
+
+
+def _one_layer(sharding: jax.sharding.Sharding, is_stack: bool) -> jax.sharding.Sharding:
+    if not is_stack or not isinstance(sharding, NamedSharding):
+        return sharding
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+
+
+def resolve(config: ModelConfig | PretrainedConfig) -> ModelConfig:
+    """The family's own config for `kind: pretrained`; any other as it is.
+
+    Raises:
+        ValueError: the weights are not readable, or of an unknown family.
+    """
+    if not isinstance(config, PretrainedConfig):
+        return config
+    stored = config_from_hf(open_weights(config.init_from).config)
+    changes = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "kind"}
+    if config.task == "as_stored":
+        changes["task"] = stored.task
+    if config.task in ("as_stored", stored.task):
+        changes["num_labels"] = stored.num_labels
+    return dataclasses.replace(stored, **changes)
+
+
+def save_pretrained(model: Transformer, path: str | Path, *, max_shard_bytes: float = 5e9) -> None:
     """Write a model as a Hugging Face folder, which must not exist or be empty. Inverse of `load_pretrained`."""
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     write_params(params, model.config, path, max_shard_bytes=max_shard_bytes)
 
 
-def write_params(params, config: ModelConfig, path: str | Path, *, max_shard_bytes: float = 5e9) -> None:
-    """The same for parameters as nested dicts."""
+def write_params(
+    params: Tree,
+    config: ModelConfig,
+    path: str | Path,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    max_shard_bytes: float = 5e9,
+) -> None:
+    """The same for parameters as nested dicts; `extra` goes into config.json."""
     family = FAMILIES[config.kind]
     flat = {tuple(name.split(".")): np.asarray(array) for name, array in to_named(params, config.layer_runs).items()}
     tensors = write_tree(flat, family.entries(config), num_layers=config.num_layers, prefix=family.PREFIX)
-    write_folder(path, tensors, config=family.to_hf(config), max_shard_bytes=max_shard_bytes)
+    hf = {**config_to_hf(config), **(extra or {})}
+    write_folder(path, tensors, config=hf, max_shard_bytes=max_shard_bytes)

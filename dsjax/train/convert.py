@@ -15,18 +15,16 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tokenizers
 from flax import nnx
 from tokenizers import decoders, models, pre_tokenizers
 
 from dsjax.checkpoint.config import CheckpointConfig
-from dsjax.checkpoint.safetensors_folder import write_folder, write_tree
 from dsjax.checkpoint.store import CheckpointStore
 from dsjax.data.tokenize import END_OF_TEXT, Tokenizer
 from dsjax.models.config import ModelConfig
-from dsjax.models.families import FAMILIES
 from dsjax.models.naming import to_named
+from dsjax.models.pretrained import write_params
 from dsjax.observe.environment import versions
 from dsjax.optimizers.config import OptimizerConfig
 from dsjax.optimizers.create import create_optimizer
@@ -52,16 +50,13 @@ def to_hugging_face(trained: TrainedModel, path: str | Path) -> None:
         ValueError: the folder is not empty, or the model has a shape that the family cannot express.
         OSError: the disk is full or not writable; what was written is removed.
     """
-    config, family = trained.model.config, FAMILIES[trained.model.config.kind]
-    params = nnx.to_pure_dict(nnx.state(trained.model, nnx.Param))
-    flat = {tuple(name.split(".")): np.asarray(array) for name, array in to_named(params, config.layer_runs).items()}
-    tensors = write_tree(flat, family.entries(config), num_layers=config.num_layers, prefix=family.PREFIX)
     end = trained.tokenizer.end_of_text
     ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
     # Without a table of positions nothing else says how long the rows of the training were.
     length = {} if trained.model.architecture.max_positions else {"seq_length": trained.trained_length}
     with _whole_or_nothing(Path(path)) as folder:
-        write_folder(folder, tensors, config={**family.to_hf(config), **ids, **length})
+        params = nnx.to_pure_dict(nnx.state(trained.model, nnx.Param))
+        write_params(params, trained.model.config, folder, extra={**ids, **length})
         write_json(folder / "generation_config.json", ids)
         trained.tokenizer.save(folder)
         if (folder / _BYTE_FILE).is_file():

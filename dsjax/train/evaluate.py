@@ -26,8 +26,8 @@ from dsjax.data.read import Undecodable, read_part
 from dsjax.data.sources import open_source
 from dsjax.data.tokenize import Tokenizer
 from dsjax.layers.cross_entropy import token_losses
-from dsjax.models.decoder import Decoder
 from dsjax.models.generate import bucket
+from dsjax.models.transformer import Transformer
 
 BATCH_TOKENS = 8192
 """Tokens at a time on each device, unless told otherwise."""
@@ -184,7 +184,7 @@ class Batches:
 @partial(jax.jit, static_argnames=("graph", "chunks"))
 def _losses(graph, params, tokens, targets, *, chunks: int) -> Float[Array, "B T"]:
     """The loss of every place, the logits a chunk of places at a time."""
-    model: Decoder = nnx.merge(graph, params)
+    model: Transformer = nnx.merge(graph, params)
     features_BTD, table_VD = model.features(tokens), model.table()
     if chunks == 1:
         return token_losses(features_BTD, table_VD, targets)
@@ -194,7 +194,7 @@ def _losses(graph, params, tokens, targets, *, chunks: int) -> Float[Array, "B T
 
 
 def score(
-    model: Decoder,
+    model: Transformer,
     documents: Sequence[np.ndarray],
     *,
     length: int,

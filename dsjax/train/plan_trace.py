@@ -59,7 +59,7 @@ class OneDevice:
     def of(cls, config: ModelConfig, model: ModelTree, layout: Layout, batch: Shapes) -> "OneDevice":
         """Divide a model and its global batch by a layout's mesh."""
         sizes = dict(layout.mesh.shape)
-        local = local_shapes(model.shapes, model.specs(lambda axes, _: layout.gathered(axes)), sizes)
+        local = local_shapes(model.shapes, model.specs(layout.gathered), sizes)
         tensor = sizes["tensor"]
         narrow = dataclasses.replace(
             config,

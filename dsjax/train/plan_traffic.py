@@ -70,7 +70,7 @@ def _zero(
 ) -> list[Traffic]:
     """What crosses the axes of ZeRO."""
     axis = "+".join(a for a in ZERO_AXES if sizes[a] > 1)
-    gathered = model.specs(lambda axes, _: layout.gathered(axes))
+    gathered = model.specs(layout.gathered)
     whole = shard_bytes(model.shapes, gathered, sizes)
     part = lambda *path: shard_bytes(_at(model.shapes, path), _at(gathered, path), sizes)
     table = part("embed", "table")  # its two uses, for tokens and for logits, are reduced apart

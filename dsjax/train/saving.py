@@ -108,4 +108,5 @@ def summary_if_finished(
 
 def restore(store: CheckpointStore, step: int, abstract_tree: TrainState, layer_runs: tuple[int, ...]) -> TrainState:
     """The state of a checkpoint in the layout of `abstract_tree`, however the layers were stacked when it was saved."""
-    return from_named(store.restore(step, abstract_named(abstract_tree, layer_runs)), abstract_tree, layer_runs)
+    saved = store.restore(step, abstract_named(abstract_tree, layer_runs))
+    return from_named(saved.pop, abstract_tree, layer_runs)

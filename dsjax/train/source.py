@@ -21,12 +21,12 @@ from dsjax.checkpoint.store import CheckpointStore
 from dsjax.data.config import FileTokenizer
 from dsjax.data.tokenize import Tokenizer, load_tokenizer
 from dsjax.models.config import ModelConfig
-from dsjax.models.decoder import Decoder
 from dsjax.models.families import abstract, config_from_hf
 from dsjax.models.generate import stream
 from dsjax.models.naming import abstract_named, from_flat
 from dsjax.models.pretrained import load_pretrained
 from dsjax.models.sampling import Sampling
+from dsjax.models.transformer import Transformer
 from dsjax.train.folder import read_config
 from dsjax.train.state import ModelTree
 
@@ -52,7 +52,7 @@ class TrainedModel:
         stop_tokens: ids that end a text.
     """
 
-    model: Decoder
+    model: Transformer
     tokenizer: Tokenizer
     kind: Kind
     path: Path
@@ -102,7 +102,7 @@ def open_model(path: str | Path, *, report: Report) -> TrainedModel:
     return _open_run(path, report) if kind_of(path) == "run" else _open_hugging_face(path)
 
 
-def without_unused_tokens(trained: TrainedModel) -> Decoder:
+def without_unused_tokens(trained: TrainedModel) -> Transformer:
     """The model without the rows of its embedding that the tokenizer has no token for, so that it never writes them.
 
     An embedding is often rounded up to a size that divides a mesh.
@@ -198,7 +198,7 @@ def _open_run(path: Path, report: Report) -> TrainedModel:
     )
 
 
-def _restore(directory: Path, config: ModelConfig, tree: str, report: Report) -> tuple[int, Decoder]:
+def _restore(directory: Path, config: ModelConfig, tree: str, report: Report) -> tuple[int, Transformer]:
     """The newest whole checkpoint's step and one of its trees of parameters, as a model; the rest stays unread."""
     store = CheckpointStore(directory, CheckpointConfig())
     step = store.latest_good(lambda problem: report(f"passed over: {problem}"))

@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dsjax.mesh.layout import Layout
-from dsjax.models.decoder import Decoder
+from dsjax.models.transformer import Transformer
 from dsjax.optimizers.api import StagedTransform, Tree
 
 
@@ -53,7 +53,7 @@ class ModelTree:
     stacked: Tree
 
     @classmethod
-    def of(cls, model: Decoder) -> "ModelTree":
+    def of(cls, model: Transformer) -> "ModelTree":
         """Take a model (abstract or real) apart."""
         graph, state = nnx.split(model, nnx.Param)
         is_variable = lambda leaf: isinstance(leaf, nnx.Variable)

@@ -34,7 +34,7 @@ def batch_loss(
     """Sum of the losses over real targets (float32) and their number (int32), for rows [B, T].
 
     Args:
-        model: a Decoder.
+        model: a Transformer.
         batch: tokens, targets [B, T] int32, loss_mask [B, T] bool; in packed rows also segments and positions.
         keys: dropout keys [B], or None.
         layout: placement, or None on one device.
@@ -46,7 +46,8 @@ def batch_loss(
         keys=keys,
         layout=layout,
     )
-    loss = summed_loss(features, model.table(layout=layout), batch["targets"], batch["loss_mask"], layout)
+    inputs, table, bias = model.logit_inputs(features, layout=layout)
+    loss = summed_loss(inputs, table, batch["targets"], batch["loss_mask"], bias, layout)
     return loss, batch["loss_mask"].sum(dtype=jnp.int32)
 
 

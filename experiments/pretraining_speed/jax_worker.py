@@ -59,7 +59,7 @@ class JaxTrainer:
         make = lambda key: nnx.to_pure_dict(nnx.state(create(self.config, key=key), nnx.Param))
         self.state: TrainState = init_state(make, self.optimizer, self.shardings, seed=0)
         if self.job.weights:
-            given = nnx.to_pure_dict(nnx.state(load_pretrained(self.job.weights), nnx.Param))
+            given = nnx.to_pure_dict(nnx.state(load_pretrained(self.job.weights, segments=()), nnx.Param))
             params = jax.device_put(given, self.shardings.params)
             self.state = TrainState(self.state.step, params, self.state.opt_state, self.state.key)
         self.at = 0

@@ -59,7 +59,7 @@ def imports_of(path: Path) -> frozenset[str]:
 
 
 def room_of(dotted: str) -> str:
-    """'models' for dsjax.models.decoder, 'pallas_kernels' for pallas_kernels.x; '' for what is not ours."""
+    """'models' for dsjax.models.transformer, 'pallas_kernels' for pallas_kernels.x; '' for what is not ours."""
     parts = dotted.split(".")
     if parts[0] == "dsjax":
         return parts[1] if len(parts) > 1 else "dsjax"

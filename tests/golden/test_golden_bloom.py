@@ -23,8 +23,8 @@ from dsjax.checkpoint.safetensors_folder import write_tree
 from dsjax.layers.attention import Visibility
 from dsjax.layers.positions import alibi_bias, alibi_slopes
 from dsjax.models import load_pretrained
-from dsjax.models.decoder import Decoder
 from dsjax.models.families import FAMILIES
+from dsjax.models.transformer import Transformer
 from dsjax.optimizers.config import AdamWConfig
 from dsjax.train.step import batch_loss
 from tests.helpers import FAST, ONE, assert_close, make_training
@@ -42,7 +42,7 @@ def recording(folder: Path) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def model_of(folder: Path, dtype: str = "float32") -> Decoder:
+def model_of(folder: Path, dtype: str = "float32") -> Transformer:
     return load_pretrained(folder, dtype=dtype)
 
 
@@ -88,14 +88,14 @@ def hf_names(config, named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(write_tree(flat, family.entries(config), num_layers=config.num_layers, prefix=family.PREFIX))
 
 
-def pads_see_everything(model: Decoder, mask: np.ndarray):
+def pads_see_everything(model: Transformer, mask: np.ndarray):
     """transformers' visibility: a padding query has all its scores at float32's minimum, so it looks everywhere alike.
 
     Ours lets padding see padding. No real position can tell, but the recorded loss of a left-padded row counts the
     prediction of its first token, which the last padding query makes.
     """
 
-    def visibility(length: int, segments) -> Visibility:
+    def visibility(length: int, segments, positions) -> Visibility:
         places = jnp.arange(length)
         allowed = (places[:, None] >= places) & (mask[:, None, :] == 1)
         position = ((mask.cumsum(1) - 1) * mask)[:, None, None, :]
@@ -122,7 +122,7 @@ def test_logits(folder, case):
 def test_loss_and_gradients(folder, case, monkeypatch):
     model, batch, record = model_of(folder), batch_of(folder, case), recording(folder)
     if not batch["segments"][:, 0].all():
-        monkeypatch.setattr(Decoder, "visibility", staticmethod(pads_see_everything(model, batch["segments"])))
+        monkeypatch.setattr(Transformer, "visibility", staticmethod(pads_see_everything(model, batch["segments"])))
     training = make_training(ONE, model.config)
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
 

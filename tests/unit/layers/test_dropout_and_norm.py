@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dsjax.layers.dropout import dropout, fold, sample_keys
-from dsjax.layers.norm import LayerNorm
+from dsjax.layers.norm import Norm
 
 RUN = jax.random.key(0)
 
@@ -53,7 +53,7 @@ def test_layer_norm_is_the_formula(dtype):
     """Statistics in float32 also for bfloat16 inputs; a large mean costs no digits."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.standard_normal((4, 5, 32)) + 50, dtype)
-    norm = LayerNorm(32, eps=1e-5)
+    norm = Norm(32, "layer", eps=1e-5)
     scale, bias = rng.standard_normal(32), rng.standard_normal(32)
     norm.scale[...], norm.bias[...] = jnp.float32(scale), jnp.float32(bias)
     exact = np.asarray(x, np.float64)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsjax.models.config import BloomConfig, GPT2Config
-from dsjax.models.families import FAMILIES, check_divisible, config_from_hf
+from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig
+from dsjax.models.families import FAMILIES, check_divisible, config_from_hf, config_to_hf
 
 
 @settings(deadline=None, max_examples=100)
@@ -37,16 +37,30 @@ def test_the_nearest_sizes_are_near():
     [
         BloomConfig(vocab_size=40, num_layers=3, model_dim=24, num_heads=6, dropout=0.1, residual_after_norm=True),
         GPT2Config(vocab_size=40, num_layers=3, model_dim=24, num_heads=6, mlp_dim=40, max_positions=7, norm_eps=1e-6),
+        LlamaConfig(vocab_size=40, model_dim=24, num_heads=6, num_kv_heads=3, head_dim=8, mlp_dim=40, rope_factor=2.0),
+        LlamaConfig(
+            mlp_dim=40,
+            num_kv_heads=4,
+            head_dim=64,
+            rope_factor=8.0,
+            rope_original_positions=64,
+            tied_embedding=True,
+            task="classification",
+            num_labels=5,
+        ),
+        BertConfig(vocab_size=40, num_layers=3, model_dim=24, num_heads=6, mlp_dim=40, dropout=0.1),
+        BertConfig(task="embedding", mlp_dim=40),
+        BertConfig(task="classification", num_labels=3, mlp_dim=40),
     ],
 )
 def test_configs_go_to_hugging_face_and_back(config):
-    hf = FAMILIES[config.kind].to_hf(config)
+    hf = config_to_hf(config)
     assert config_from_hf(hf) == config
 
 
 def test_a_config_json_that_is_not_ours():
-    with pytest.raises(ValueError, match=r"model_type is 'llama'; known are bloom, gpt2"):
-        config_from_hf({"model_type": "llama"})
+    with pytest.raises(ValueError, match=r"model_type is 'mamba'; known are bert, bloom, gpt2, llama"):
+        config_from_hf({"model_type": "mamba"})
     with pytest.raises(ValueError, match=r"config.json of a bloom model lacks the key 'n_layer'"):
         config_from_hf({"model_type": "bloom", "vocab_size": 3})
     with pytest.raises(ValueError, match=r"activation_function must be gelu_new"):

@@ -7,7 +7,7 @@ import pytest
 
 from dsjax.models.generate import generate, stream
 from dsjax.models.sampling import Sampling
-from tests.unit.models.decoder_oracle import MODELS, build, make_tokens
+from tests.unit.models.transformer_oracle import MODELS, build, make_tokens
 
 
 def by_full_passes(model, prompt: list[int], count: int) -> list[int]:

@@ -64,7 +64,7 @@ def test_on_the_mesh_and_back(segments):
     shapes = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), there.model.shapes, there.shardings.params
     )
-    joined = from_named(dict(named), shapes, there.config.layer_runs)
+    joined = from_named(dict(named).pop, shapes, there.config.layer_runs)
     jax.tree.map(np.testing.assert_array_equal, joined, there.params())
     same = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), joined, there.shardings.params)
     assert all(jax.tree.leaves(same))

@@ -6,9 +6,9 @@ import numpy as np
 from flax import nnx
 
 from dsjax.models.config import BloomConfig, GPT2Config, ModelConfig
-from dsjax.models.decoder import Decoder
 from dsjax.models.families import abstract
 from dsjax.models.naming import from_flat
+from dsjax.models.transformer import Transformer
 from tests.helpers import make_params
 
 SHAPE = {"vocab_size": 40, "num_layers": 2, "model_dim": 24, "norm_eps": 1e-5}
@@ -25,7 +25,7 @@ def large_params(config: ModelConfig) -> dict[str, np.ndarray]:
     return {name: value if "norm" in name else 5 * value for name, value in make_params(config).items()}
 
 
-def build(config: ModelConfig) -> Decoder:
+def build(config: ModelConfig) -> Transformer:
     """The model with these parameters."""
     model = abstract(config)
     graph, state = nnx.split(model, nnx.Param)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dsjax.models.config import BloomConfig
-from tests.unit.models.decoder_oracle import MODELS, build, large_params, make_tokens, row_logits
+from tests.unit.models.transformer_oracle import MODELS, build, large_params, make_tokens, row_logits
 
 T = 9
 # float32 against float64, logits of size 1 to 3.

@@ -1,0 +1,292 @@
+"""The transformer of every family, assembled from layers/: embedding, blocks, final norm, logits.
+
+Blocks are kept in segments: runs of equal layers whose parameters are stacked along a first dimension and scanned.
+The default (1, L-2, 1) keeps the first and last layer apart, which random layer-token dropping needs; slicing them
+out of one stack would copy all of it.
+
+Shapes: B rows, T positions, D model, H heads, G heads of keys and values, K head size, V vocabulary.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from dsjax.layers.attention import Visibility, document_mask
+from dsjax.layers.cross_entropy import logits
+from dsjax.layers.dropout import dropout, fold
+from dsjax.layers.embedding import Embedding
+from dsjax.layers.heads import MaskedHead, Pooler, mean_pooled
+from dsjax.layers.linear import Linear
+from dsjax.layers.norm import Norm
+from dsjax.layers.parameter import derive, use
+from dsjax.layers.positions import Rotation, alibi_bias, rotation
+from dsjax.mesh.layout import Layout
+from dsjax.models.block import Architecture, Block, rematerialised, stack_of_blocks
+from dsjax.models.config import ModelConfig
+
+Cache = tuple[tuple[jax.Array, jax.Array], ...]
+"""Keys and values [n, B, S, G, K] of each segment."""
+
+
+class Transformer(nnx.Module):
+    """The whole model.
+
+    Example:
+        >>> from dsjax.models.config import BloomConfig
+        >>> from dsjax.models.families import create
+        >>> model = create(BloomConfig(vocab_size=11, num_layers=2, model_dim=8, num_heads=2), key=jax.random.key(0))
+        >>> model(jnp.zeros((1, 5), int)).shape
+        (1, 5, 11)
+    """
+
+    def __init__(self, config: ModelConfig, architecture: Architecture, *, key: jax.Array) -> None:
+        self.config, self.architecture = config, architecture
+        table = partial(Embedding, dim=config.model_dim, std=config.init_std)
+        self.embed = table(config.vocab_size, rows="vocab", key=derive(key, "embed"))
+        if architecture.positions == "learned":
+            self.positions = table(architecture.max_positions, rows="positions", key=derive(key, "positions"))
+        if architecture.token_types:
+            self.token_types = table(architecture.token_types, rows="positions", key=derive(key, "token_types"))
+        if architecture.embedding_norm:
+            self.embed_norm = Norm(config.model_dim, architecture.norm, eps=config.norm_eps)
+        make = lambda number: Block(config, architecture, key=derive(derive(key, "layers"), number))
+        self.segments, first = nnx.List([]), 0
+        for length in config.layer_runs:
+            self.segments.append(stack_of_blocks(make, first, length))
+            first += length
+        if architecture.norm_first:
+            self.final_norm = Norm(config.model_dim, architecture.norm, eps=config.norm_eps)
+        if not architecture.tied:
+            self.unembed = table(config.vocab_size, rows="vocab", key=derive(key, "unembed"))
+        if architecture.masked_head:
+            self.masked_head = MaskedHead(
+                config.model_dim,
+                config.vocab_size,
+                activation=architecture.activation,
+                eps=config.norm_eps,
+                std=config.init_std,
+                key=derive(key, "masked_head"),
+            )
+        if architecture.pooler:
+            self.pooler = Pooler(config.model_dim, std=config.init_std, key=derive(key, "pooler"))
+        if config.task == "classification":
+            shape = (config.model_dim, config.num_labels)
+            self.classifier = Linear(
+                shape,
+                ("embed", "labels"),
+                std=config.init_std,
+                use_bias=architecture.pooler,
+                key=derive(key, "classifier"),
+            )
+
+    def __call__(
+        self,
+        input_ids: Int[Array, "B T"],
+        attention_mask: Int[Array, "B T"] | None = None,
+        *,
+        token_types: Int[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T V"] | Float[Array, "B C"] | Float[Array, "B D"]:
+        """What the model's task asks for, in float32: logits [B, T, V], classes [B, C], or unit vectors [B, D].
+
+        Args:
+            input_ids: tokens.
+            attention_mask: 1 for tokens, 0 for padding on either side; None means no padding.
+            token_types: first or second text of a pair (0 or 1); None means 0. Only of families that have them.
+        """
+        graph, state = nnx.split(self, nnx.Param)
+        return _outputs(graph, nnx.to_pure_dict(state), input_ids, attention_mask, token_types)
+
+    def generate(
+        self,
+        input_ids: Int[Array, "B T"],
+        attention_mask: Int[Array, "B T"] | None = None,
+        *,
+        max_new_tokens: int,
+        **how,
+    ) -> Int[np.ndarray, "B N"]:
+        """The prompts and max_new_tokens more, greedily unless told otherwise; see models/generate.py for `how`."""
+        from dsjax.models.generate import generate  # it is built on this class
+
+        return generate(self, input_ids, attention_mask, max_new_tokens=max_new_tokens, **how)
+
+    def features(
+        self,
+        tokens: Int[Array, "B T"],
+        *,
+        segments: Int[Array, "B T"] | None = None,
+        positions: Int[Array, "B T"] | None = None,
+        token_types: Int[Array, "B T"] | None = None,
+        keys: Key[Array, "B"] | None = None,
+        layout: Layout | None = None,
+    ) -> Float[Array, "B T D"]:
+        """Hidden states after the last block.
+
+        Args:
+            tokens: input ids.
+            segments: number of the document each token belongs to; tokens see only their own. None: one document.
+            positions: position of each token in its document. None: 0 .. T-1.
+            token_types: see `__call__`.
+            keys: dropout keys, one a row (see layers/dropout.py); None for no dropout.
+            layout: placement on a mesh; None on one device.
+        """
+        keys = keys if self.config.dropout or self.config.attention_dropout else None
+        x_BTD = self.embedded(tokens, positions, token_types, layout=layout)
+        x_BTD = dropout(x_BTD, fold(fold(keys, self.config.num_layers), 0), rate=self.config.dropout)
+        if layout is not None:
+            x_BTD = layout.activation(x_BTD, None, None)
+        visibility = self.visibility(tokens.shape[1], segments, positions)
+        first = 0
+        for stack in self.segments:
+            graph, parameters = nnx.split(stack)
+            length = jax.tree.leaves(parameters)[0].shape[0]
+            numbers = jnp.arange(first, first + length)
+
+            def layer(x, inputs, graph=graph):
+                number, layer_parameters = inputs
+                block = nnx.merge(graph, layer_parameters)
+                return block(x, visibility, keys=fold(keys, number), layout=layout), None
+
+            # Below ZeRO 3 nothing needs gathering, but a scan would stack another copy of what the constraint gives.
+            gathered = layout is not None and (layout.zero_stage >= 3 or length > 1)
+            body = rematerialised(layer, self.config.remat, gathered=gathered, scanned=length > 1)
+            if length == 1:
+                x_BTD, _ = body(x_BTD, (numbers[0], jax.tree.map(lambda p: p[0], parameters)))
+            else:
+                x_BTD, _ = jax.lax.scan(body, x_BTD, (numbers, parameters))
+            first += length
+        return self.final_norm(x_BTD, layout=layout) if self.architecture.norm_first else x_BTD
+
+    def embedded(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "B T"] | None,
+        token_types: Int[Array, "B T"] | None = None,
+        *,
+        layout: Layout | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The first block's input, before dropout."""
+        dtype = jnp.dtype(self.config.compute_dtype)
+        x_BTD = self.embed(tokens, layout=layout, dtype=dtype)
+        if self.architecture.positions == "learned":
+            where = jnp.arange(tokens.shape[1]) if positions is None else positions
+            x_BTD += self.positions(where, layout=layout, dtype=dtype)
+        if self.architecture.token_types:
+            types = jnp.zeros_like(tokens) if token_types is None else token_types
+            x_BTD += self.token_types(types, layout=layout, dtype=dtype)
+        return self.embed_norm(x_BTD, layout=layout) if self.architecture.embedding_norm else x_BTD
+
+    def visibility(
+        self, length: int, segments: Int[Array, "B T"] | None, positions: Int[Array, "B T"] | None = None
+    ) -> Visibility:
+        """Masks, biases and turns for whole rows of `length` tokens."""
+        places, causal = jnp.arange(length), self.architecture.causal
+        mask = None if segments is None else document_mask(segments, segments, places, places, causal=causal)
+        # Inside a document places differ from positions by a constant, which neither the softmax nor a turn sees.
+        return Visibility(mask, self._bias(places, places), causal, self._rotation(positions, places))
+
+    def _bias(self, query_places: Int[Array, " T"], key_places: Int[Array, " S"]) -> Float[Array, "1 H T S"] | None:
+        if self.architecture.positions != "alibi":
+            return None
+        return alibi_bias(self.config.num_heads, query_places[None], key_places[None])
+
+    def _rotation(self, positions: Int[Array, "B T"] | None, places: Int[Array, " T"]) -> Rotation | None:
+        if self.architecture.positions != "rope":
+            return None
+        return rotation(places[None] if positions is None else positions, self.architecture.frequencies)
+
+    def empty_cache(self, num_rows: int, length: int) -> Cache:
+        """Room for the keys and values of `length` positions: per segment a pair [n, B, S, G, K]."""
+        heads = self.architecture.num_kv_heads or self.config.num_heads
+        dtype = jnp.dtype(self.config.compute_dtype)
+        shape = (num_rows, length, heads, self.architecture.head_dim or self.config.model_dim // heads)
+        return tuple((jnp.zeros((n, *shape), dtype), jnp.zeros((n, *shape), dtype)) for n in self.config.layer_runs)
+
+    def decode(
+        self,
+        tokens: Int[Array, "B T"],
+        cache: Cache,
+        *,
+        start: Int[Array, ""],
+        valid: Bool[Array, "B S"],
+        positions: Int[Array, "B T"],
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Features of T new tokens that go to the cache's places start .. start + T - 1, and the cache with them.
+
+        Args:
+            tokens: input ids.
+            cache: keys and values so far, from `empty_cache`.
+            start: first new place.
+            valid: False where a place of the cache holds padding; places after the new tokens are never seen.
+            positions: positions of the new tokens in their documents.
+        """
+        x_BTD = self.embedded(tokens, positions)
+        places, key_places = start + jnp.arange(tokens.shape[1]), jnp.arange(valid.shape[1])
+        mask = (places[:, None] >= key_places)[None, None] & valid[:, None, None, :]
+        visibility = Visibility(mask, self._bias(places, key_places), rotation=self._rotation(positions, places))
+        new_cache = []
+        for stack, segment_cache in zip(self.segments, cache, strict=True):
+            graph, parameters = nnx.split(stack)
+
+            def layer(x, inputs, graph=graph):
+                layer_parameters, layer_cache = inputs
+                return nnx.merge(graph, layer_parameters).decode(x, visibility, layer_cache, start)
+
+            if segment_cache[0].shape[0] == 1:  # sliced by a loop, the cache and the weights would be copied
+                x_BTD, grown = layer(x_BTD, jax.tree.map(lambda leaf: leaf[0], (parameters, segment_cache)))
+                grown = jax.tree.map(lambda leaf: leaf[None], grown)
+            else:
+                x_BTD, grown = jax.lax.scan(layer, x_BTD, (parameters, segment_cache))
+            new_cache.append(grown)
+        return self.final_norm(x_BTD, layout=None), tuple(new_cache)
+
+    def table(self, *, layout: Layout | None = None) -> Float[Array, "V D"]:
+        """The table of the logits in the compute dtype."""
+        table = self.embed.table if self.architecture.tied else self.unembed.table
+        return use(table, layout, jnp.dtype(self.config.compute_dtype))
+
+    def logit_inputs(
+        self, x_BTD: Float[Array, "B T D"], *, layout: Layout | None = None
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "V D"], Float[Array, " V"] | None]:
+        """What the logits x E^T + b are made of: x, E and b (None in most families)."""
+        table = self.table(layout=layout)
+        if not self.architecture.masked_head:
+            return x_BTD, table, None
+        return self.masked_head(x_BTD, layout=layout), table, use(self.masked_head.bias, layout, jnp.float32)
+
+    def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Logits of hidden states, float32."""
+        x_BTD, table, bias = self.logit_inputs(x_BTD)
+        return logits(x_BTD, table, bias)
+
+    def classify(
+        self,
+        x_BTD: Float[Array, "B T D"],
+        mask: Bool[Array, "B T"],
+        *,
+        keys: Key[Array, "B"] | None = None,
+        layout: Layout | None = None,
+    ) -> Float[Array, "B C"]:
+        """Logits of the classes, float32: from the first token through the pooler, else from the last real token."""
+        if self.architecture.pooler:
+            pooled = self.pooler(x_BTD[:, 0], layout=layout)
+        else:
+            last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+            pooled = jnp.take_along_axis(x_BTD, last[:, None, None], axis=1)[:, 0]
+        keys = keys if self.config.dropout else None
+        pooled = dropout(pooled, fold(fold(keys, self.config.num_layers), 1), rate=self.config.dropout)
+        return self.classifier(pooled, layout=layout).astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnames="graph")
+def _outputs(graph, params, input_ids, attention_mask, token_types):
+    model: Transformer = nnx.merge(graph, params)
+    positions = None if attention_mask is None else jnp.maximum(jnp.cumsum(attention_mask, axis=1) - 1, 0)
+    x_BTD = model.features(input_ids, segments=attention_mask, positions=positions, token_types=token_types)
+    if model.config.task == "language_model":
+        return model.logits(x_BTD)
+    mask = jnp.ones(input_ids.shape, bool) if attention_mask is None else attention_mask.astype(bool)
+    return model.classify(x_BTD, mask) if model.config.task == "classification" else mean_pooled(x_BTD, mask)
