@@ -205,7 +205,8 @@ def _train(
         before = time.perf_counter()
         _, rows = next(batches)
         batch = placement(rows)
-        waited = time.perf_counter() - before
+        # Rows that came while the device was still at the last step's work kept nobody waiting.
+        waited = time.perf_counter() - before if state.step.is_ready() else 0.0
 
         after = Clocks(step + 1, (step + 1) * per_step)
         rate = learning_rate(config.optimizer.schedule, config.optimizer.learning_rate, after=after, end=end)

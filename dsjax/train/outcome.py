@@ -105,7 +105,10 @@ def _figures(
         figures["step_seconds"] = (float(np.median(steps)), f"{spread} {quartiles[0]:.3g} to {quartiles[1]:.3g}")
         figures["tokens_per_second"] = (per_step / float(np.median(steps)), "tokens of a step / median step time")
         waiting = sum(recorder.data_seconds) / steps.sum()
-        figures["waiting_for_data"] = (float(waiting), "share of the step time spent in getting and placing rows")
+        figures["waiting_for_data"] = (
+            float(waiting),
+            "share of the step time in which the device was idle while rows were fetched and placed",
+        )
         use = utilisation(config, jax.device_count())
         if use is not None:
             how = "tokens/s x (6 N + 12 L D T) / (devices x peak)"

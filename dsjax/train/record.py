@@ -56,7 +56,7 @@ class StepFigures:
         device: loss, tokens, grad_norm, finite, squared_norms, stop; still being computed.
         learning_rate: of this step.
         tokens: effective tokens up to and with this step.
-        data_seconds: time the step waited for its rows.
+        data_seconds: time the device had nothing to do because its rows were being fetched (at most).
     """
 
     step: int
