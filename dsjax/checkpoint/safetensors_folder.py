@@ -104,7 +104,8 @@ def open_folder(path: str | Path) -> TensorFolder:
     """
     path = Path(path)
     if not path.is_dir():
-        raise ValueError(f"{path}: no such folder; expected one with config.json and {_SINGLE}")
+        what = "a file, but no GGUF file" if path.is_file() else "no such folder"
+        raise ValueError(f"{path}: {what}; expected a folder with config.json and {_SINGLE}, or a GGUF file")
     if (path / _SINGLE).is_file():
         tensors = read_header(path / _SINGLE)
     elif (path / _INDEX).is_file():

@@ -1,4 +1,4 @@
-"""`dsjax convert SRC DST`: between a run folder and a Hugging Face folder."""
+"""`dsjax convert SRC DST`: between a run folder, a Hugging Face folder and, read only, a GGUF file."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -7,15 +7,17 @@ if TYPE_CHECKING:
     from dsjax.config.run import RunConfig
     from dsjax.train.source import TrainedModel
 
-HELP = "between a run folder and a Hugging Face folder"
+HELP = "between a run folder, a Hugging Face folder and a GGUF file"
 
 _DESCRIPTION = """\
-Write the model of a run as a Hugging Face folder, or a Hugging Face folder as a run that generates,
-evaluates, and is trained on by `dsjax train DST/config.yaml --run-dir DST --resume`.
-Nothing is ever overwritten."""
+Write the model of a run or of a GGUF file as a Hugging Face folder (float32, with its tokenizer), or a
+Hugging Face folder as a run that generates, evaluates, and is trained on by
+`dsjax train DST/config.yaml --run-dir DST --resume`. A GGUF file becomes a run, too, where --config is
+given. Nothing is ever overwritten."""
 
 _EPILOG = """\
   dsjax convert runs/quickstart quickstart-hf
+  dsjax convert model.gguf model-hf
   dsjax convert bloom-560m runs/tuned --config my.yaml --set train.steps=500"""
 
 # Model settings that decide no tensor: a run file's own are kept, where it or --set gives them.
@@ -27,7 +29,7 @@ _MAX_DEFAULT_LENGTH = 1024
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
-    parser.add_argument("source", metavar="SRC", help="a run folder or a Hugging Face model folder")
+    parser.add_argument("source", metavar="SRC", help="a run folder, a Hugging Face model folder or a GGUF file")
     parser.add_argument("destination", metavar="DST", help="a folder that does not exist or is empty")
     parser.add_argument("--config", metavar="RUN", help="a run file: the data and the training of the new run")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="sets", help="override its values")
@@ -56,7 +58,10 @@ def run(arguments: argparse.Namespace) -> int:
     use_compilation_cache()
     trained = open_model(source, report=lambda line: print(f"dsjax: {line}", file=sys.stderr))
     try:
-        result = _to_hugging_face(trained, destination) if kind == "run" else _to_run(trained, arguments, destination)
+        if kind == "run" or (kind == "gguf" and not arguments.config):
+            result = _to_hugging_face(trained, destination)
+        else:
+            result = _to_run(trained, arguments, destination)
     except (CheckpointError, OSError) as error:
         raise UserError(f"cannot write {destination}: {error}") from error
     if arguments.json:

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
     add = parser.add_argument
-    add("source", metavar="SOURCE", help="a run folder or a Hugging Face model folder")
+    add("source", metavar="SOURCE", help="a run folder, a Hugging Face model folder or a GGUF file")
     add("--data", nargs="+", required=True, metavar="PATH", help="text files, folders of them, .jsonl files")
     add("--length", type=int, metavar="T", help="tokens in a window (default: that of the training)")
     add("--stride", type=int, metavar="N", help="tokens between windows (default: half the length)")

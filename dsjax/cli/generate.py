@@ -16,7 +16,7 @@ _EPILOG = """\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
-    parser.add_argument("source", metavar="SOURCE", help="a run folder or a Hugging Face model folder")
+    parser.add_argument("source", metavar="SOURCE", help="a run folder, a Hugging Face model folder or a GGUF file")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on with; - reads standard input")
     parser.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="tokens to write (default: 100)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="F", help="0: greedy; 1: as the model has it")

@@ -20,7 +20,7 @@ VERBS = {
     "evaluate": "loss, perplexity and bits per byte of a model on text",
     "data": "tokenise a corpus once, into memory-mapped files",
     "plan": "memory, traffic and FLOPs a run would need, without running it",
-    "convert": "between a run folder and a Hugging Face folder",
+    "convert": "between a run folder, a Hugging Face folder and a GGUF file",
     "config": "show, compare and document run files",
     "env": "versions, devices and memory",
 }

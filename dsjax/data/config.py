@@ -104,15 +104,15 @@ class BPETokenizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FileTokenizer:
-    """An existing tokenizer.json of the `tokenizers` library."""
+    """An existing tokenizer: a tokenizer.json of the `tokenizers` library, WordPiece's vocab.txt, that of a GGUF file."""
 
     path: str
-    """The tokenizer.json, or a folder that holds one."""
+    """The file, or a folder that holds a tokenizer.json or a vocab.txt."""
     kind: Literal["file"] = "file"
     """The kind of tokenizer."""
     end_of_text: str = ""
-    """The token put after each document; '' takes eos_token of the tokenizer_config.json beside it, else the first of
-    <|endoftext|>, </s>, <|im_end|>, [SEP] that it has."""
+    """The token put after each document; '' takes eos_token of a tokenizer_config.json beside it or of the GGUF file,
+    else the first of <|endoftext|>, </s>, <|im_end|>, [SEP] that it has."""
 
 
 TokenizerConfig = ByteTokenizer | BPETokenizer | FileTokenizer

@@ -13,17 +13,21 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 from jaxtyping import Int64
 
+from dsjax.checkpoint.gguf_file import is_gguf, open_gguf
 from dsjax.data.config import BPETokenizer, FileTokenizer
+from dsjax.data.foreign_tokenizers import VOCAB_FILE, gguf_tokenizer, wordpiece
 
 END_OF_TEXT = "<|endoftext|>"
 _KNOWN_ENDS = (END_OF_TEXT, "</s>", "<|im_end|>", "[SEP]")
+_SETTINGS_FILE = "tokenizer_config.json"
 _BYTE_FILE = "byte_tokenizer.json"
 _BYTE_CONTENT = {"kind": "byte", "vocab_size": 257, "end_of_text": 256}
 
@@ -46,10 +50,19 @@ class Tokenizer:
     """The id put after each document."""
     pieces: list[bytes]
     """The bytes of each id; empty for special tokens."""
+    settings: Mapping[str, Any]
+    """What tokenizer_config.json says: special tokens, chat_template; kept, and written again by `save`."""
 
-    def __init__(self, library: tokenizers.Tokenizer | None, *, end_of_text: str = END_OF_TEXT) -> None:
+    def __init__(
+        self,
+        library: tokenizers.Tokenizer | None,
+        *,
+        end_of_text: str = END_OF_TEXT,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         """Wrap `library`, or None for bytes; `end_of_text` is a token of `library`."""
         self._library = library
+        self.settings = {} if settings is None else settings
         self._strip = False
         if library is None:
             self.end_of_text = 256
@@ -72,6 +85,12 @@ class Tokenizer:
             return [list(text.encode()) for text in texts]
         return [item.ids for item in self._library.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def encode_marked(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text with the special tokens that the model wants around it, such as [CLS] and [SEP]."""
+        if self._library is None:
+            return self.encode_batch(texts)
+        return [item.ids for item in self._library.encode_batch_fast(list(texts), add_special_tokens=True)]
+
     def encode_arrays(self, texts: Sequence[str], dtype: np.dtype) -> list[np.ndarray]:
         """As `encode_batch`, as arrays of `dtype`; what building a corpus uses."""
         if self._library is None:
@@ -86,6 +105,11 @@ class Tokenizer:
     def stream_decoder(self) -> "StreamDecoder":
         """A decoder for ids that arrive one at a time."""
         return StreamDecoder(self.pieces)
+
+    def special_id(self, role: str) -> int | None:
+        """The id of the token that the settings name for a role, such as "bos_token"; None if there is none."""
+        name = _content(self.settings.get(role))
+        return self._library.token_to_id(name) if self._library is not None and name else None
 
     @functools.cached_property
     def byte_lengths(self) -> Int64[np.ndarray, " vocab"]:
@@ -106,8 +130,9 @@ class Tokenizer:
             (path / _BYTE_FILE).write_text(json.dumps(_BYTE_CONTENT) + "\n", encoding="utf-8")
             return
         (path / "tokenizer.json").write_text(self._library.to_str(pretty=True), encoding="utf-8")
-        names = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self._library.id_to_token(self.end_of_text)}
-        (path / "tokenizer_config.json").write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+        end = self._library.id_to_token(self.end_of_text)
+        names = {**self.settings, "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
+        (path / _SETTINGS_FILE).write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Tokenizer":
@@ -201,43 +226,63 @@ def _save_atomically(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def load_tokenizer(config: FileTokenizer) -> Tokenizer:
-    """The tokenizer of a tokenizer.json; its padding, truncation and template for special tokens are not applied.
+    """An existing tokenizer: tokenizer.json, WordPiece's vocab.txt, or the one inside a GGUF file.
 
-    The end-of-text token is `config.end_of_text`, else the eos_token of a tokenizer_config.json beside the file, else
-    the first of <|endoftext|>, </s>, <|im_end|>, [SEP] that it has.
+    Padding and truncation that it asks for are not applied. The end-of-text token is `config.end_of_text`, else the
+    eos_token of a tokenizer_config.json beside the file or of the GGUF file, else the first of <|endoftext|>, </s>,
+    <|im_end|>, [SEP] that it has.
 
     Raises:
         ValueError: no such file, not a tokenizer, no end-of-text token, or a decoder that is not supported.
     """
     path = Path(config.path).expanduser()
-    path = path / "tokenizer.json" if path.is_dir() else path
-    if not path.is_file():
-        raise ValueError(f"no tokenizer at {path}: give a tokenizer.json of the `tokenizers` library or its folder")
-    try:
-        library = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises plain Exception for every malformed file
-        raise ValueError(f"{path} is not a tokenizer.json of the `tokenizers` library: {error}") from error
+    if path.is_dir():
+        path = next((path / name for name in ("tokenizer.json", VOCAB_FILE) if (path / name).is_file()), path)
+    if is_gguf(path):
+        library, settings = gguf_tokenizer(open_gguf(path))
+    elif path.is_file():
+        settings = _read_settings(path.with_name(_SETTINGS_FILE))
+        library = wordpiece(path, settings) if path.name == VOCAB_FILE else _read_library(path)
+    else:
+        raise ValueError(
+            f"no tokenizer at {path}: give a tokenizer.json of the `tokenizers` library, a {VOCAB_FILE} of WordPiece, "
+            "a folder with one of these, or a GGUF file"
+        )
     vocabulary = library.get_vocab(with_added_tokens=True)
-    name = config.end_of_text or _eos_token(path.with_name("tokenizer_config.json"))
+    name = config.end_of_text or _content(settings.get("eos_token"))
     if not name:
         name = next((end for end in _KNOWN_ENDS if end in vocabulary), "")
     if not name:
         raise ValueError(f"{path} has none of {', '.join(_KNOWN_ENDS)}: name its last token with tokenizer.end_of_text")
     try:
-        return Tokenizer(library, end_of_text=name)
+        return Tokenizer(library, end_of_text=name, settings=settings)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _eos_token(path: Path) -> str:
-    """The eos_token of a tokenizer_config.json, which is a string or an object with `content`; '' if there is none."""
-    if not path.is_file():
-        return ""
+def _read_library(path: Path) -> tokenizers.Tokenizer:
     try:
-        token = json.loads(path.read_text(encoding="utf-8")).get("eos_token") or ""
-    except (ValueError, AttributeError) as error:
+        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises plain Exception for every malformed file
+        raise ValueError(f"{path} is not a tokenizer.json of the `tokenizers` library: {error}") from error
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with the template of a chat_template.jinja beside it; {} if there is none."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
         raise ValueError(f"{path} is not a JSON object: {error}") from error
-    return token["content"] if isinstance(token, dict) else token
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    template = path.with_name("chat_template.jinja")
+    return settings | ({"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else {})
+
+
+def _content(token: object) -> str:
+    """A special token, which is a string or an object with `content`; '' if there is none."""
+    value = token.get("content") if isinstance(token, dict) else token
+    return value if isinstance(value, str) else ""
 
 
 def _end_id(library: tokenizers.Tokenizer, name: str) -> int:

@@ -15,10 +15,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from dsjax.checkpoint.gguf_file import is_gguf
 from dsjax.checkpoint.safetensors_folder import open_folder, write_folder
 from dsjax.checkpoint.tensor_map import LazyTree, TensorSource, read_tree, write_tree
 from dsjax.models.config import ModelConfig, PretrainedConfig
 from dsjax.models.families import FAMILIES, abstract, config_from_hf, config_to_hf, initial_params
+from dsjax.models.gguf import open_gguf_weights
 from dsjax.models.naming import from_named, leaf_names, to_named
 from dsjax.models.transformer import Transformer
 
@@ -26,12 +28,12 @@ Tree = Any
 
 
 def open_weights(path: str | Path) -> TensorSource:
-    """The tensors of a Hugging Face folder.
+    """The tensors of a Hugging Face folder or of a GGUF file, which is known by its first bytes.
 
     Raises:
-        ValueError: not such a folder, or a damaged one.
+        ValueError: neither, a damaged one, or a GGUF file of an architecture that is not known.
     """
-    return open_folder(path)
+    return open_gguf_weights(path) if is_gguf(path) else open_folder(path)
 
 
 def load_pretrained(

@@ -39,8 +39,8 @@ _BYTE_FILE = "byte_tokenizer.json"
 def to_hugging_face(trained: TrainedModel, path: str | Path) -> None:
     """Write a model and its tokenizer as a Hugging Face folder, all of it or nothing.
 
-    config.json and generation_config.json name the end-of-text token as eos, bos and pad. A byte tokenizer becomes the
-    tokenizer.json that gives the same ids.
+    config.json and generation_config.json name the tokens that end a text; they stand for bos and pad, too, where the
+    tokenizer has none of its own. A byte tokenizer becomes the tokenizer.json that gives the same ids.
 
     Args:
         trained: from `open_model`.
@@ -50,8 +50,11 @@ def to_hugging_face(trained: TrainedModel, path: str | Path) -> None:
         ValueError: the folder is not empty, or the model has a shape that the family cannot express.
         OSError: the disk is full or not writable; what was written is removed.
     """
-    end = trained.tokenizer.end_of_text
-    ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+    tokenizer = trained.tokenizer
+    end, stops = tokenizer.end_of_text, sorted(trained.stop_tokens)
+    own = {f"{name}_token_id": tokenizer.special_id(f"{name}_token") for name in ("bos", "pad")}
+    ids: dict[str, int | list[int]] = {name: end if number is None else number for name, number in own.items()}
+    ids["eos_token_id"] = stops if len(stops) > 1 else end
     # Without a table of positions nothing else says how long the rows of the training were.
     length = {} if trained.model.architecture.max_positions else {"seq_length": trained.trained_length}
     with _whole_or_nothing(Path(path)) as folder:

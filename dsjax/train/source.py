@@ -1,4 +1,4 @@
-"""A trained model to use: from a run folder or from a Hugging Face folder, which every verb after `train` takes alike.
+"""A trained model to use: from a run folder, a Hugging Face folder or a GGUF file, which the verbs take alike.
 
 trained = open_model("runs/quickstart", report=print)
 write(trained, "def ", max_new_tokens=50, sampling=Sampling(), seed=0, show=print)
@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsjax.checkpoint.config import CheckpointConfig
-from dsjax.checkpoint.safetensors_folder import open_folder
+from dsjax.checkpoint.gguf_file import is_gguf
 from dsjax.checkpoint.store import CheckpointStore
 from dsjax.data.config import FileTokenizer
 from dsjax.data.tokenize import Tokenizer, load_tokenizer
@@ -24,16 +24,17 @@ from dsjax.models.config import ModelConfig
 from dsjax.models.families import abstract, config_from_hf
 from dsjax.models.generate import stream
 from dsjax.models.naming import abstract_named, from_flat
-from dsjax.models.pretrained import load_pretrained
+from dsjax.models.pretrained import load_pretrained, open_weights
 from dsjax.models.sampling import Sampling
 from dsjax.models.transformer import Transformer
 from dsjax.train.folder import read_config
 from dsjax.train.state import ModelTree
 
-Kind = Literal["run", "hugging_face"]
+Kind = Literal["run", "hugging_face", "gguf"]
 Report = Callable[[str], None]
 
 _DEFAULT_LENGTH = 1024
+_TOKENIZERS = ("tokenizer.json", "vocab.txt")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -44,8 +45,8 @@ class TrainedModel:
     Attributes:
         model: with float32 parameters on the first device.
         tokenizer: its ids are all rows of the embedding.
-        kind: what the folder is.
-        path: the folder.
+        kind: what the folder or file is.
+        path: the folder or file.
         what: which parameters of it these are, in words.
         step: steps they were trained for; None if the folder does not say.
         trained_length: tokens in a row of its training, or as many as it has positions; 1024 if nobody knows.
@@ -63,16 +64,20 @@ class TrainedModel:
 
 
 def kind_of(path: str | Path) -> Kind:
-    """What a folder is: a run (config.yaml) or a Hugging Face model (config.json, weights).
+    """What a path is: a run (config.yaml), a Hugging Face model (config.json, weights) or a GGUF file.
 
     Raises:
-        ValueError: no such folder, or it is neither.
+        ValueError: there is nothing, or nothing of these.
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f"there is no folder {str(path)!r}; give a run folder or a Hugging Face model folder")
+        raise ValueError(
+            f"there is no folder {str(path)!r}; give a run folder or a Hugging Face model folder, or a GGUF file"
+        )
+    if is_gguf(path):
+        return "gguf"
     if not path.is_dir():
-        raise ValueError(f"{path} is a file; give the folder of a run or of a Hugging Face model")
+        raise ValueError(f"{path} is a file, but no GGUF file; give one, or the folder of a run or Hugging Face model")
     if (path / "config.yaml").is_file():
         return "run"
     if (path / "config.json").is_file() or any(next(path.glob(pattern), None) for pattern in _WEIGHTS):
@@ -86,20 +91,20 @@ def kind_of(path: str | Path) -> Kind:
 
 
 def open_model(path: str | Path, *, report: Report) -> TrainedModel:
-    """The model of a run folder (its newest whole checkpoint) or of a Hugging Face folder.
+    """The model of a run folder (its newest whole checkpoint), of a Hugging Face folder, or of a GGUF file.
 
     Of a run that kept an average of the parameters (train.ema_decay) the average is taken. A checkpoint is read
     through and compared with its manifest before it is used.
 
     Args:
-        path: the folder.
+        path: the folder or file.
         report: told of each damaged checkpoint that is passed over.
 
     Raises:
-        ValueError: neither kind of folder, no whole checkpoint, tensors or a tokenizer that are missing or do not fit.
+        ValueError: none of these, no whole checkpoint, tensors or a tokenizer that are missing or do not fit.
     """
     path = Path(path)
-    return _open_run(path, report) if kind_of(path) == "run" else _open_hugging_face(path)
+    return _open_run(path, report) if (kind := kind_of(path)) == "run" else _open_pretrained(path, kind)
 
 
 def without_unused_tokens(trained: TrainedModel) -> Transformer:
@@ -216,10 +221,10 @@ def _restore(directory: Path, config: ModelConfig, tree: str, report: Report) ->
     return step, nnx.merge(model.graph, jax.device_put(params, one_device))
 
 
-def _open_hugging_face(path: Path) -> TrainedModel:
-    folder = open_folder(path)
-    config = config_from_hf(folder.config)
-    if not (path / "tokenizer.json").is_file():
+def _open_pretrained(path: Path, kind: Kind) -> TrainedModel:
+    weights = open_weights(path)
+    config = config_from_hf(weights.config)
+    if path.is_dir() and not any((path / name).is_file() for name in _TOKENIZERS):
         raise ValueError(
             f"{path} has no tokenizer.json, without which text cannot be read or written; put the model's own there "
             "(where transformers is installed: AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER))"
@@ -227,16 +232,16 @@ def _open_hugging_face(path: Path) -> TrainedModel:
     tokenizer = load_tokenizer(FileTokenizer(path=str(path)))
     _check_vocabulary(path, config, tokenizer)
     model = load_pretrained(path)
-    length = model.architecture.max_positions or folder.config.get("seq_length")
+    length = model.architecture.max_positions or weights.config.get("seq_length")
     return TrainedModel(
         model=model,
         tokenizer=tokenizer,
-        kind="hugging_face",
+        kind=kind,
         path=path,
-        what=f"the Hugging Face folder {path}",
+        what=f"the {'GGUF file' if kind == 'gguf' else 'Hugging Face folder'} {path}",
         step=None,
         trained_length=length if isinstance(length, int) and length > 1 else _DEFAULT_LENGTH,
-        stop_tokens=frozenset({tokenizer.end_of_text, *_end_ids(folder.config), *_end_ids(_generation_config(path))}),
+        stop_tokens=frozenset({tokenizer.end_of_text, *_end_ids(weights.config), *_end_ids(_generation_config(path))}),
     )
 
 

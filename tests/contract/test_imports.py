@@ -21,7 +21,7 @@ ALLOWED = {
     "mesh": {"observe"},
     "pallas_kernels": set(),
     "collectives": BASE,
-    "data": BASE,
+    "data": BASE | {"checkpoint"},  # a GGUF file holds weights and a tokenizer
     "checkpoint": BASE,
     "layers": BASE | KERNELS,
     "moe": LAYERS | {"collectives"},
