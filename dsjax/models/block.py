@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from dsjax.layers.attention import Attention, Visibility, attend
 from dsjax.layers.dropout import dropout, fold
+from dsjax.layers.kv_cache import KeyValues, appended, attend_to_cache, stored
 from dsjax.layers.mlp import MLP, Activation, residual_scale
 from dsjax.layers.norm import Norm, NormKind
 from dsjax.layers.parameter import derive
@@ -108,20 +109,24 @@ class Block(nnx.Module):
         mixed = attend(q, k, v, visibility, dropout_keys=fold(keys, 0), dropout_rate=self.config.attention_dropout)
         return self._finish(x_BTD, h, mixed, keys=keys, layout=layout)
 
-    def decode(
-        self,
-        x_BTD: Float[Array, "B T D"],
-        visibility: Visibility,
-        cache: tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]],
-        start: Int[Array, ""],
-    ) -> tuple[Float[Array, "B T D"], tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]]:
-        """The same for T new positions, whose keys and values are written to the cache at `start`."""
+    def prefill(
+        self, x_BTD: Float[Array, "B T D"], visibility: Visibility, num_places: int
+    ) -> tuple[Float[Array, "B T D"], KeyValues]:
+        """The output for whole rows, and a cache that holds them, with room up to num_places."""
         h = self.attention_norm(x_BTD, layout=None)
         q, k, v = self.attention.project(h, visibility, layout=None)
-        put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
-        keys, values = put(cache[0], k), put(cache[1], v)
-        mixed = attend(q, keys.astype(q.dtype), values.astype(q.dtype), visibility)
-        return self._finish(x_BTD, h, mixed, keys=None, layout=None), (keys, values)
+        out = self._finish(x_BTD, h, attend(q, k, v, visibility), keys=None, layout=None)
+        return out, stored(k, v, num_places)
+
+    def decode(
+        self, x_BTD: Float[Array, "B T D"], visibility: Visibility, cache: KeyValues, start: Int[Array, ""]
+    ) -> tuple[Float[Array, "B T D"], KeyValues]:
+        """The output for T new positions, whose keys and values are written to the cache at `start`."""
+        h = self.attention_norm(x_BTD, layout=None)
+        q, k, v = self.attention.project(h, visibility, layout=None)
+        cache = appended(cache, k, v, start)
+        mixed = attend_to_cache(q, cache, visibility)
+        return self._finish(x_BTD, h, mixed, keys=None, layout=None), cache
 
     def _finish(self, x_BTD, h_BTD, mixed_BTHK, *, keys, layout: Layout | None):
         """From the attended values to the layer's output."""

@@ -35,13 +35,11 @@ class _Progress:
 @partial(jax.jit, static_argnames=("graph", "sampling", "room"))
 def _prefill(graph, params, tokens, mask, key, *, sampling: Sampling, room: int):
     model: Transformer = nnx.merge(graph, params)
-    rows, length = tokens.shape
+    length = tokens.shape[1]
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+    features, cache = model.prefill(tokens, mask.astype(bool), positions, length + room)
     valid = jnp.pad(mask.astype(bool), ((0, 0), (0, room)), constant_values=True)
-    cache = model.empty_cache(rows, length + room)
-    start = jnp.zeros((), jnp.int32)
-    features, cache = model.decode(tokens, cache, start=start, valid=valid, positions=positions)
-    progress = _Progress(cache, valid, positions[:, -1] + 1, start + length, key)
+    progress = _Progress(cache, valid, positions[:, -1] + 1, jnp.asarray(length, jnp.int32), key)
     return _next(model, features[:, -1], progress, sampling)
 
 

@@ -7,6 +7,7 @@ out of one stack would copy all of it.
 Shapes: B rows, T positions, D model, H heads, G heads of keys and values, K head size, V vocabulary.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -20,6 +21,7 @@ from dsjax.layers.cross_entropy import logits
 from dsjax.layers.dropout import dropout, fold
 from dsjax.layers.embedding import Embedding
 from dsjax.layers.heads import MaskedHead, Pooler, mean_pooled
+from dsjax.layers.kv_cache import KeyValues
 from dsjax.layers.linear import Linear
 from dsjax.layers.norm import Norm
 from dsjax.layers.parameter import derive, use
@@ -28,8 +30,8 @@ from dsjax.mesh.layout import Layout
 from dsjax.models.block import Architecture, Block, rematerialised, stack_of_blocks
 from dsjax.models.config import ModelConfig
 
-Cache = tuple[tuple[jax.Array, jax.Array], ...]
-"""Keys and values [n, B, S, G, K] of each segment."""
+Cache = tuple[KeyValues, ...]
+"""Keys [n, B, G, K, S] and values [n, B, G, S, K] of each segment."""
 
 
 class Transformer(nnx.Module):
@@ -198,12 +200,21 @@ class Transformer(nnx.Module):
             return None
         return rotation(places[None] if positions is None else positions, self.architecture.frequencies)
 
-    def empty_cache(self, num_rows: int, length: int) -> Cache:
-        """Room for the keys and values of `length` positions: per segment a pair [n, B, S, G, K]."""
-        heads = self.architecture.num_kv_heads or self.config.num_heads
-        dtype = jnp.dtype(self.config.compute_dtype)
-        shape = (num_rows, length, heads, self.architecture.head_dim or self.config.model_dim // heads)
-        return tuple((jnp.zeros((n, *shape), dtype), jnp.zeros((n, *shape), dtype)) for n in self.config.layer_runs)
+    def prefill(
+        self, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], positions: Int[Array, "B T"], num_places: int
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Features of the prompts, and a cache that holds them.
+
+        Args:
+            tokens: input ids.
+            valid: False where a place holds padding.
+            positions: positions of the tokens in their documents.
+            num_places: S, for how many positions the cache has room.
+        """
+        x_BTD = self.embedded(tokens, positions)
+        visibility = self.visibility(tokens.shape[1], valid.astype(jnp.int32), positions)
+        through = lambda block, x, _: block.prefill(x, visibility, num_places)
+        return self._blocks(through, x_BTD, (None,) * len(self.segments))
 
     def decode(
         self,
@@ -218,7 +229,7 @@ class Transformer(nnx.Module):
 
         Args:
             tokens: input ids.
-            cache: keys and values so far, from `empty_cache`.
+            cache: keys and values so far, from `prefill`.
             start: first new place.
             valid: False where a place of the cache holds padding; places after the new tokens are never seen.
             positions: positions of the new tokens in their documents.
@@ -227,20 +238,26 @@ class Transformer(nnx.Module):
         places, key_places = start + jnp.arange(tokens.shape[1]), jnp.arange(valid.shape[1])
         mask = (places[:, None] >= key_places)[None, None] & valid[:, None, None, :]
         visibility = Visibility(mask, self._bias(places, key_places), rotation=self._rotation(positions, places))
+        through = lambda block, x, old: block.decode(x, visibility, old, start)
+        return self._blocks(through, x_BTD, cache)
+
+    def _blocks(
+        self,
+        through: Callable[[Block, jax.Array, KeyValues | None], tuple[jax.Array, KeyValues]],
+        x_BTD: Float[Array, "B T D"],
+        cache: tuple[KeyValues | None, ...],
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """All blocks and the final norm, with each block's part of the cache in and out."""
         new_cache = []
-        for stack, segment_cache in zip(self.segments, cache, strict=True):
+        for stack, old in zip(self.segments, cache, strict=True):
             graph, parameters = nnx.split(stack)
-
-            def layer(x, inputs, graph=graph):
-                layer_parameters, layer_cache = inputs
-                return nnx.merge(graph, layer_parameters).decode(x, visibility, layer_cache, start)
-
-            if segment_cache[0].shape[0] == 1:  # sliced by a loop, the cache and the weights would be copied
-                x_BTD, grown = layer(x_BTD, jax.tree.map(lambda leaf: leaf[0], (parameters, segment_cache)))
-                grown = jax.tree.map(lambda leaf: leaf[None], grown)
+            layer = lambda x, inputs, graph=graph: through(nnx.merge(graph, inputs[0]), x, inputs[1])
+            if jax.tree.leaves(parameters)[0].shape[0] == 1:  # sliced by a loop, weights and cache would be copied
+                x_BTD, new = layer(x_BTD, jax.tree.map(lambda leaf: leaf[0], (parameters, old)))
+                new = jax.tree.map(lambda leaf: leaf[None], new)
             else:
-                x_BTD, grown = jax.lax.scan(layer, x_BTD, (parameters, segment_cache))
-            new_cache.append(grown)
+                x_BTD, new = jax.lax.scan(layer, x_BTD, (parameters, old))
+            new_cache.append(new)
         return self.final_norm(x_BTD, layout=None), tuple(new_cache)
 
     def table(self, *, layout: Layout | None = None) -> Float[Array, "V D"]:
