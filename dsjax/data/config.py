@@ -104,7 +104,7 @@ class BPETokenizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FileTokenizer:
-    """An existing tokenizer: a tokenizer.json of the `tokenizers` library, WordPiece's vocab.txt, that of a GGUF file."""
+    """An existing tokenizer: a tokenizer.json of the `tokenizers` library, WordPiece's vocab.txt, a GGUF file's."""
 
     path: str
     """The file, or a folder that holds a tokenizer.json or a vocab.txt."""

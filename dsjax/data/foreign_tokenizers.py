@@ -42,7 +42,7 @@ _WITH_BOS = ("llama-bpe",)  # a text begins with bos_token unless the file says 
 
 
 def gguf_tokenizer(file: GGUFFile) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
-    """The byte-level BPE inside a GGUF file, and its settings: special tokens, whether a text begins with one, template.
+    """The byte-level BPE inside a GGUF file, and its settings: special tokens, add_bos_token, chat_template.
 
     Raises:
         ValueError: the file holds none, one of another kind, or a damaged one.
