@@ -11,11 +11,12 @@ from dsjax.mesh.build import order_cpu_collectives
 
 CACHE = Path(__file__).parent.parent / ".cache" / "jax-tests"
 
+collect_ignore = ["golden/record"]  # scripts that need torch
 if os.environ.get("DSJAX_TEST_PLATFORM", "cpu") == "cpu":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 8)
     order_cpu_collectives()
-    collect_ignore = ["gpu"]
+    collect_ignore.append("gpu")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

@@ -42,7 +42,7 @@ def architecture(config: LlamaConfig) -> Architecture:
         fused_qkv=False,
         num_kv_heads=config.kv_heads,
         head_dim=config.head_size,
-        tied=config.tied_embedding,
+        tied=config.tied_embedding or config.task != "language_model",  # no logits, no table of theirs
     )
 
 
@@ -75,7 +75,7 @@ def entries(config: LlamaConfig) -> tuple[Entry, ...]:
         Entry(("embed", "table"), "embed_tokens.weight"),
         *(Entry(("layers", "{i}", *ours), f"layers.{{i}}.{theirs}", how) for ours, (theirs, how) in layer.items()),
         Entry(("final_norm", "scale"), "norm.weight"),
-        Entry(("unembed", "table"), "lm_head.weight", optional=config.tied_embedding, prefixed=False),
+        Entry(("unembed", "table"), "lm_head.weight", optional=architecture(config).tied, prefixed=False),
         Entry(("classifier", "kernel"), "score.weight", TRANSPOSE, optional=True, prefixed=False),
     )
 

@@ -186,6 +186,8 @@ def write_params(
     """The same for parameters as nested dicts; `extra` goes into config.json."""
     family = FAMILIES[config.kind]
     flat = {tuple(name.split(".")): np.asarray(array) for name, array in to_named(params, config.layer_runs).items()}
-    tensors = write_tree(flat, family.entries(config), num_layers=config.num_layers, prefix=family.PREFIX)
+    # Classes without a head (BertModel) have no model inside them that would give its name to the tensors.
+    prefix = "" if config.task == "embedding" else family.PREFIX
+    tensors = write_tree(flat, family.entries(config), num_layers=config.num_layers, prefix=prefix)
     hf = {**config_to_hf(config), **(extra or {})}
     write_folder(path, tensors, config=hf, max_shard_bytes=max_shard_bytes)

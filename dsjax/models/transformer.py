@@ -287,12 +287,12 @@ class Transformer(nnx.Module):
         keys: Key[Array, "B"] | None = None,
         layout: Layout | None = None,
     ) -> Float[Array, "B C"]:
-        """Logits of the classes, float32: from the first token through the pooler, else from the last real token."""
+        """Logits of the classes, float32: from the first real token through the pooler, else from the last one."""
+        last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+        place = jnp.argmax(mask, axis=1) if self.architecture.pooler else last
+        pooled = jnp.take_along_axis(x_BTD, place[:, None, None], axis=1)[:, 0]
         if self.architecture.pooler:
-            pooled = self.pooler(x_BTD[:, 0], layout=layout)
-        else:
-            last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
-            pooled = jnp.take_along_axis(x_BTD, last[:, None, None], axis=1)[:, 0]
+            pooled = self.pooler(pooled, layout=layout)
         keys = keys if self.config.dropout else None
         pooled = dropout(pooled, fold(fold(keys, self.config.num_layers), 1), rate=self.config.dropout)
         return self.classifier(pooled, layout=layout).astype(jnp.float32)

@@ -35,7 +35,8 @@ def batch_loss(
 
     Args:
         model: a Transformer.
-        batch: tokens, targets [B, T] int32, loss_mask [B, T] bool; in packed rows also segments and positions.
+        batch: tokens, targets [B, T] int32, loss_mask [B, T] bool; in packed rows also segments and positions, of
+            pairs of texts also token_types.
         keys: dropout keys [B], or None.
         layout: placement, or None on one device.
     """
@@ -43,6 +44,7 @@ def batch_loss(
         batch["tokens"],
         segments=batch.get("segments"),
         positions=batch.get("positions"),
+        token_types=batch.get("token_types"),
         keys=keys,
         layout=layout,
     )
