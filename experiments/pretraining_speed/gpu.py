@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from protocol import Job, WorkerDied, stop_on_sigterm, worker
+from protocol import Job
 from run import COMPARED_STEPS, compared, torch_python, write_inputs
+from side_by_side import Worker, WorkerDied, stop_on_sigterm, worker
 
 from dsjax.observe.flops import mfu, model_flops_per_token
 
@@ -36,6 +37,12 @@ HERE = Path(__file__).parent
 SIDES = ("torch", "jax")
 # bf16 has 8 bits: single products are off by 2^-9 at most, a mean over thousands of tokens by far less than this.
 LARGEST_LOSS_DIFFERENCE = 5e-3
+
+
+def loaded(each: Worker, message: dict[str, Any]) -> dict[str, Any]:
+    """Let a worker make its model; what it says of it."""
+    each.ask("load", **message)
+    return each.ask("about")
 
 
 class Bench:
@@ -48,7 +55,7 @@ class Bench:
         self.commands = {"torch": [torch, str(HERE / "torch_worker.py")]}
         self.commands["jax"] = [sys.executable, str(HERE / "jax_worker.py")]
         self.environment = {
-            "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([*map(str, HERE.parents[:2]), os.environ.get("PYTHONPATH", "")]),
             # The final stage starts the programs of the sweep again: they need not be compiled again.
             "JAX_COMPILATION_CACHE_DIR": str(folder / "jax-cache"),
             "TORCHINDUCTOR_CACHE_DIR": str(folder / "torch-cache"),
@@ -82,7 +89,7 @@ def check(bench: Bench) -> dict[str, Any]:
     about, losses, calls = {}, {}, 0
     for side in SIDES:
         with bench.worker(side, "check") as each:
-            about[side] = each.ask("load", **bench.message(job))
+            about[side] = loaded(each, bench.message(job))
             losses[side] = each.ask("losses", steps=COMPARED_STEPS)["losses"]
             if side == "jax":
                 calls = each.ask("inspect")["cudnn_attention_calls"]
@@ -100,7 +107,7 @@ def speed(bench: Bench, side: str, *, rows: int, remat: str, name: str) -> dict[
     job = bench.job(**model, batch=rows, remat=remat)
     try:
         with bench.worker(side, name) as each:
-            about = each.ask("load", **bench.message(job))
+            about = loaded(each, bench.message(job))
             each.ask("steps", steps=settings["warmup_steps"])  # compiles
             answer = each.ask("steps", steps=settings["steps"])
             peak = each.ask("inspect")["peak_bytes"]

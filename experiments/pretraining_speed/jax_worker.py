@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from protocol import Job, serve
+from protocol import Job, commands
+from side_by_side import serve
 
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.config import MeshConfig
@@ -96,4 +97,4 @@ class JaxTrainer:
 
 
 if __name__ == "__main__":
-    serve(JaxTrainer)
+    serve(lambda **job: commands(JaxTrainer(Job(**job))))

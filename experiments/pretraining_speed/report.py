@@ -1,27 +1,15 @@
 """From results/*.json to the table in README.md and plot.png; `python report.py` makes both anew."""
 
 import json
-import os
-import platform
-import re
-import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from side_by_side import write_between_marks
+
 HERE = Path(__file__).parent
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 NOT_RUN = "not run"
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    model = platform.processor() or "unknown"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists() and (names := re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text())):
-        model = names[0]
-    git = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "commit": commit}
 
 
 def spread(result: dict[str, Any]) -> tuple[float, float]:
@@ -98,10 +86,7 @@ def report() -> None:
             "![tokens per second of every pair of blocks](plot.png)",
         ]
         plot(cpu)
-    readme = HERE / "README.md"
-    before, _, rest = readme.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}")
+    write_between_marks(HERE / "README.md", lines)
 
 
 def plot(result: dict[str, Any]) -> None:

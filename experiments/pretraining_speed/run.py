@@ -13,9 +13,7 @@ import argparse
 import datetime
 import json
 import os
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -23,8 +21,11 @@ from typing import Any
 
 import numpy as np
 import yaml
-from protocol import Job, Worker, stop_on_sigterm, worker
-from report import machine, print_table, report
+from protocol import Job
+from report import print_table, report
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from side_by_side import MOST_OTHER_CORES, Worker, machine, python_with, stop_on_sigterm, timed, worker
 
 from dsjax.checkpoint.safetensors_folder import write_folder
 from dsjax.models.config import GPT2Config
@@ -36,26 +37,11 @@ TORCH = "torch==2.13.0"
 # Both compute in float32, in different orders: single sums differ by some 1e-6, and a few steps of AdamW spread that.
 LARGEST_LOSS_DIFFERENCE = 1e-4
 COMPARED_STEPS = 5
-MOST_OTHER_CORES = 0.1  # what a system does on its own; above that the figures would be about other programs too
 
 
 def torch_python() -> Path:
-    """A Python with PyTorch in an environment of its own, made on the first call."""
-    folder = CACHE / "torch-venv"
-    python, done = folder / "bin" / "python", folder / "installed"
-    if done.exists():
-        return python
-    names = ("python3.11", "python3.12", "python3.13", "python3.10", "python3")
-    found = [Path(place) / name for name in names for place in os.get_exec_path() if shutil.which(name, path=place)]
-    question = "import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 14))"
-    for candidate in found:  # a name on the PATH may be a version manager's stand-in that does not run
-        if subprocess.run([candidate, "-c", question], capture_output=True, check=False).returncode == 0:
-            print(f"installing {TORCH} into {folder} with {candidate} (once)", flush=True)
-            subprocess.run([candidate, "-m", "venv", "--clear", folder], check=True)
-            subprocess.run([python, "-m", "pip", "install", "-qq", TORCH, "numpy"], check=True)
-            done.touch()
-            return python
-    raise SystemExit("no Python from 3.10 to 3.13 with venv to install PyTorch into; or name one: --torch-python PATH")
+    """A Python with PyTorch."""
+    return python_with([TORCH, "numpy"], CACHE / "torch-venv")
 
 
 def gpt2_weights(job: Job, *, seed: int) -> dict[str, np.ndarray]:
@@ -107,17 +93,6 @@ def compared(losses: dict[str, list[float]], *, largest: float) -> dict[str, Any
     return {"losses": losses, "largest_relative_difference": difference}
 
 
-def busy_seconds() -> float:
-    """Time that the cores this process may use have been at work since the machine started; 0 where unknown."""
-    if sys.platform != "linux":
-        return 0.0
-    mine = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
-    # user, nice, system, (idle, iowait,) irq, softirq, steal
-    ticks = sum(int(line[i]) for line in lines if line[0] in mine for i in (1, 2, 3, 6, 7, 8))
-    return ticks / os.sysconf("SC_CLK_TCK")
-
-
 def time_pairs(workers: dict[str, Worker], tokens_per_step: int, *, blocks: int, steps: int) -> list[dict[str, float]]:
     """One entry a pair of blocks: tokens/s of each, their ratio, how many cores each kept busy, and how many others."""
     pairs = []
@@ -125,15 +100,11 @@ def time_pairs(workers: dict[str, Worker], tokens_per_step: int, *, blocks: int,
         order = ["torch", "jax"] if number % 2 == 0 else ["jax", "torch"]
         pair: dict[str, float] = {}
         for name in order:
-            workers[name].resume()
-            workers[name].ask("steps", steps=1)  # caches are cold after a pause
-            before = busy_seconds()
-            answer = workers[name].ask("steps", steps=steps)
-            others = max(0.0, busy_seconds() - before - answer["cpu_seconds"]) / answer["seconds"]
-            workers[name].pause()
+            timed(workers[name], "steps", steps=1)  # caches are cold after a pause
+            answer = timed(workers[name], "steps", steps=steps)
             pair[name] = steps * tokens_per_step / answer["seconds"]
             pair[f"{name}_cores"] = answer["cpu_seconds"] / answer["seconds"]
-            pair["other_cores"] = max(pair.get("other_cores", 0.0), others)
+            pair["other_cores"] = max(pair.get("other_cores", 0.0), answer["other_cores"])
         pair["ratio"] = pair["jax"] / pair["torch"]
         pairs.append(pair)
         print(f"  pair {number + 1}: torch {pair['torch']:,.0f}, dsjax {pair['jax']:,.0f} tokens/s,", end=" ")
@@ -156,7 +127,8 @@ def measure(name: str, job: Job, commands: dict[str, list[str]], *, blocks: int,
         ):
             workers, about, losses = {"torch": torch, "jax": jax}, {}, {}
             for key, each in workers.items():  # one after the other: torch times its optimizers while it loads
-                about[key] = each.ask("load", **message)
+                each.ask("load", **message)
+                about[key] = each.ask("about")
                 losses[key] = each.ask("losses", steps=COMPARED_STEPS)["losses"]
                 each.pause()
             assert about["torch"]["parameters"] == about["jax"]["parameters"], about

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from protocol import Job, serve
+from protocol import Job, commands
+from side_by_side import serve
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
@@ -157,4 +158,4 @@ class TorchTrainer:
 
 
 if __name__ == "__main__":
-    serve(TorchTrainer)
+    serve(lambda **job: commands(TorchTrainer(Job(**job))))

@@ -1,0 +1,186 @@
+"""Two programs side by side in processes of their own, possibly of different Pythons, told by a driver what to do.
+
+A worker gets one JSON object a line on its stdin, {"cmd": name, ...arguments}, and answers with one a line on stdout.
+Standard library only: the workers' Pythons have nothing else in common.
+"""
+
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MOST_OTHER_CORES = 0.1  # what a system does on its own; above that the figures would be about other programs too
+
+
+def serve(load: Callable[..., Mapping[str, Callable[..., dict[str, Any]]]]) -> None:
+    """A worker's main loop.
+
+    The first command is "load"; its arguments go to `load`, which returns the other commands. Every answer gets
+    "seconds" and "cpu_seconds" of the call. What libraries print goes to stderr, so that stdout carries answers only.
+    """
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    commands: Mapping[str, Callable[..., dict[str, Any]]] = {}
+    for line in sys.stdin:
+        message = json.loads(line)
+        command = message.pop("cmd")
+        if command == "quit":
+            return
+        began, cpu = time.perf_counter(), time.process_time()
+        if command == "load":
+            commands = load(**message)
+            answer = {}
+        else:
+            answer = commands[command](**message)
+        clocks = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+        print(json.dumps({**answer, **clocks}), file=answers)
+
+
+class WorkerDied(RuntimeError):
+    """A worker ended in the middle; out_of_memory says whether its device was full."""
+
+    def __init__(self, message: str, *, out_of_memory: bool) -> None:
+        super().__init__(message)
+        self.out_of_memory = out_of_memory
+
+
+class Worker:
+    """A worker process as the driver sees it."""
+
+    def __init__(self, name: str, command: list[str], *, log: Path, environment: dict[str, str] | None = None) -> None:
+        self.name, self.log = name, log
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                env=os.environ | {"PYTHONPATH": _with_this_folder()} | (environment or {}),
+            )
+
+    def ask(self, command: str, **message: Any) -> dict[str, Any]:
+        """Send a command and wait for its answer; WorkerDied with the end of its log if it did."""
+        assert self._process.stdin and self._process.stdout
+        line = ""
+        try:
+            self._process.stdin.write(json.dumps({"cmd": command, **message}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            pass
+        if not line:
+            code = self._process.wait()
+            said = self.log.read_text(errors="replace")
+            tail = "\n".join(said.splitlines()[-20:])
+            raise WorkerDied(
+                f"the {self.name} worker ended with exit code {code} during {command!r}:\n{tail}",
+                out_of_memory="OutOfMemoryError" in said or "RESOURCE_EXHAUSTED" in said,
+            )
+        return json.loads(line)
+
+    def pause(self) -> None:
+        """Stop it where it is: threads that spin while they wait for work take time from others."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused worker go on."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """End it, politely if it listens."""
+        assert self._process.stdin
+        self.resume()
+        try:
+            self._process.stdin.write('{"cmd": "quit"}\n')
+            self._process.stdin.close()
+            self._process.wait(timeout=20)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+
+
+def stop_on_sigterm() -> None:
+    """Let SIGTERM end the driver as Ctrl-C does, so that it ends its workers: a paused one would stay for ever."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+@contextmanager
+def worker(name: str, command: list[str], **options: Any) -> Iterator[Worker]:
+    """A worker that is ended whatever happens."""
+    process = Worker(name, command, **options)
+    try:
+        yield process
+    finally:
+        process.close()
+
+
+def _with_this_folder() -> str:
+    """PYTHONPATH by which a worker finds this file."""
+    return os.pathsep.join(part for part in (str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")) if part)
+
+
+def busy_seconds() -> float:
+    """Time that the cores this process may use have been at work since the machine started; 0 where unknown."""
+    if sys.platform != "linux":
+        return 0.0
+    mine = {f"cpu{core}" for core in os.sched_getaffinity(0)}
+    lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+    # user, nice, system, (idle, iowait,) irq, softirq, steal
+    ticks = sum(int(line[i]) for line in lines if line[0] in mine for i in (1, 2, 3, 6, 7, 8))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def timed(worker: Worker, command: str, **message: Any) -> dict[str, Any]:
+    """An answer of a worker that is let go on for it, with "other_cores": how many cores others kept busy meanwhile."""
+    worker.resume()
+    before = busy_seconds()
+    answer = worker.ask(command, **message)
+    answer["other_cores"] = max(0.0, busy_seconds() - before - answer["cpu_seconds"]) / answer["seconds"]
+    worker.pause()
+    return answer
+
+
+def python_with(packages: Sequence[str], folder: Path) -> Path:
+    """A Python with these packages in an environment of its own, made on the first call."""
+    python, done = folder / "bin" / "python", folder / "installed"
+    if done.exists() and done.read_text() == "\n".join(packages):
+        return python
+    names = ("python3.11", "python3.12", "python3.13", "python3.10", "python3")
+    found = [Path(place) / name for name in names for place in os.get_exec_path() if shutil.which(name, path=place)]
+    question = "import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info < (3, 14))"
+    for candidate in found:  # a name on the PATH may be a version manager's stand-in that does not run
+        if subprocess.run([candidate, "-c", question], capture_output=True, check=False).returncode == 0:
+            print(f"installing {', '.join(packages)} into {folder} with {candidate} (once)", flush=True)
+            subprocess.run([candidate, "-m", "venv", "--clear", folder], check=True)
+            subprocess.run([python, "-m", "pip", "install", "-qq", *packages], check=True)
+            done.write_text("\n".join(packages))
+            return python
+    raise SystemExit("no Python from 3.10 to 3.13 with venv to install PyTorch into; or name one: --torch-python PATH")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    model = platform.processor() or "unknown"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists() and (names := re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text())):
+        model = names[0]
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "commit": commit}
+
+
+def write_between_marks(readme: Path, lines: Sequence[str]) -> None:
+    """Replace what stands between the two marks of a README."""
+    begin, end = "<!-- results -->", "<!-- end of results -->"
+    before, _, rest = readme.read_text().partition(begin)
+    readme.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.partition(end)[2]}")
