@@ -1,69 +1,104 @@
-"""`dsjax generate SOURCE --prompt TEXT`: let a trained model go on with a text."""
+"""`dsjax generate SOURCE --prompt TEXT`: let a trained model go on with a text, or answer."""
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dsjax.models.generate import Generation
 
 HELP = "continue a prompt with a trained model"
 
 _DESCRIPTION = """\
 Continue a prompt with a trained model; the text appears as it is made, after the prompt.
-The likeliest token is taken each time (greedy) unless --temperature is above 0."""
+The likeliest token is taken each time (greedy) unless --temperature is above 0.
+With --chat the prompt is a user's message, put as the model's chat template says, and only the answer is shown.
+Several prompts are one batch; their texts are shown one after the other."""
 
 _EPILOG = """\
   dsjax generate runs/quickstart --prompt "def "
-  dsjax generate bloom-560m --prompt - --temperature 0.8 --top-p 0.95 < prompt.txt"""
+  dsjax generate bloom-560m --prompt - --temperature 0.8 --top-p 0.95 < prompt.txt
+  dsjax generate SmolLM2-135M-Instruct --chat --prompt "What is the capital of France?" """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
-    parser.add_argument("source", metavar="SOURCE", help="a run folder, a Hugging Face model folder or a GGUF file")
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to go on with; - reads standard input")
-    parser.add_argument("--max-new-tokens", type=int, default=100, metavar="N", help="tokens to write (default: 100)")
-    parser.add_argument("--temperature", type=float, default=0.0, metavar="F", help="0: greedy; 1: as the model has it")
-    parser.add_argument("--top-p", type=float, metavar="P", help="draw among the likeliest tokens with this share")
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw among the K likeliest tokens")
-    parser.add_argument("--seed", type=int, metavar="S", help="of the draws (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print prompt, text and why it ended, at the end")
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="a run folder, a Hugging Face model folder or a GGUF file")
+    add("--prompt", required=True, action="append", metavar="TEXT", help="may be repeated; - reads standard input")
+    add("--chat", action="store_true", help="the prompt is a user's message: use the model's chat template")
+    add("--system", metavar="TEXT", help="a system message before it, with --chat")
+    add("--max-new-tokens", type=int, default=100, metavar="N", help="tokens to write (default: 100)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
+    add("--temperature", type=float, default=0.0, metavar="F", help="0: greedy; 1: as the model has it")
+    add("--top-p", type=float, metavar="P", help="draw among the likeliest tokens with this share")
+    add("--top-k", type=int, metavar="K", help="draw among the K likeliest tokens")
+    add("--min-p", type=float, metavar="P", help="draw among tokens P times as likely as the likeliest")
+    add(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="above 1: tokens that occurred are unlikelier",
+    )
+    add("--seed", type=int, metavar="S", help="of the draws (default: 0)")
+    add("--json", action="store_true", help="print prompt, text and why it ended, a line for each prompt, at the end")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the prompt and what the model writes after it."""
+    """Print the prompts and what the model writes after them."""
     import json
 
-    from dsjax.models.sampling import Sampling
     from dsjax.train.processes import use_compilation_cache
-    from dsjax.train.source import open_model, write
+    from dsjax.train.source import open_model
+    from dsjax.train.write import chat_prompt, plain_prompt, write
 
-    prompt = _prompt(arguments.prompt)
+    texts = [_prompt(given) for given in arguments.prompt]
+    if arguments.system is not None and not arguments.chat:
+        raise ValueError("--system is a message of a conversation; give --chat too")
+    how = _how(arguments)
+    use_compilation_cache()
+    trained = open_model(arguments.source, report=_note)
+    if arguments.chat:
+        prompts = [chat_prompt(trained, text, system=arguments.system) for text in texts]
+    else:
+        prompts = [plain_prompt(trained, text) for text in texts]
+    all_written = write(trained, prompts, how=how, stop=arguments.stop, show=_nothing if arguments.json else _show)
+    if not arguments.json:
+        print()
+        return 0
+    for prompt, written in zip(prompts, all_written, strict=True):
+        result = {
+            "source": trained.what,
+            "prompt": prompt.text,
+            "text": written.text,
+            "prompt_tokens": written.prompt_tokens,
+            "new_tokens": written.new_tokens,
+            "stopped_by": written.stopped_by,
+        }
+        print(json.dumps(result, ensure_ascii=False))
+    return 0
+
+
+def _how(arguments: argparse.Namespace) -> "Generation":
+    """The arguments about length and choice; says which of them have no effect."""
+    from dsjax.models.generate import Generation
+    from dsjax.models.sampling import Sampling
+
     sampling = Sampling(
         temperature=arguments.temperature,
         top_p=1.0 if arguments.top_p is None else arguments.top_p,
         top_k=0 if arguments.top_k is None else arguments.top_k,
+        min_p=0.0 if arguments.min_p is None else arguments.min_p,
+        repetition_penalty=arguments.repetition_penalty,
     )
-    _say_what_is_ignored(arguments)
-    use_compilation_cache()
-    trained = open_model(arguments.source, report=_note)
-    written = write(
-        trained,
-        prompt,
-        max_new_tokens=arguments.max_new_tokens,
-        sampling=sampling,
-        seed=arguments.seed or 0,
-        show=_nothing if arguments.json else _show,
-    )
-    if not arguments.json:
-        print()
-        return 0
-    result = {
-        "source": trained.what,
-        "prompt": prompt,
-        "text": written.text,
-        "prompt_tokens": written.prompt_tokens,
-        "new_tokens": written.new_tokens,
-        "stopped_by": written.stopped_by,
-    }
-    print(json.dumps(result, ensure_ascii=False))
-    return 0
+    how = Generation(max_new_tokens=arguments.max_new_tokens, sampling=sampling, seed=arguments.seed or 0)
+    drawing = {"--top-p": arguments.top_p, "--top-k": arguments.top_k, "--min-p": arguments.min_p}
+    given = {**drawing, "--seed": arguments.seed}
+    ignored = [name for name, value in given.items() if value is not None]
+    if arguments.temperature == 0 and ignored:
+        _note(f"without --temperature nothing is drawn: {' and '.join(ignored)} not used")
+    return how
 
 
 def _prompt(given: str) -> str:
@@ -84,13 +119,6 @@ def _prompt(given: str) -> str:
     if not text:
         raise ValueError("the prompt is empty; give at least one character")
     return text
-
-
-def _say_what_is_ignored(arguments: argparse.Namespace) -> None:
-    given = {"--top-p": arguments.top_p, "--top-k": arguments.top_k, "--seed": arguments.seed}
-    ignored = [name for name, value in given.items() if value is not None]
-    if arguments.temperature == 0 and ignored:
-        _note(f"without --temperature nothing is drawn: {' and '.join(ignored)} not used")
 
 
 def _show(piece: str) -> None:

@@ -114,33 +114,26 @@ class ChatTemplate:
         return ValueError(f"the chat template of {self.origin} {text}")
 
 
-def read_chat_template(folder: str | Path) -> ChatTemplate | None:
-    """The template in a model's folder: chat_template.jinja, else chat_template in tokenizer_config.json.
+def chat_template(settings: Mapping[str, Any], origin: str) -> ChatTemplate | None:
+    """The template that a tokenizer's settings (`Tokenizer.settings`) hold; None if there is none.
 
-    Of several named ones that called "default" is taken. None if the folder has none.
+    Of several named ones that called "default" is taken.
 
     Raises:
-        ValueError: a file that is damaged, or templates without a default.
+        ValueError: a chat_template that is none, or several without a default.
+
+    Example:
+        >>> chat_template({"chat_template": "{{ eos_token }}", "eos_token": "</s>"}, "here").render([])
+        '</s>'
     """
-    folder = Path(folder)
-    file, settings_file = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    settings: dict[str, Any] = {}
-    try:
-        if settings_file.is_file():
-            settings = json.loads(settings_file.read_text(encoding="utf-8"))
-        text = file.read_text(encoding="utf-8") if file.is_file() else None
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError among them
-        raise ValueError(f"{folder}: a file of the tokenizer is damaged: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{settings_file} is not a JSON object")
-    text = text if text is not None else _chosen(settings.get("chat_template"), settings_file)
+    text = _chosen(settings.get("chat_template"), origin)
     if text is None:
         return None
     tokens = {name: _content(value) for name, value in settings.items() if name.endswith("_token")}
-    return ChatTemplate(text, str(folder), {name: token for name, token in tokens.items() if token is not None})
+    return ChatTemplate(text, origin, {name: token for name, token in tokens.items() if token is not None})
 
 
-def _chosen(stored: Any, file: Path) -> str | None:
+def _chosen(stored: Any, origin: str) -> str | None:
     """One template of those in tokenizer_config.json: a string, or a list of {"name": ..., "template": ...}."""
     if stored is None or isinstance(stored, str):
         return stored
@@ -148,9 +141,9 @@ def _chosen(stored: Any, file: Path) -> str | None:
         case [*named] if all(isinstance(item, dict) and isinstance(item.get("template"), str) for item in named):
             found = {str(item.get("name")): item["template"] for item in named}
         case _:
-            raise ValueError(f"{file}: chat_template must be a string or a list of objects with name and template")
+            raise ValueError(f"{origin}: chat_template must be a string or a list of objects with name and template")
     if "default" not in found:
-        raise ValueError(f"{file}: none of its chat templates is called 'default': {', '.join(sorted(found))}")
+        raise ValueError(f"{origin}: none of its chat templates is called 'default': {', '.join(sorted(found))}")
     return found["default"]
 
 

@@ -79,6 +79,20 @@ class Tokenizer:
         """Ids of `text`, without an end-of-text token."""
         return self.encode_batch([text])[0]
 
+    def encode_rendered(self, text: str) -> list[int]:
+        """Ids of text that a chat template has written: here the names of special tokens mean these tokens."""
+        if self._library is None:
+            return self.encode(text)
+        self._library.encode_special_tokens = False
+        try:
+            return self._library.encode(text, add_special_tokens=False).ids
+        finally:
+            self._library.encode_special_tokens = True
+
+    def token_id(self, name: str) -> int | None:
+        """Id of a token by its name; None if there is none."""
+        return None if self._library is None else self._library.token_to_id(name)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, without end-of-text tokens."""
         if self._library is None:

@@ -20,16 +20,47 @@ from dsjax.models.transformer import Cache, Transformer
 GREEDY = Sampling()
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["cache", "valid", "positions", "place", "key"], meta_fields=[])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How much is written, and how.
+
+    Attributes:
+        max_new_tokens: at most so many tokens for each prompt.
+        sampling: how they are chosen; greedy unless told otherwise.
+        stop_tokens: tokens that end a row.
+        seed: of the draws.
+    """
+
+    max_new_tokens: int
+    sampling: Sampling = GREEDY
+    stop_tokens: frozenset[int] = frozenset()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}")
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Progress:
-    """Where generation stands: the cache, which places count, each row's next position, the next place, the key."""
+    """Where generation stands.
+
+    Attributes:
+        cache: keys and values.
+        valid: which places of it count.
+        positions: each row's next position.
+        place: the next place.
+        key: of the draws.
+        seen: tokens that occurred; None when nothing asks for them.
+    """
 
     cache: Cache
     valid: Bool[Array, "B S"]
     positions: Int[Array, " B"]
     place: Int[Array, ""]
     key: Key[Array, ""]
+    seen: Bool[Array, "B V"] | None
 
 
 @partial(jax.jit, static_argnames=("graph", "sampling", "room"))
@@ -39,7 +70,12 @@ def _prefill(graph, params, tokens, mask, key, *, sampling: Sampling, room: int)
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
     features, cache = model.prefill(tokens, mask.astype(bool), positions, length + room)
     valid = jnp.pad(mask.astype(bool), ((0, 0), (0, room)), constant_values=True)
-    progress = _Progress(cache, valid, positions[:, -1] + 1, jnp.asarray(length, jnp.int32), key)
+    seen = None
+    if sampling.repetition_penalty != 1:
+        rows = tokens.shape[0]
+        seen = jnp.zeros((rows, model.config.vocab_size), bool)
+        seen = seen.at[jnp.arange(rows)[:, None], tokens].max(mask.astype(bool))
+    progress = _Progress(cache, valid, positions[:, -1] + 1, jnp.asarray(length, jnp.int32), key, seen)
     return _next(model, features[:, -1], progress, sampling)
 
 
@@ -53,70 +89,89 @@ def _step(graph, params, tokens, progress: _Progress, *, sampling: Sampling):
         valid=progress.valid,
         positions=progress.positions[:, None],
     )
-    moved = _Progress(cache, progress.valid, progress.positions + 1, progress.place + 1, progress.key)
+    moved = dataclasses.replace(progress, cache=cache, positions=progress.positions + 1, place=progress.place + 1)
     return _next(model, features[:, -1], moved, sampling)
 
 
 def _next(model: Transformer, features_BD: Float[Array, "B D"], progress: _Progress, sampling: Sampling):
+    """The tokens after the last ones, and the progress with them among those that occurred."""
     logits_BV = model.logits(features_BD[:, None])[:, 0]
-    return choose(logits_BV, jax.random.fold_in(progress.key, progress.place), sampling), progress
+    rows = jnp.arange(features_BD.shape[0])
+    # Of the row's number and the token's position in it: not of how long the neighbours are, which moves the place.
+    keys = jax.vmap(lambda row, position: jax.random.fold_in(jax.random.fold_in(progress.key, row), position))(
+        rows, progress.positions
+    )
+    tokens = choose(logits_BV, keys, sampling, seen_BV=progress.seen)
+    if progress.seen is not None:
+        progress = dataclasses.replace(progress, seen=progress.seen.at[rows, tokens].set(True))
+    return tokens, progress
 
 
 def stream(
     model: Transformer,
     input_ids: ArrayLike,
-    attention_mask: ArrayLike | None = None,
     *,
-    max_new_tokens: int,
-    sampling: Sampling = GREEDY,
-    seed: int = 0,
+    how: Generation,
+    attention_mask: ArrayLike | None = None,
 ) -> Iterator[Int[np.ndarray, " B"]]:
-    """Tokens [B] int32 as they are made, one array per place.
+    """Tokens [B] int32 as they are made, one array per place, until all rows have ended or are long enough.
 
     Args:
         model: the model.
         input_ids: prompts [B, T].
+        how: how much, and how. A row that has ended repeats the token that ended it.
         attention_mask: [B, T], 1 for tokens, 0 for padding on either side; None means no padding.
-        max_new_tokens: how many arrays to give.
-        sampling: how to choose; greedy unless told otherwise.
-        seed: of the draws.
 
     Raises:
-        ValueError: an empty prompt, or more positions than the model has.
+        ValueError: an empty prompt, more positions than the model has, or a model that writes no text.
     """
     ids, mask = _left_padded(np.asarray(input_ids), attention_mask)
-    longest = int(mask.sum(1).max())
+    _check_fits(model, int(mask.sum(1).max()), how.max_new_tokens)
+    graph, state = nnx.split(model, nnx.Param)
+    params = nnx.to_pure_dict(state)
+    start = partial(_prefill, sampling=how.sampling, room=bucket(how.max_new_tokens))
+    tokens, progress = start(graph, params, ids, mask, jax.random.key(how.seed))
+    stop_tokens = np.array(sorted(how.stop_tokens), np.int32)
+    last, ended = np.zeros(len(ids), np.int32), np.zeros(len(ids), bool)
+    for made in range(1, how.max_new_tokens + 1):
+        # The next step is dispatched before this token is read, so that reading does not hold the device up.
+        current = tokens
+        if made < how.max_new_tokens:
+            tokens, progress = _step(graph, params, current, progress, sampling=how.sampling)
+        last = np.where(ended, last, np.asarray(current))
+        ended |= np.isin(last, stop_tokens)
+        yield last
+        if ended.all():
+            return
+
+
+def _check_fits(model: Transformer, longest: int, max_new_tokens: int) -> None:
+    """Refuse a model that does not write, and more positions than it has."""
+    if model.config.task != "language_model" or not model.architecture.causal:
+        raise ValueError(
+            f"a {model.config.kind} model for the task {model.config.task} does not write text from left to right; "
+            "give a causal language model"
+        )
     limit = model.architecture.max_positions
     if limit and longest + max_new_tokens > limit:
         raise ValueError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones need {longest + max_new_tokens} positions, "
             f"but the model has {limit}; shorten the prompt or ask for at most {max(0, limit - longest)} tokens"
         )
-    if max_new_tokens < 1:
-        return
-    graph, state = nnx.split(model, nnx.Param)
-    params = nnx.to_pure_dict(state)
-    room = bucket(max_new_tokens)
-    tokens, progress = _prefill(graph, params, ids, mask, jax.random.key(seed), sampling=sampling, room=room)
-    for made in range(1, max_new_tokens + 1):
-        # The next step is dispatched before this token is read, so that reading does not hold the device up.
-        current = tokens
-        if made < max_new_tokens:
-            tokens, progress = _step(graph, params, current, progress, sampling=sampling)
-        yield np.asarray(current)
 
 
 def generate(
     model: Transformer,
     input_ids: ArrayLike,
-    attention_mask: ArrayLike | None = None,
     *,
-    max_new_tokens: int,
-    sampling: Sampling = GREEDY,
-    seed: int = 0,
+    how: Generation,
+    attention_mask: ArrayLike | None = None,
 ) -> Int[np.ndarray, "B N"]:
-    """The prompts [B, T] and max_new_tokens more: [B, T + N] int32. Arguments as `stream`'s."""
-    made = list(stream(model, input_ids, attention_mask, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed))
+    """The prompts [B, T] and what was written after them: [B, T + N] int32, N at most max_new_tokens.
+
+    Arguments as `stream`'s.
+    """
+    made = list(stream(model, input_ids, how=how, attention_mask=attention_mask))
     return np.concatenate([np.asarray(input_ids, np.int32), *(tokens[:, None] for tokens in made)], axis=1)
 
 

@@ -110,10 +110,12 @@ class Transformer(nnx.Module):
         max_new_tokens: int,
         **how,
     ) -> Int[np.ndarray, "B N"]:
-        """The prompts and max_new_tokens more, greedily unless told otherwise; see models/generate.py for `how`."""
-        from dsjax.models.generate import generate  # it is built on this class
+        """The prompts and at most max_new_tokens more; `how` as in `dsjax.models.generate.Generation`: greedily."""
+        from dsjax.models.generate import Generation, generate  # it is built on this class
 
-        return generate(self, input_ids, attention_mask, max_new_tokens=max_new_tokens, **how)
+        return generate(
+            self, input_ids, how=Generation(max_new_tokens=max_new_tokens, **how), attention_mask=attention_mask
+        )
 
     def features(
         self,

@@ -14,6 +14,7 @@ from dsjax.config.run import RunConfig
 from dsjax.data.build import Corpus
 from dsjax.data.ngram import baseline
 from dsjax.data.pipeline import validation_rows
+from dsjax.models.generate import Generation
 from dsjax.models.sampling import Sampling
 from dsjax.observe.devices import from_jax_device_kind
 from dsjax.observe.flops import mfu, model_flops_per_token
@@ -22,8 +23,9 @@ from dsjax.observe.plots import loss_plot
 from dsjax.observe.trackers import METRICS_FILE, read_metrics
 from dsjax.train.folder import SUMMARY_FILE, RunFolder, write_json
 from dsjax.train.record import Counters, Recorder
-from dsjax.train.source import TrainedModel, write
+from dsjax.train.source import TrainedModel
 from dsjax.train.state import ModelTree
+from dsjax.train.write import plain_prompt, write
 
 
 def utilisation(config: RunConfig, num_devices: int) -> Callable[[float], float] | None:
@@ -167,14 +169,13 @@ def _sample(
         stop_tokens=frozenset({corpus.tokenizer.end_of_text}),
     )
     console.print("[bold]sample[/bold]: ", end="")
-    written = write(
-        trained,
-        config.sample.prompt,
+    how = Generation(
         max_new_tokens=config.sample.max_new_tokens,
         sampling=Sampling(temperature=config.sample.temperature),
         seed=config.seed,
-        show=lambda piece: console.print(piece, end="", markup=False),
     )
+    prompt = plain_prompt(trained, config.sample.prompt)
+    [written] = write(trained, [prompt], how=how, show=lambda piece: console.print(piece, end="", markup=False))
     console.print()
     return config.sample.prompt + written.text
 

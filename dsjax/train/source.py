@@ -1,7 +1,7 @@
 """A trained model to use: from a run folder, a Hugging Face folder or a GGUF file, which the verbs take alike.
 
 trained = open_model("runs/quickstart", report=print)
-write(trained, "def ", max_new_tokens=50, sampling=Sampling(), seed=0, show=print)
+write(trained, [plain_prompt(trained, "def ")], how=Generation(max_new_tokens=50), show=print)  # train/write.py
 """
 
 import dataclasses
@@ -18,14 +18,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.gguf_file import is_gguf
 from dsjax.checkpoint.store import CheckpointStore
+from dsjax.data.chat import ChatTemplate, chat_template
 from dsjax.data.config import FileTokenizer
 from dsjax.data.tokenize import Tokenizer, load_tokenizer
 from dsjax.models.config import ModelConfig
 from dsjax.models.families import abstract, config_from_hf
-from dsjax.models.generate import stream
 from dsjax.models.naming import abstract_named, from_flat
 from dsjax.models.pretrained import load_pretrained, open_weights
-from dsjax.models.sampling import Sampling
 from dsjax.models.transformer import Transformer
 from dsjax.train.folder import read_config
 from dsjax.train.state import ModelTree
@@ -51,6 +50,7 @@ class TrainedModel:
         step: steps they were trained for; None if the folder does not say.
         trained_length: tokens in a row of its training, or as many as it has positions; 1024 if nobody knows.
         stop_tokens: ids that end a text.
+        chat: the template of its conversations; None if it has none.
     """
 
     model: Transformer
@@ -61,6 +61,7 @@ class TrainedModel:
     step: int | None
     trained_length: int
     stop_tokens: frozenset[int]
+    chat: ChatTemplate | None = None
 
 
 def kind_of(path: str | Path) -> Kind:
@@ -107,83 +108,6 @@ def open_model(path: str | Path, *, report: Report) -> TrainedModel:
     return _open_run(path, report) if (kind := kind_of(path)) == "run" else _open_pretrained(path, kind)
 
 
-def without_unused_tokens(trained: TrainedModel) -> Transformer:
-    """The model without the rows of its embedding that the tokenizer has no token for, so that it never writes them.
-
-    An embedding is often rounded up to a size that divides a mesh.
-    """
-    model, size = trained.model, trained.tokenizer.vocab_size
-    if size == model.config.vocab_size:
-        return model
-    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-    params["embed"]["table"] = params["embed"]["table"][:size]
-    graph, _ = nnx.split(abstract(dataclasses.replace(model.config, vocab_size=size)), nnx.Param)
-    return nnx.merge(graph, params)
-
-
-@dataclasses.dataclass(frozen=True)
-class Written:
-    """What a model wrote after a prompt.
-
-    Attributes:
-        text: without the prompt.
-        prompt_tokens: tokens of the prompt.
-        new_tokens: tokens of the text, the one that ended it left out.
-        stopped_by: why it ends there.
-    """
-
-    text: str
-    prompt_tokens: int
-    new_tokens: int
-    stopped_by: Literal["end of text", "max_new_tokens"]
-
-
-def write(
-    trained: TrainedModel,
-    prompt: str,
-    *,
-    max_new_tokens: int,
-    sampling: Sampling,
-    seed: int,
-    show: Callable[[str], None],
-) -> Written:
-    """Let a model go on with a text until it ends it or has written enough.
-
-    Args:
-        trained: the model.
-        prompt: what it goes on with.
-        max_new_tokens: at most so many tokens, at least 1.
-        sampling: how tokens are chosen.
-        seed: of the draws.
-        show: told of the prompt as soon as there is something after it, and then of each piece of text.
-
-    Raises:
-        ValueError: an empty prompt, a prompt that leaves too few positions, a number below 1.
-    """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
-    ids = trained.tokenizer.encode(prompt)
-    if not ids:
-        raise ValueError("the prompt is empty; give at least one character")
-    model, decoder = without_unused_tokens(trained), trained.tokenizer.stream_decoder()
-    pieces, count, stopped_by = [], 0, "max_new_tokens"
-    for tokens in stream(model, np.array([ids]), max_new_tokens=max_new_tokens, sampling=sampling, seed=seed):
-        if not pieces:
-            show(prompt)
-        token = int(tokens[0])
-        if token in trained.stop_tokens:
-            stopped_by = "end of text"
-            break
-        count += 1
-        pieces.append(decoder.feed(token))
-        show(pieces[-1])
-    if not pieces:
-        show("")
-    pieces.append(decoder.finish())
-    show(pieces[-1])
-    return Written("".join(pieces), len(ids), count, stopped_by)
-
-
 def _open_run(path: Path, report: Report) -> TrainedModel:
     config = read_config(path)
     tokenizer = Tokenizer.load(path / "tokenizer")
@@ -200,6 +124,7 @@ def _open_run(path: Path, report: Report) -> TrainedModel:
         step=step,
         trained_length=config.data.sequence_length,
         stop_tokens=frozenset({tokenizer.end_of_text}),
+        chat=chat_template(tokenizer.settings, str(path)),
     )
 
 
@@ -242,6 +167,7 @@ def _open_pretrained(path: Path, kind: Kind) -> TrainedModel:
         step=None,
         trained_length=length if isinstance(length, int) and length > 1 else _DEFAULT_LENGTH,
         stop_tokens=frozenset({tokenizer.end_of_text, *_end_ids(weights.config), *_end_ids(_generation_config(path))}),
+        chat=chat_template(tokenizer.settings, str(path)),
     )
 
 

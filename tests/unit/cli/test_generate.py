@@ -17,8 +17,9 @@ from flax import nnx
 from tiny_models import CONFIGS, make_model, write_run
 
 from dsjax.cli.main import main
-from dsjax.models.sampling import Sampling
-from dsjax.train.source import open_model, without_unused_tokens, write
+from dsjax.models.generate import Generation
+from dsjax.train.source import open_model
+from dsjax.train.write import plain_prompt, without_unused_tokens, write
 
 PROMPT = "héllo"
 
@@ -85,7 +86,7 @@ def test_it_stops_at_each_end_of_text(hf_folders, greedy, tmp_path, capsys):
 
 def test_text_appears_as_it_is_made(run_folder, greedy):
     trained, shown = open_model(run_folder, report=print), []
-    write(trained, PROMPT, max_new_tokens=20, sampling=Sampling(), seed=0, show=shown.append)
+    write(trained, [plain_prompt(trained, PROMPT)], how=Generation(max_new_tokens=20), show=shown.append)
     assert shown[0] == PROMPT and len(shown) == 1 + 20 + 1 and "".join(shown) == PROMPT + text_of(greedy())
 
 
@@ -169,9 +170,65 @@ def test_sources_that_are_none(no_source, refused):
     refused(["generate", path, "--prompt", "x"], said)
 
 
+TEMPLATE = "{% for m in messages %}{{ '<|endoftext|>' ~ m.role[0] ~ m.content }}{% endfor %}\n"
+
+
+@pytest.fixture
+def chat_folder(hf_folders, tmp_path):
+    """The GPT-2 model with a chat template, which begins every message with the end-of-text token (256)."""
+    path = tmp_path / "chat"
+    shutil.copytree(hf_folders["gpt2"], path)
+    (path / "chat_template.jinja").write_text(TEMPLATE)
+    return path
+
+
+def test_a_chat_is_rendered_with_special_tokens_and_only_the_answer_is_shown(chat_folder, capsys):
+    ids = [256, *b"sBe", 256, *b"uHi"]
+    answer = open_model(chat_folder, report=print).model.generate(np.array([ids]), max_new_tokens=9)[0, len(ids) :]
+    assert (answer < 256).all(), "the model of this test ends its answer"
+    arguments = ["generate", str(chat_folder), "--prompt", "Hi", "--chat", "--system", "Be", "--max-new-tokens", "9"]
+    assert main(arguments) == 0
+    assert capsys.readouterr() == (text_of(answer.tolist()) + "\n", "")
+    assert main([*arguments, "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert (written["prompt"], written["prompt_tokens"]) == ("Hi", len(ids))
+
+
+def test_several_prompts_are_what_each_gives_alone(hf_folders, capsys):
+    prompts = ["a", "hello world", "zz zz"]
+    alone = []
+    for prompt in prompts:
+        assert main(["generate", str(hf_folders["gpt2"]), "--prompt", prompt, "--max-new-tokens", "12"]) == 0
+        alone.append(capsys.readouterr().out.removesuffix("\n"))
+    several = [argument for prompt in prompts for argument in ("--prompt", prompt)]
+    command = ["generate", str(hf_folders["gpt2"]), *several, "--max-new-tokens", "12"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == "\n\n".join(alone) + "\n"
+    assert main([*command, "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompt"] + line["text"] for line in lines] == alone
+
+
+def test_it_stops_before_a_stop_string_that_tokens_share(run_folder, greedy, capsys):
+    text = text_of(greedy())
+    stop = text[5:8]  # three tokens of one byte, or parts of characters that are longer
+    assert generate(run_folder, "--json", "--stop", stop, "--stop", "not there") == 0
+    written = json.loads(capsys.readouterr().out)
+    assert (written["text"], written["stopped_by"]) == (text[: text.index(stop)], "stop string")
+    assert written["new_tokens"] < 20
+    assert generate(run_folder, "--stop", stop) == 0
+    assert capsys.readouterr().out == f"{PROMPT}{text[: text.index(stop)]}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--prompt", "x", "--chat"], ["has no chat template", "leave --chat out"]),
+        (["--prompt", "x", "--system", "y"], ["give --chat too"]),
+        (["--prompt", "x", "--prompt", ""], ["the prompt is empty"]),
+        (["--prompt", "x", "--stop", ""], ["a stop string is empty"]),
+        (["--prompt", "x", "--min-p", "2", "--temperature", "1"], ["min_p must be in [0, 1]"]),
+        (["--prompt", "x", "--repetition-penalty", "0"], ["repetition_penalty above 0"]),
         (["--prompt", ""], ["the prompt is empty"]),
         (["--prompt", os.fsdecode(b"a\xff")], ["not UTF-8: byte 0xff at 1"]),
         (["--prompt", "x" * 40, "--max-new-tokens", "9"], ["need 49 positions, but the model has 48", "at most 8"]),

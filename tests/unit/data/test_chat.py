@@ -1,6 +1,5 @@
 """Chat templates: outputs worked out by hand, and templates that mean harm."""
 
-import json
 import time
 
 import pytest
@@ -8,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.data import chat
-from dsjax.data.chat import ChatTemplate, read_chat_template
+from dsjax.data.chat import ChatTemplate, chat_template
 
 CHATML = (
     "{% for message in messages %}"
@@ -121,34 +120,25 @@ def test_no_message_is_read_as_a_template(talk):
     assert ChatTemplate(CHATML, "x").render(messages, add_generation_prompt=False) == want
 
 
-def test_templates_in_folders(tmp_path):
-    assert read_chat_template(tmp_path) is None
-    settings_file = tmp_path / "tokenizer_config.json"
-    settings_file.write_text(json.dumps({"eos_token": {"content": "</s>"}, "bos_token": None, "pad_token": "<pad>"}))
-    assert read_chat_template(tmp_path) is None
-    settings_file.write_text(json.dumps({"eos_token": {"content": "</s>"}, "chat_template": "one{{ eos_token }}"}))
-    template = read_chat_template(tmp_path)
-    assert template == ChatTemplate("one{{ eos_token }}", str(tmp_path), {"eos_token": "</s>"})
-    assert template.render([]) == "one</s>" and template.turn_ends() == []
+def test_templates_in_settings():
+    assert chat_template({"eos_token": "</s>"}, "x") is None
+    settings = {"eos_token": {"content": "</s>"}, "bos_token": None, "unk_token": "?", "add_bos_token": True}
+    template = chat_template({**settings, "chat_template": "one{{ eos_token }}{{ unk_token }}"}, "x")
+    assert template is not None and template.tokens == {"eos_token": "</s>", "unk_token": "?"}
+    assert template.render([]) == "one</s>?" and template.turn_ends() == []
     named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d<|im_end|>"}]
-    settings_file.write_text(json.dumps({"chat_template": named}))
-    template = read_chat_template(tmp_path)
+    template = chat_template({"chat_template": named}, "x")
     assert template is not None and template.text == "d<|im_end|>" and template.turn_ends() == ["<|im_end|>"]
-    (tmp_path / "chat_template.jinja").write_text("file")
-    template = read_chat_template(tmp_path)
-    assert template is not None and template.text == "file"
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("stored", "said"),
     [
-        ("{", "is damaged"),
-        ("[]", "not a JSON object"),
-        ('{"chat_template": [{"name": "a", "template": "b"}]}', "none of its chat templates is called 'default': a"),
-        ('{"chat_template": 3}', "must be a string or a list"),
+        ([{"name": "a", "template": "b"}], "that model: none of its chat templates is called 'default': a"),
+        (3, "that model: chat_template must be a string or a list"),
+        ([{"name": "a"}], "must be a string or a list"),
     ],
 )
-def test_folders_that_are_damaged(content, said, tmp_path):
-    (tmp_path / "tokenizer_config.json").write_text(content)
+def test_settings_that_are_wrong(stored, said):
     with pytest.raises(ValueError, match=said):
-        read_chat_template(tmp_path)
+        chat_template({"chat_template": stored}, "that model")
