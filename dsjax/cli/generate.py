@@ -8,41 +8,28 @@ if TYPE_CHECKING:
 
 HELP = "continue a prompt with a trained model"
 
-_DESCRIPTION = """\
-Continue a prompt with a trained model; the text appears as it is made, after the prompt.
-The likeliest token is taken each time (greedy) unless --temperature is above 0.
-With --chat the prompt is a user's message, put as the model's chat template says, and only the answer is shown.
-Several prompts are one batch; their texts are shown one after the other."""
-
-_EPILOG = """\
-  dsjax generate runs/quickstart --prompt "def "
-  dsjax generate bloom-560m --prompt - --temperature 0.8 --top-p 0.95 < prompt.txt
-  dsjax generate SmolLM2-135M-Instruct --chat --prompt "What is the capital of France?" """
+_USAGE = "dsjax generate SOURCE --prompt TEXT [options]"
+_DESCRIPTION = "Continue a prompt with a trained model; the text appears as it is made."
+_EPILOG = '  dsjax generate SmolLM2-135M-Instruct --chat --prompt "What is the capital of France?"'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
-    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    parser.usage, parser.description, parser.epilog = _USAGE, _DESCRIPTION, _EPILOG
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a run folder, a Hugging Face model folder or a GGUF file")
-    add("--prompt", required=True, action="append", metavar="TEXT", help="may be repeated; - reads standard input")
-    add("--chat", action="store_true", help="the prompt is a user's message: use the model's chat template")
-    add("--system", metavar="TEXT", help="a system message before it, with --chat")
+    add("--prompt", required=True, action="append", metavar="TEXT", help="- reads standard input; repeat for a batch")
+    add("--chat", action="store_true", help="as a user's message, by the model's template; show only the answer")
+    add("--system", metavar="TEXT", help="with --chat: a system message before it")
     add("--max-new-tokens", type=int, default=100, metavar="N", help="tokens to write (default: 100)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
-    add("--temperature", type=float, default=0.0, metavar="F", help="0: greedy; 1: as the model has it")
+    add("--temperature", type=float, default=0.0, metavar="F", help="0: greedy (default); 1: as the model has it")
     add("--top-p", type=float, metavar="P", help="draw among the likeliest tokens with this share")
     add("--top-k", type=int, metavar="K", help="draw among the K likeliest tokens")
     add("--min-p", type=float, metavar="P", help="draw among tokens P times as likely as the likeliest")
-    add(
-        "--repetition-penalty",
-        type=float,
-        default=1.0,
-        metavar="F",
-        help="above 1: tokens that occurred are unlikelier",
-    )
+    add("--repetition-penalty", type=float, default=1.0, metavar="F", help="above 1: what occurred is less likely")
     add("--seed", type=int, metavar="S", help="of the draws (default: 0)")
-    add("--json", action="store_true", help="print prompt, text and why it ended, a line for each prompt, at the end")
+    add("--json", action="store_true", help="print prompt, text and why it ended, a line for each prompt")
 
 
 def run(arguments: argparse.Namespace) -> int:

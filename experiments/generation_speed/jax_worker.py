@@ -13,7 +13,6 @@ from side_by_side import serve
 
 from dsjax.mesh.build import set_platform
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.generate import generate
 from dsjax.train.processes import use_compilation_cache
 from dsjax.train.source import open_model
 
@@ -37,7 +36,7 @@ def load(path: str, threads: int, platform: str):
         }
 
     def run(tokens: list[list[int]], new_tokens: int) -> dict[str, Any]:
-        made = generate(model, np.array(tokens), max_new_tokens=new_tokens)
+        made = model.generate(np.array(tokens), max_new_tokens=new_tokens)
         return {"tokens": made[:, len(tokens[0]) :].tolist()}
 
     def bandwidth(repeats: int) -> dict[str, Any]:
