@@ -96,6 +96,9 @@ class LazyTree(Mapping[Path, np.ndarray]):
         name, entry = self.found[path]
         return entry.transform.to_ours(self.folder.read(name))
 
+    def __contains__(self, path: object) -> bool:
+        return path in self.found  # what a Mapping has from its parents would read the tensor
+
     def __iter__(self) -> Iterator[Path]:
         return iter(self.found)
 

@@ -18,6 +18,7 @@ VERBS = {
     "train": "train a model as a run file says",
     "generate": "continue a prompt with a trained model",
     "evaluate": "loss, perplexity and bits per byte of a model on text",
+    "embed": "unit vectors of texts, and the cosine of each pair",
     "data": "tokenise a corpus once, into memory-mapped files",
     "plan": "memory, traffic and FLOPs a run would need, without running it",
     "convert": "between a run folder, a Hugging Face folder and a GGUF file",

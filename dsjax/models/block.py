@@ -143,9 +143,15 @@ class Block(nnx.Module):
         return x_BTD if first else self.mlp_norm(x_BTD, layout=layout)
 
 
-def stack_of_blocks(make_block, first: int, length: int) -> Block:
-    """A Block whose parameters hold `length` layers, from number `first` on, along a first dimension."""
-    graph = nnx.graphdef(nnx.eval_shape(lambda: make_block(0)))
+def stack_of_blocks(make_block, graph: nnx.GraphDef, first: int, length: int) -> Block:
+    """A Block whose parameters hold `length` layers, from number `first` on, along a first dimension.
+
+    Args:
+        make_block: number of a layer -> Block.
+        graph: the structure of any of them; found once for all stacks, since that takes as long as making a block.
+        first: number of the first layer.
+        length: number of layers.
+    """
     draw = lambda number: nnx.to_pure_dict(nnx.state(make_block(number)))
     if length == 1:  # a batch of one draws the same numbers, but takes three times as long to compile
         return nnx.merge(graph, jax.tree.map(lambda x: x[None], draw(first)))

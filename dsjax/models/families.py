@@ -1,6 +1,7 @@
 """The families that there are: a config's kind -> its file."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -30,7 +31,13 @@ def initial_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
 
 def abstract(config: ModelConfig) -> Transformer:
     """The model with ShapeDtypeStructs for parameters; nothing is allocated."""
-    return nnx.eval_shape(lambda: _build(config, jax.random.key(0)))
+    return nnx.merge(*_abstract_parts(config))
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract_parts(config: ModelConfig) -> tuple[Any, Any]:
+    """Kept, since tracing a deep model takes seconds and whoever loads one asks more than once."""
+    return nnx.split(nnx.eval_shape(lambda: _build(config, jax.random.key(0))))
 
 
 def _build(config: ModelConfig, key: jax.Array) -> Transformer:

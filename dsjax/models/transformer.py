@@ -56,9 +56,10 @@ class Transformer(nnx.Module):
         if architecture.embedding_norm:
             self.embed_norm = Norm(config.model_dim, architecture.norm, eps=config.norm_eps)
         make = lambda number: Block(config, architecture, key=derive(derive(key, "layers"), number))
+        graph = nnx.graphdef(nnx.eval_shape(lambda: make(0)))
         self.segments, first = nnx.List([]), 0
         for length in config.layer_runs:
-            self.segments.append(stack_of_blocks(make, first, length))
+            self.segments.append(stack_of_blocks(make, graph, first, length))
             first += length
         if architecture.norm_first:
             self.final_norm = Norm(config.model_dim, architecture.norm, eps=config.norm_eps)

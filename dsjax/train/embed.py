@@ -1,0 +1,85 @@
+"""Texts as unit vectors: the mean of a model's features over a text's tokens (arXiv 1908.10084)."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float32
+
+from dsjax.layers.heads import mean_pooled
+from dsjax.models.generate import bucket
+from dsjax.models.transformer import Transformer
+from dsjax.train.source import TrainedModel
+
+_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """Vectors of texts.
+
+    Attributes:
+        vectors: [N, D], each of length 1.
+        num_tokens: of each text, those that the model wants around it among them, before the cut.
+        limit: tokens of a text that the model sees, 0 for no limit; longer texts were cut.
+    """
+
+    vectors: Float32[np.ndarray, "N D"]
+    num_tokens: tuple[int, ...]
+    limit: int
+
+
+def embed(trained: TrainedModel, texts: Sequence[str]) -> Embedded:
+    """The vectors of texts, 32 at a time, padded to a power of two.
+
+    Args:
+        trained: from `open_model`; of any family and task, its head is not used.
+        texts: at least one; none is empty.
+
+    Raises:
+        ValueError: no text, or an empty one.
+    """
+    if not texts:
+        raise ValueError("there is no text to embed; give at least one")
+    ids = trained.tokenizer.encode_marked(texts)
+    # An encoder puts [CLS] and [SEP] around nothing, too.
+    if empty := [i + 1 for i, (text, row) in enumerate(zip(texts, ids, strict=True)) if not text.strip() or not row]:
+        raise ValueError(f"text {empty[0]} of {len(texts)} is empty; a text needs at least one word")
+    limit = trained.model.architecture.max_positions or 0
+    rows = [row[:limit] if limit else row for row in ids]
+    # The end mark stays when the middle of the text does not.
+    rows = [[*row[:-1], full[-1]] if len(row) < len(full) else row for row, full in zip(rows, ids, strict=True)]
+    graph, state = nnx.split(trained.model, nnx.Param)
+    params = nnx.to_pure_dict(state)
+    parts = [_vectors(graph, params, *_padded(rows[i : i + _BATCH], limit)) for i in range(0, len(rows), _BATCH)]
+    vectors = np.concatenate([np.asarray(part) for part in parts])[: len(rows)]
+    return Embedded(vectors, tuple(len(row) for row in ids), limit)
+
+
+def cosines(vectors: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N N"]:
+    """The cosine of each pair of unit vectors.
+
+    Example:
+        >>> cosines(np.array([[1, 0], [0.6, 0.8]], np.float32)).round(3).tolist()
+        [[1.0, 0.6000000238418579], [0.6000000238418579, 1.0]]
+    """
+    return vectors @ vectors.T
+
+
+def _padded(rows: Sequence[list[int]], limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and their mask, both [B, T]; T is a power of two, or the model's limit."""
+    width = bucket(max(map(len, rows)))
+    width = min(width, limit) if limit else width
+    ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)], mask[i, : len(row)] = row, 1
+    return ids, mask
+
+
+@jax.jit(static_argnames="graph")
+def _vectors(graph, params, ids_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
+    model: Transformer = nnx.merge(graph, params)
+    # Padding is a document of its own, which no token of the text sees.
+    return mean_pooled(model.features(ids_BT, segments=mask_BT), mask_BT.astype(bool))
