@@ -126,6 +126,21 @@ def _attend_with_dropout(q_BTHK, k_BSGK, v_BSGK, visibility: Visibility, keys, r
     return jnp.einsum("bhts,bshk->bthk", weights.astype(v_BSHK.dtype), v_BSHK)
 
 
+def for_each_query(x_BSGK: Float[Array, "B S G K"], num_heads: int) -> Float[Array, "B S H K"]:
+    """Keys or values repeated for every head of queries, where the mesh splits these and each device holds all of x.
+
+    As a product with zeros and ones, of which each device has the columns of its own heads, and in the backward pass
+    one sum over the devices. A broadcast would be split over parts of the mesh's axis, heads by groups, and exchanged.
+
+    Example:
+        >>> for_each_query(jnp.array([[[[1.0], [2.0]]]]), 4)[0, 0, :, 0].tolist()
+        [1.0, 1.0, 2.0, 2.0]
+    """
+    heads = jnp.arange(num_heads) // (num_heads // x_BSGK.shape[2])
+    choice_GH = jax.nn.one_hot(heads, x_BSGK.shape[2], dtype=x_BSGK.dtype, axis=0)
+    return jnp.einsum("bsgk,gh->bshk", x_BSGK, choice_GH, precision=jax.lax.Precision.HIGHEST)  # no TF32: bits stay
+
+
 class Attention(nnx.Module):
     """Projects to queries, keys and values, attends, and projects back; the heads are the tensor-parallel dimension.
 
@@ -169,7 +184,10 @@ class Attention(nnx.Module):
     def project(
         self, x_BTD: Float[Array, "B T D"], visibility: Visibility, *, layout: Layout | None
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
-        """Queries, keys and values of x; queries and keys turned to their positions if the model does so."""
+        """Queries, keys and values of x; queries and keys turned to their positions if the model does so.
+
+        Where the mesh splits the queries' heads but not the fewer ones of keys and values, these are repeated: G is H.
+        """
         if self.fused:
             qkv = self.qkv(x_BTD, layout=layout)
             if layout is not None:
@@ -183,6 +201,8 @@ class Attention(nnx.Module):
                 k, v = (layout.activation(x, None, "kv_heads", None) for x in (k, v))
         if visibility.rotation is not None:
             q, k = rotate(q, visibility.rotation), rotate(k, visibility.rotation)
+        if layout is not None and layout.is_split("heads", q.shape[2]) and not layout.is_split("kv_heads", k.shape[2]):
+            k, v = (layout.activation(for_each_query(x, q.shape[2]), None, "heads", None) for x in (k, v))
         return q, k, v
 
     def finish(self, mixed_BTHK: Float[Array, "B T H K"], *, layout: Layout | None) -> Float[Array, "B T D"]:

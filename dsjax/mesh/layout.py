@@ -85,6 +85,17 @@ class Layout:
         axis = RULES[name]
         return None if axis is not None and name in MAY_STAY_WHOLE and size % self.mesh.shape[axis] else axis
 
+    def is_split(self, name: str, size: int) -> bool:
+        """Whether a dimension of this name and size is split over a mesh axis.
+
+        Example:
+            >>> from jax.sharding import AbstractMesh
+            >>> layout = Layout(AbstractMesh((1, 1, 1, 4), ("data", "fsdp", "expert", "tensor")))
+            >>> layout.is_split("heads", 8), layout.is_split("kv_heads", 2)
+            (True, False)
+        """
+        return self._mesh_axis(name, size) is not None
+
     def parameter(self, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
         """Where the stored parameter lies."""
         return self.sharded(axes, shape) if self.zero_stage >= 3 else self.gathered(axes, shape)
