@@ -84,11 +84,12 @@ def _to_run(trained: "TrainedModel", arguments: argparse.Namespace, destination)
     from dsjax.config.load import to_yaml
     from dsjax.data.build import build_corpus
     from dsjax.train.convert import RunSettings, to_run
+    from dsjax.train.folder import resolved
 
-    config = _run_config(trained, arguments, destination)
+    config = resolved(_run_config(trained, arguments, destination))
     # Built now: a run keeps its data's hash, and data that cannot be read is better found before than after.
     corpus = build_corpus(config.data, progress=not arguments.json)
-    config = _with_tokenizer(config, str((destination / "tokenizer").absolute()))
+    config = resolved(_with_tokenizer(config, str((destination / "tokenizer").absolute())))
     settings = RunSettings(
         config_yaml=to_yaml(config),
         model=config.model,

@@ -5,7 +5,7 @@ import dataclasses
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.data.config import DataConfig
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.config import BloomConfig, ModelConfig
+from dsjax.models.config import AnyModelConfig, BloomConfig, ModelConfig
 from dsjax.observe.config import ObserveConfig
 from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
 from dsjax.train.config import EvaluateConfig, SampleConfig, TrainConfig
@@ -26,7 +26,7 @@ class RunConfig:
     """Seed of initial weights and dropout."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     """Devices."""
-    model: ModelConfig = dataclasses.field(default_factory=BloomConfig)
+    model: AnyModelConfig = dataclasses.field(default_factory=BloomConfig)
     """The model."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """Text and tokens."""
@@ -42,3 +42,11 @@ class RunConfig:
     """Trackers and traces."""
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
     """Text at the end."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ResolvedRunConfig(RunConfig):
+    """A run config whose model is spelt out and whose data know what they are for (`dsjax.train.folder.resolved`)."""
+
+    model: ModelConfig = dataclasses.field(default_factory=BloomConfig)
+    """The model, of a family."""

@@ -21,8 +21,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dsjax.data.config import TokenizerConfig
+from dsjax.data.config import DataTask, TokenizerConfig
 from dsjax.data.encode import encode_documents
+from dsjax.data.labels import encode_labelled, label_names, number_labels
 from dsjax.data.progress import ByteProgress
 from dsjax.data.read import Document, Undecodable, read_part
 from dsjax.data.sources import Part, Source
@@ -55,6 +56,9 @@ class BuildPlan:
     undecodable: Undecodable
     cache_dir: Path
     folder: Path
+    task: DataTask = "language_model"
+    length: int = 0
+    """Tokens of a row, of the task classification."""
 
 
 def build_folder(plan: BuildPlan, *, progress: bool, workers: int) -> CorpusFolder:
@@ -122,7 +126,9 @@ def _build(plan: BuildPlan, partial: Path, progress: bool, workers: int) -> None
     joined = partial / "joined"
     shutil.rmtree(joined, ignore_errors=True)
     joined.mkdir()
-    stores = _join(plan, work, [index for index, _ in parts], joined, dtype)
+    numbers = [_part_path(work, number) for number in range(len(parts))]
+    labels = label_names(numbers) if plan.task == "classification" else None
+    stores = _join(plan, work, [index for index, _ in parts], joined, dtype, labels)
     try:
         _check_split(plan, stores)
     except ValueError:
@@ -134,7 +140,7 @@ def _build(plan: BuildPlan, partial: Path, progress: bool, workers: int) -> None
             entry for (_, split), entry in stores.items() if split == "validation" and entry["num_documents"]
         ],
     }
-    write_manifest(joined, key=plan.key, tokenizer=tokenizer, stores=entries)
+    write_manifest(joined, key=plan.key, tokenizer=tokenizer, stores=entries, labels=labels)
     joined.rename(plan.folder)
 
 
@@ -231,7 +237,12 @@ def _part_path(work: Path, number: int) -> Path:
 def _write_part(plan: BuildPlan, index: int, part: Part, path: Path, tokenizer: Tokenizer, dtype: np.dtype) -> None:
     """Tokenise one part into one file, which appears when it is complete."""
     documents = list(read_part(part, undecodable=plan.undecodable))
-    tokens = encode_documents([document.text for document in documents], tokenizer, dtype)
+    more: dict[str, Any] = {}
+    if plan.task == "classification":
+        tokens, more = encode_labelled(documents, tokenizer, dtype, length=plan.length)
+    else:
+        texts = [document.text for document in documents]
+        tokens = encode_documents(texts, tokenizer, dtype, framed=plan.task == "masked")
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
         np.savez(
@@ -241,6 +252,7 @@ def _write_part(plan: BuildPlan, index: int, part: Part, path: Path, tokenizer: 
             bytes=np.array([len(document.text.encode()) for document in documents], np.int64),
             validation=np.array([_is_validation(plan, index, _digest(document)) for document in documents], bool),
             names=np.frombuffer(json.dumps([document.name for document in documents]).encode(), np.uint8),
+            **more,
         )
         file.flush()
         os.fsync(file.fileno())
@@ -248,22 +260,27 @@ def _write_part(plan: BuildPlan, index: int, part: Part, path: Path, tokenizer: 
 
 
 def _join(
-    plan: BuildPlan, work: Path, owners: list[int], folder: Path, dtype: np.dtype
+    plan: BuildPlan, work: Path, owners: list[int], folder: Path, dtype: np.dtype, labels: list[str] | None
 ) -> dict[tuple[int, str], dict[str, Any]]:
     """Write each source's parts, in order, into its stores; the manifest's entries by source and split."""
     entries: dict[tuple[int, str], dict[str, Any]] = {}
     for index in range(len(plan.sources)):
-        writers = {split: StoreWriter(folder, f"{split}-{index}", dtype) for split in ("train", "validation")}
+        writers = {
+            split: StoreWriter(folder, f"{split}-{index}", dtype, labelled=labels is not None)
+            for split in ("train", "validation")
+        }
         for number in (number for number, owner in enumerate(owners) if owner == index):
             with np.load(_part_path(work, number), allow_pickle=False) as part:
                 lengths, num_bytes, validation = part["lengths"], part["bytes"], part["validation"]
                 tokens, names = part["tokens"], json.loads(part["names"].tobytes())
+                classes = number_labels(part, labels) if labels is not None else None
             for split, chosen in (("train", ~validation), ("validation", validation)):
                 writers[split].append(
                     tokens[np.repeat(chosen, lengths)],
                     lengths[chosen],
                     names=[name for name, take in zip(names, chosen, strict=True) if take],
                     num_bytes=int(num_bytes[chosen].sum()),
+                    classes=None if classes is None else classes[chosen],
                 )
         for split, writer in writers.items():
             entries[index, split] = writer.close()

@@ -23,11 +23,15 @@ from dsjax.data.config import (
     BPETokenizer,
     ByteTokenizer,
     DataConfig,
+    DataTask,
     FileTokenizer,
+    JsonlSource,
+    ParquetSource,
     SourceConfig,
     TokenizerConfig,
     TokensSource,
 )
+from dsjax.data.labels import CUT
 from dsjax.data.sources import Source, open_source
 from dsjax.data.store import FORMAT, CorpusFolder, TokenStore, open_corpus_folder
 from dsjax.data.tokenize import Tokenizer, byte_tokenizer, load_tokenizer
@@ -50,6 +54,8 @@ class Corpus:
     """Where the corpus lies (the first of several folders)."""
     cache_dir: Path
     """Where indices derived from it are kept."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, of the task classification."""
 
     @property
     def train_tokens(self) -> int:
@@ -70,6 +76,12 @@ class Corpus:
     def validation_bytes(self) -> int:
         """UTF-8 bytes of the validation text."""
         return sum(store.num_bytes for store in self.validation)
+
+    @property
+    def num_cut(self) -> int:
+        """Labelled texts that were longer than a row."""
+        stores = self.train + self.validation
+        return sum(int(store.classes[:, CUT].sum()) for store in stores if store.classes is not None)
 
     @functools.cached_property
     def document_names(self) -> dict[str, list[str]]:
@@ -99,7 +111,8 @@ def build_corpus(
     Raises:
         ValueError: a path that does not exist or is empty, text that cannot be read (with its place), a split that
             leaves train or validation without documents, `tokens` folders that are damaged or whose tokenizer is not
-            the configured one, an `out` folder that holds something else.
+            the configured one, an `out` folder that holds something else; of the task classification a source without
+            labels; of the task masked a tokenizer without [MASK].
 
     Example:
         >>> import tempfile, pathlib
@@ -112,6 +125,7 @@ def build_corpus(
         [104, 101, 108, 108, 111, 256]
     """
     cache_dir = cache_folder(config)
+    _check_labels(config)
     folders = {path: open_corpus_folder(Path(path).expanduser()) for path in _token_paths(config)}
     if out is not None and folders:
         raise ValueError("a source of kind tokens is built already: leave it out of what is built into a folder")
@@ -128,9 +142,45 @@ def build_corpus(
             undecodable=config.undecodable,
             cache_dir=cache_dir,
             folder=Path(out).expanduser() if out is not None else cache_dir / "corpora" / key[:32],
+            task=_task(config),
+            length=config.sequence_length,
         )
         built = build_folder(plan, progress=progress, workers=workers or os.cpu_count() or 1)
-    return _compose(config, built, folders, cache_dir)
+    corpus = _compose(config, built, folders, cache_dir)
+    if _task(config) == "masked" and corpus.tokenizer.mask_token is None:
+        raise ValueError(
+            f"the task masked needs a tokenizer with a token [MASK] or <mask>; the one of kind {config.tokenizer.kind} "
+            "has none: take an encoder's own, data.tokenizer={kind: file, path: MODEL}"
+        )
+    return corpus
+
+
+def _task(config: DataConfig) -> DataTask:
+    return "language_model" if config.task == "from_model" else config.task
+
+
+def _check_labels(config: DataConfig) -> None:
+    """Refuse sources that do not fit the task.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    if _task(config) != "classification":
+        for source in config.labelled:
+            raise ValueError(
+                f"the source {source.path} names a label or a second text, which the task {_task(config)} has no use "
+                "for; leave them out, or set model.task=classification"
+            )
+        return
+    for source in config.sources + config.validation_sources:
+        if not isinstance(source, JsonlSource | ParquetSource) or not source.label:
+            raise ValueError(
+                f"the task classification needs labels, which a source of kind {source.kind} "
+                + ("gives with `label: KEY`" if isinstance(source, JsonlSource | ParquetSource) else _LABELLED_KINDS)
+            )
+
+
+_LABELLED_KINDS = "does not have; use one of kind jsonl or parquet with `label: KEY`"
 
 
 def _token_paths(config: DataConfig) -> list[str]:
@@ -168,7 +218,9 @@ def _key(sources: list[PlannedSource], config: DataConfig, tokenizer: Tokenizer 
     def describe(source: Source) -> dict[str, Any]:
         settings = dataclasses.asdict(source.config)
         # The path is no part of it: the same files in another place are the same data.
-        return {key: settings[key] for key in settings if key not in ("path", "weight")}
+        # An empty label is none either, so that data without labels are what they were before there were any.
+        unset = [key for key in ("label", "text_pair") if not settings.get(key)]
+        return {key: settings[key] for key in settings if key not in ("path", "weight", *unset)}
 
     if isinstance(config.tokenizer, BPETokenizer) and tokenizer is None:
         made_by = dataclasses.asdict(config.tokenizer)
@@ -182,6 +234,10 @@ def _key(sources: list[PlannedSource], config: DataConfig, tokenizer: Tokenizer 
         "tokenizer": made_by,
         "undecodable": config.undecodable,
     }
+    if _task(config) != "language_model":
+        content["task"] = _task(config)
+    if _task(config) == "classification":
+        content["length"] = config.sequence_length  # texts are cut to it
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -217,4 +273,5 @@ def _compose(
         hash=joined if len(opened) > 1 else opened[0].hash,
         folder=opened[0].path,
         cache_dir=cache_dir,
+        labels=built.labels if built else (),
     )

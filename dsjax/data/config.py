@@ -44,6 +44,10 @@ class JsonlSource:
     """The kind of source."""
     field: str = "text"
     """The key that holds the text."""
+    text_pair: str = ""
+    """The key of a second text that belongs to the first, for the task classification; '' for none."""
+    label: str = ""
+    """The key of the label, a whole number from 0 or a string, for the task classification; '' for none."""
     weight: float = 1.0
     """Share of this source's rows in the mixture, before normalisation."""
 
@@ -58,6 +62,10 @@ class ParquetSource:
     """The kind of source."""
     column: str = "text"
     """The column that holds the text."""
+    text_pair: str = ""
+    """The column of a second text that belongs to the first, for the task classification; '' for none."""
+    label: str = ""
+    """The column of the label, a whole number from 0 or a string, for the task classification; '' for none."""
     weight: float = 1.0
     """Share of this source's rows in the mixture, before normalisation."""
 
@@ -117,6 +125,8 @@ class FileTokenizer:
 
 TokenizerConfig = ByteTokenizer | BPETokenizer | FileTokenizer
 
+DataTask = Literal["language_model", "masked", "classification"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
@@ -126,6 +136,11 @@ class DataConfig:
     """What is read; several are mixed by their weights."""
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=BPETokenizer)
     """How text becomes tokens."""
+    task: Literal["from_model", "language_model", "masked", "classification"] = "from_model"
+    """What rows are for; from_model is settled by model.task when a run starts. language_model: the next token; masked:
+    tokens hidden from a model that reads both ways; classification: one text a row, cut to the row, with its label."""
+    mask_share: float = 0.15
+    """Of the task masked: the share of tokens that are hidden: 80% of them are [MASK], 10% another token, 10% as is."""
     sequence_length: int = 1024
     """Tokens in a row (T)."""
     pack: Literal["best_fit", "stream", "none"] = "best_fit"
@@ -155,8 +170,21 @@ class DataConfig:
             raise ValueError(f"sequence_length must be at least 2; got {self.sequence_length}")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in [0, 1); got {self.validation_fraction}")
+        if not 0 < self.mask_share < 1:
+            raise ValueError(f"mask_share must be between 0 and 1; got {self.mask_share}")
         for source in self.sources + self.validation_sources:
             if source.weight <= 0:
                 raise ValueError(f"a source's weight must be above 0; got {source.weight} for {source.kind}")
         if self.read_threads < 1 or self.prefetch < 1:
             raise ValueError(f"read_threads and prefetch must be at least 1; got {self.read_threads}, {self.prefetch}")
+
+    @property
+    def labelled(self) -> tuple[JsonlSource | ParquetSource, ...]:
+        """The sources that name a label or a second text, those of validation among them."""
+        every = self.sources + self.validation_sources
+        return tuple(s for s in every if isinstance(s, JsonlSource | ParquetSource) and (s.label or s.text_pair))
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether texts come in pairs."""
+        return any(source.text_pair for source in self.labelled)

@@ -13,12 +13,15 @@ _ENCODE_CHARACTERS = 1 << 20
 _SAFE_CUT = re.compile(r"(?<=[^\W_])[ \n]")
 
 
-def encode_documents(texts: list[str], tokenizer: Tokenizer, dtype: np.dtype) -> list[np.ndarray]:
-    """The tokens of each text with its end-of-text token.
+def encode_documents(
+    texts: list[str], tokenizer: Tokenizer, dtype: np.dtype, *, framed: bool = False
+) -> list[np.ndarray]:
+    """The tokens of each text with its end-of-text token; `framed`: between its special tokens instead.
 
     Long texts are encoded piece by piece, cut where words end, since an encoding takes a hundred times its text.
     """
-    ends = np.array([tokenizer.end_of_text], dtype)
+    frame = tokenizer.frame if framed else ([], [tokenizer.end_of_text])
+    begin, end = (np.array(ids, dtype) for ids in frame)
     result: list[list[np.ndarray]] = []
     batch: list[tuple[int, str]] = []
     held = 0
@@ -37,7 +40,7 @@ def encode_documents(texts: list[str], tokenizer: Tokenizer, dtype: np.dtype) ->
             batch.append((number, piece))
             held += len(piece)
     flush()
-    return [np.concatenate([*arrays, ends]) for arrays in result]
+    return [np.concatenate([begin, *arrays, end]) for arrays in result]
 
 
 def _cut_text(text: str) -> Iterator[str]:

@@ -66,14 +66,19 @@ class PackIndex:
         *,
         pack: Pack = "best_fit",
         isolate_documents: bool = True,
+        all_tokens: bool = False,
     ) -> "PackIndex":
-        """Pack documents given by their `offsets` (see `TokenStore`) into rows of `length` tokens."""
+        """Pack documents given by their `offsets` (see `TokenStore`) into rows of `length` tokens.
+
+        `all_tokens`: every token is an input, the last of a document too, since none is predicted from those before it.
+        """
         sizes = np.diff(offsets)
         if sizes.size and (sizes.max() >= 2**32 or sizes.size >= 2**32):
             raise ValueError("documents of 2^32 tokens, or as many documents, cannot be packed: split them")
-        inputs = sizes if not isolate_documents and pack != "none" else np.maximum(sizes - 1, 0)
+        running = not isolate_documents and pack != "none"
+        inputs = sizes if running or all_tokens else np.maximum(sizes - 1, 0)
         if pack == "stream":
-            if not isolate_documents and inputs.size:
+            if running and not all_tokens and inputs.size:
                 inputs = np.append(inputs[:-1], inputs[-1] - 1)  # nothing follows the stream's last token
             rows, pieces = _stream(inputs, length)
         elif pack == "none":
@@ -85,13 +90,23 @@ class PackIndex:
 
     @classmethod
     def cached(
-        cls, store: TokenStore, length: int, *, pack: Pack, isolate_documents: bool, cache_dir: Path
+        cls,
+        store: TokenStore,
+        length: int,
+        *,
+        pack: Pack,
+        isolate_documents: bool,
+        cache_dir: Path,
+        all_tokens: bool = False,
     ) -> "PackIndex":
         """As `build`, memory-mapped from `cache_dir`/packs; built and kept there the first time."""
-        name = f"{store.hash[:32]}-{length}-{pack}-{'isolated' if isolate_documents else 'running'}-{_VERSION}"
+        how = "all" if all_tokens else "isolated" if isolate_documents else "running"
+        name = f"{store.hash[:32]}-{length}-{pack}-{how}-{_VERSION}"
         folder = cache_dir / "packs" / name
         if not folder.is_dir():
-            index = cls.build(store.offsets, length, pack=pack, isolate_documents=isolate_documents)
+            index = cls.build(
+                store.offsets, length, pack=pack, isolate_documents=isolate_documents, all_tokens=all_tokens
+            )
             index._save(folder)
         try:
             rows = np.asarray(np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False))

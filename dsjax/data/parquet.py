@@ -1,6 +1,6 @@
 """Parquet files through pyarrow, which is an extra; nothing else imports it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,16 @@ def row_groups(path: Path) -> list[tuple[int, int]]:
         return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
-def column_values(path: Path, column: str, *, start: int, stop: int) -> Iterator[object]:
-    """The values of `column` in row groups start..stop - 1, in order.
+def rows(path: Path, columns: Sequence[str], *, start: int, stop: int) -> Iterator[dict[str, object]]:
+    """Some columns of the rows in row groups start..stop - 1, in order: name -> value.
 
     Raises:
         ValueError: there is no such column.
     """
     with _open(path) as file:
         names = file.schema_arrow.names
-        if column not in names:
-            raise ValueError(f"{path}: no column {column!r}; its columns are {', '.join(map(repr, names))}")
-        for batch in file.iter_batches(1024, row_groups=list(range(start, stop)), columns=[column]):
-            yield from batch.column(0).to_pylist()
+        for column in columns:
+            if column not in names:
+                raise ValueError(f"{path}: no column {column!r}; its columns are {', '.join(map(repr, names))}")
+        for batch in file.iter_batches(1024, row_groups=list(range(start, stop)), columns=list(columns)):
+            yield from batch.to_pylist()

@@ -7,7 +7,7 @@ import json
 import lzma
 import tokenize
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,8 @@ from dsjax.data.config import JsonlSource, ParquetSource, StdlibSource, TextSour
 from dsjax.data.sources import Part
 
 Undecodable = Literal["error", "replace", "skip"]
+MAX_LABELS = 1 << 16
+"""More classes than this are taken for a mistake, such as a number that is no label."""
 _MARK = b"\xef\xbb\xbf"
 _HOW = "set data.undecodable (--undecodable) to 'replace' or 'skip' to go on"
 
@@ -25,6 +27,10 @@ class Document:
 
     name: str
     text: str
+    pair: str | None = None
+    """The second text, of sources with `text_pair`."""
+    label: int | str | None = None
+    """Of sources with `label`."""
 
 
 def read_part(part: Part, *, undecodable: Undecodable = "error") -> Iterator[Document]:
@@ -32,7 +38,8 @@ def read_part(part: Part, *, undecodable: Undecodable = "error") -> Iterator[Doc
 
     Raises:
         ValueError: bytes that are not UTF-8 (unless `undecodable` says otherwise), a line that is not JSON or lacks the
-            field, a damaged compressed file, a Parquet file without the column; each named by file and place.
+            field or the label, a damaged compressed file, a Parquet file without the column; each named by file and
+            place.
 
     Example:
         >>> import tempfile
@@ -46,14 +53,12 @@ def read_part(part: Part, *, undecodable: Undecodable = "error") -> Iterator[Doc
         ['one', 'two']
     """
     if isinstance(part.config, JsonlSource):
-        documents = _read_jsonl(part, part.config.field, undecodable)
+        documents = _read_jsonl(part, _Keys(part.config.field, part.config), undecodable)
     elif isinstance(part.config, ParquetSource):
-        documents = _read_parquet(part, part.config.column, undecodable)
+        documents = _read_parquet(part, _Keys(part.config.column, part.config), undecodable)
     else:
-        documents = _read_files(part, undecodable)
-    for name, text in documents:
-        if text:
-            yield Document(name, text)
+        documents = (Document(name, text) for name, text in _read_files(part, undecodable))
+    return (document for document in documents if document.text)
 
 
 def _read_files(part: Part, undecodable: Undecodable) -> Iterator[tuple[str, str]]:
@@ -93,7 +98,38 @@ def _decode(data: bytes, encoding: str, where: str, undecodable: Undecodable) ->
         raise ValueError(f"{where}: {byte} is not {encoding.upper()} ({error.reason}); {_HOW}") from error
 
 
-def _read_jsonl(part: Part, field: str, undecodable: Undecodable) -> Iterator[tuple[str, str]]:
+class _Keys:
+    """Which keys of a JSON object, or columns of a table, make a document."""
+
+    def __init__(self, text: str, config: JsonlSource | ParquetSource) -> None:
+        self.text, self.pair, self.label = text, config.text_pair, config.label
+        settings = {"field" if isinstance(config, JsonlSource) else "column": text}
+        settings |= {"text_pair": config.text_pair} if config.text_pair else {}
+        self.settings = settings | ({"label": config.label} if config.label else {})
+        """Setting of the source -> key."""
+
+    def document(
+        self, name: str, values: Mapping[str, object], where: str, undecodable: Undecodable
+    ) -> Document | None:
+        """The document that some values make; None if it is to be left out."""
+        text = _checked(values[self.text], f"{where}{self.text!r}", undecodable)
+        pair = _checked(values[self.pair], f"{where}{self.pair!r}", undecodable) if self.pair else None
+        if text is None or (self.pair and pair is None):
+            return None
+        return Document(name, text, pair, self._label(values[self.label], where) if self.label else None)
+
+    def _label(self, value: object, where: str) -> int | str:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_LABELS:
+            return value
+        if isinstance(value, str) and value:
+            return value
+        raise ValueError(
+            f"{where}{self.label!r} must be a label: a whole number from 0 to {MAX_LABELS - 1} or a string; got "
+            f"{value!r:.60}"
+        )
+
+
+def _read_jsonl(part: Part, keys: _Keys, undecodable: Undecodable) -> Iterator[Document]:
     (path,) = part.files
     name = path.relative_to(part.root).as_posix()
     for number, data in _numbered_lines(path, part):
@@ -108,13 +144,16 @@ def _read_jsonl(part: Part, field: str, undecodable: Undecodable) -> Iterator[tu
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
         if not isinstance(value, dict):
-            raise ValueError(f"{where}: expected a JSON object with the key {field!r}, got {line[:60]!r}")
-        if field not in value:
-            keys = ", ".join(map(repr, value)) or "none"
-            raise ValueError(f"{where}: no key {field!r}; its keys are {keys}: set the source's field to one of them")
-        text = _checked(value[field], f"{where}: {field!r}", undecodable)
-        if text is not None:
-            yield f"{name}:{number}", text
+            raise ValueError(f"{where}: expected a JSON object with the key {keys.text!r}, got {line[:60]!r}")
+        for setting, key in keys.settings.items():
+            if key not in value:
+                found = ", ".join(map(repr, value)) or "none"
+                raise ValueError(
+                    f"{where}: no key {key!r}; its keys are {found}: set the source's {setting} to one of them"
+                )
+        document = keys.document(f"{name}:{number}", value, f"{where}: ", undecodable)
+        if document is not None:
+            yield document
 
 
 def _checked(value: object, where: str, undecodable: Undecodable) -> str | None:
@@ -146,12 +185,13 @@ def _numbered_lines(path: Path, part: Part) -> Iterator[tuple[int, bytes]]:
         raise ValueError(f"{path}: damaged compressed file ({error})") from error
 
 
-def _read_parquet(part: Part, column: str, undecodable: Undecodable) -> Iterator[tuple[str, str]]:
-    from dsjax.data.parquet import column_values
+def _read_parquet(part: Part, keys: _Keys, undecodable: Undecodable) -> Iterator[Document]:
+    from dsjax.data.parquet import rows
 
     (path,) = part.files
-    name = path.relative_to(part.root).as_posix()
-    for number, value in enumerate(column_values(path, column, start=part.start, stop=part.stop), part.first):
-        text = _checked(value, f"{path}: row {number}, column {column!r}", undecodable)
-        if text is not None:
-            yield f"{name}:{number}", text
+    name, columns = path.relative_to(part.root).as_posix(), tuple(keys.settings.values())
+    for number, values in enumerate(rows(path, columns, start=part.start, stop=part.stop), part.first):
+        where = f"{path}: row {number}, column "
+        document = keys.document(f"{name}:{number}", values, where, undecodable)
+        if document is not None:
+            yield document

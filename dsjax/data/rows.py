@@ -5,7 +5,8 @@ Training draws rows one after another: draw k = step * batch_size + position. Wh
     k -> source s and j, the number of earlier draws from s       a shuffled pattern of fixed counts per block of draws
     j -> epoch e = j // rows of s, place j % rows of s
     -> row = permutation(seed, s, e)[place]                       a keyed bijection, nothing is stored
-    -> pieces (document, start, length) -> tokens                 PackIndex, TokenStore
+    -> pieces (document, start, length) -> tokens                 PackedRows; LabelledRows of the task classification
+    -> tokens that are hidden                                     Masker, by k, of the task masked
 
 B rows, T tokens.
 """
@@ -15,14 +16,17 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 from jaxtyping import Int64
 
 from dsjax.data.build import Corpus
 from dsjax.data.config import DataConfig
+from dsjax.data.labels import LabelledRows
+from dsjax.data.masked import Masker
 from dsjax.data.pack import Pack, PackIndex
+from dsjax.data.packed import PackedRows
 from dsjax.data.permute import fold, mix, permute
 from dsjax.data.store import TokenStore
 
@@ -32,15 +36,23 @@ _MIN_BLOCK = 1 << 8
 _ORDER, _MIXTURE, _VALIDATION = 1, 2, 3
 
 
+class _How(TypedDict):
+    pack: Pack
+    isolate_documents: bool
+    all_tokens: bool
+
+
 class Rows:
     """The rows of one split: its stores, how they are packed and mixed, and in which order they are drawn.
 
     A batch has the keys
         tokens int32 [B, T], targets int32 [B, T]   0 where there is no token
         loss_mask bool [B, T]                       where the target counts
-    and, when documents are isolated in packed rows,
+    and, when documents are isolated in packed rows (segments for the task masked in any case),
         segments int32 [B, T]                       1, 2, ... for the pieces of a row, 0 where there is no token
         positions int32 [B, T]                      0, 1, ... from the beginning of each piece
+    For the task masked, tokens is what is left of the text, targets and loss_mask are the hidden tokens. For the keys
+    of the task classification see `LabelledRows`.
 
     Example:
         >>> store = TokenStore(tokens=np.array([5, 6, 7, 0, 8, 9, 0]), offsets=np.array([0, 4, 7]), hash="x")
@@ -62,32 +74,54 @@ class Rows:
         weights: Sequence[float] | None = None,
         seed: int = 0,
         cache_dir: Path | None = None,
+        masker: Masker | None = None,
+        labelled: bool = False,
+        with_pairs: bool = False,
     ) -> None:
         """Pack `stores`, keeping the indices in `cache_dir` if one is given; equal weights if none are given.
+
+        Args:
+            stores: of each source.
+            sequence_length: T.
+            pack: how documents become rows.
+            isolate_documents: see DataConfig.
+            weights: of each source.
+            seed: of the order.
+            cache_dir: where indices are kept.
+            masker: hides tokens, for the task masked.
+            labelled: one text a row with its label, for the task classification; nothing is packed.
+            with_pairs: rows tell the two texts of a pair apart.
 
         Raises:
             ValueError: no store, a store without a pair of tokens, weights that do not fit.
         """
         self.sequence_length = sequence_length
-        self._stores = list(stores)
         self._seed = seed
-        self._with_segments = isolate_documents and pack != "none"
-        # In rows that are not isolated end-of-text is an input; only in a stream is there a next token for it.
-        self._mask_ends = not isolate_documents and pack == "best_fit"
-        self._indices = [
-            PackIndex.build(store.offsets, sequence_length, pack=pack, isolate_documents=isolate_documents)
-            if cache_dir is None
-            else PackIndex.cached(
-                store, sequence_length, pack=pack, isolate_documents=isolate_documents, cache_dir=cache_dir
+        self._masker = masker
+
+        def packed(store: TokenStore) -> PackedRows:
+            how: _How = {"pack": pack, "isolate_documents": isolate_documents, "all_tokens": masker is not None}
+            return PackedRows(
+                store,
+                PackIndex.build(store.offsets, sequence_length, **how)
+                if cache_dir is None
+                else PackIndex.cached(store, sequence_length, **how, cache_dir=cache_dir),
+                isolated=isolate_documents and pack != "none",
+                # In rows that are not isolated end-of-text is an input; only in a stream is there a next token for it.
+                mask_ends=not isolate_documents and pack == "best_fit" and masker is None,
+                all_tokens=masker is not None,
             )
-            for store in self._stores
+
+        self._readers: list[PackedRows | LabelledRows] = [
+            LabelledRows(store, sequence_length, with_pairs=with_pairs) if labelled else packed(store)
+            for store in stores
         ]
-        self._sizes = np.array([index.num_rows for index in self._indices], np.int64)
-        if not self._stores or not self._sizes.all():
+        self._sizes = np.array([reader.num_rows for reader in self._readers], np.int64)
+        if not self._readers or not self._sizes.all():
             raise ValueError("every source needs at least one document of two tokens; none is left after tokenising")
-        self._counts = _block_counts([1.0] * len(self._stores) if weights is None else list(weights))
-        if len(self._counts) != len(self._stores):
-            raise ValueError(f"{len(self._stores)} sources need as many weights; got {len(self._counts)}")
+        self._counts = _block_counts([1.0] * len(self._readers) if weights is None else list(weights))
+        if len(self._counts) != len(self._readers):
+            raise ValueError(f"{len(self._readers)} sources need as many weights; got {len(self._counts)}")
         self._block = functools.lru_cache(maxsize=8)(self._make_block)
 
     @classmethod
@@ -101,6 +135,9 @@ class Rows:
             weights=corpus.train_weights if split == "train" else None,
             seed=config.shuffle_seed,
             cache_dir=corpus.cache_dir,
+            masker=Masker.of(corpus.tokenizer, config) if config.task == "masked" else None,
+            labelled=config.task == "classification",
+            with_pairs=config.has_pairs,
         )
 
     @property
@@ -111,19 +148,21 @@ class Rows:
     @property
     def fill(self) -> float:
         """Share of positions that hold a token, over all rows of all sources."""
-        filled = sum(index.fill * index.num_rows for index in self._indices)
+        filled = sum(reader.fill * reader.num_rows for reader in self._readers)
         return filled / self.num_rows
 
     def rows(self, draws: Int64[np.ndarray, " B"]) -> Batch:
         """The rows of draws k = step * batch_size + position, in any order."""
-        return self.read(*self.locate(draws))
+        batch = self.read(*self.locate(draws))
+        return batch if self._masker is None else self._masker.training(batch, draws)
 
     def fixed(self, places: Int64[np.ndarray, " B"]) -> Batch:
         """Rows 0 <= place < num_rows of all sources together, in an order that depends on nothing but their number."""
         at = permute(places, self.num_rows, key=fold(_VALIDATION))
         ends = np.cumsum(self._sizes)
         sources = np.searchsorted(ends, at, side="right")
-        return self.read(sources, at - (ends - self._sizes)[sources])
+        batch = self.read(sources, at - (ends - self._sizes)[sources])
+        return batch if self._masker is None else self._masker.fixed(batch, at)
 
     def locate(self, draws: Int64[np.ndarray, " B"]) -> tuple[Int64[np.ndarray, " B"], Int64[np.ndarray, " B"]]:
         """The source of each draw and its row in that source."""
@@ -163,57 +202,15 @@ class Rows:
 
     def read(self, sources: Int64[np.ndarray, " B"], rows: Int64[np.ndarray, " B"]) -> Batch:
         """The given rows of the given sources as a batch."""
-        present = np.unique(sources).tolist()
-        if len(present) == 1:
-            return self._read(present[0], rows)
-        keys = ("tokens", "targets", "segments", "positions") if self._with_segments else ("tokens", "targets")
-        shape = (len(rows), self.sequence_length)
-        batch = {key: np.zeros(shape, np.int32) for key in keys} | {"loss_mask": np.zeros(shape, bool)}
-        for source in present:
+        batch: Batch = {}
+        for source in np.unique(sources).tolist():
             chosen = np.flatnonzero(sources == source)
-            for key, value in self._read(source, rows[chosen]).items():
-                batch[key][chosen] = value
+            part = self._readers[source].read(rows[chosen])
+            if len(chosen) == len(rows):
+                return part
+            for key, value in part.items():
+                batch.setdefault(key, np.zeros((len(rows), *value.shape[1:]), value.dtype))[chosen] = value
         return batch
-
-    def _read(self, source: int, rows: np.ndarray) -> Batch:
-        """Rows of one source. Each row's padding counts as one more piece, so that pieces fill the batch exactly."""
-        store, index = self._stores[source], self._indices[source]
-        shape = (len(rows), self.sequence_length)
-        first = index.rows[rows]
-        counts = index.rows[rows + 1] - first
-        slots = counts + 1
-        begin_of_row = np.cumsum(slots) - slots
-        ordinal = np.arange(slots.sum()) - np.repeat(begin_of_row, slots)
-        real = ordinal < np.repeat(counts, slots)
-        pieces = index.pieces[(np.repeat(first, slots) + ordinal)[real]]
-        documents = pieces["document"].astype(np.int64)
-        lengths, origin, ends = (np.zeros(len(ordinal), np.int64) for _ in range(3))
-        lengths[real] = pieces["length"]
-        lengths[~real] = self.sequence_length - np.add.reduceat(lengths, begin_of_row)
-        origin[real] = store.offsets[documents] + pieces["start"]
-        ends[real] = store.offsets[documents + 1]
-        place = np.cumsum(lengths) - lengths
-        # From here one entry per position of the batch.
-        running = np.arange(shape[0] * shape[1])
-        at = running + np.repeat(origin - place, lengths)
-        is_token = np.repeat(real, lengths)
-        whole = bool(is_token.all())
-        if not whole:
-            at *= is_token
-        batch: Batch = {"tokens": store.tokens[at].astype(np.int32)}
-        at += 1
-        loss_mask = at < np.repeat(ends, lengths) if self._mask_ends else is_token
-        at *= loss_mask
-        batch["targets"] = store.tokens[at].astype(np.int32)
-        if not whole or self._mask_ends:
-            batch["tokens"] *= is_token
-            batch["targets"] *= loss_mask
-        batch |= {"loss_mask": loss_mask}
-        if self._with_segments:
-            batch["segments"] = np.repeat(np.where(real, ordinal + 1, 0).astype(np.int32), lengths)
-            batch["positions"] = (running - np.repeat(place, lengths)).astype(np.int32)
-            batch["positions"] *= is_token
-        return {key: value.reshape(shape) for key, value in batch.items()}
 
 
 def _block_counts(weights: list[float]) -> list[int]:

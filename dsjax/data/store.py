@@ -4,6 +4,7 @@
     tokenizer/                 see `dsjax.data.tokenize`
     train-0.tokens             uint16 or uint32, little-endian, documents one after another, each with its end-of-text
     train-0.offsets            int64 [documents + 1], where each document begins; the last is the number of tokens
+    train-0.classes            int32 [documents, 3], of labelled documents only: see `TokenStore.classes`
     train-0.names              a JSON string a line: where each document came from
 
 There is one store for each source and split.
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
-from jaxtyping import Int64, UInt16, UInt32
+from jaxtyping import Int32, Int64, UInt16, UInt32
 
 from dsjax.data.tokenize import Tokenizer
 
@@ -48,6 +49,8 @@ class TokenStore:
     """UTF-8 bytes of the text."""
     names_path: Path | None = None
     """The file of document names."""
+    classes: Int32[np.ndarray, "documents 3"] | None = None
+    """Of labelled documents: number of the class, tokens of the second text, whether the text was longer."""
 
     @property
     def num_tokens(self) -> int:
@@ -73,21 +76,33 @@ class TokenStore:
 
 
 class StoreWriter:
-    """Writes one store's three files, document runs in order."""
+    """Writes one store's files, document runs in order."""
 
-    def __init__(self, folder: Path, name: str, dtype: np.dtype) -> None:
+    def __init__(self, folder: Path, name: str, dtype: np.dtype, *, labelled: bool = False) -> None:
         self._name = name
         self._dtype = dtype
         self._tokens: BinaryIO = (folder / f"{name}.tokens").open("wb")
         self._offsets: BinaryIO = (folder / f"{name}.offsets").open("wb")
         self._names: TextIO = (folder / f"{name}.names").open("w", encoding="utf-8")
+        self._classes: BinaryIO | None = (folder / f"{name}.classes").open("wb") if labelled else None
         self._offsets.write(np.zeros(1, "<i8").tobytes())
         self.num_tokens = self.num_documents = self.num_bytes = 0
 
-    def append(self, tokens: np.ndarray, lengths: np.ndarray, *, names: Iterable[str], num_bytes: int) -> None:
+    def append(
+        self,
+        tokens: np.ndarray,
+        lengths: np.ndarray,
+        *,
+        names: Iterable[str],
+        num_bytes: int,
+        classes: np.ndarray | None = None,
+    ) -> None:
         """Add documents: their tokens one after another, the number of tokens of each, and their names."""
         self._tokens.write(np.ascontiguousarray(tokens, self._dtype.newbyteorder("<")).data)
         self._offsets.write((self.num_tokens + np.cumsum(lengths, dtype="<i8")).astype("<i8").tobytes())
+        assert (classes is None) == (self._classes is None), "labels of all documents or of none"
+        if classes is not None and self._classes is not None:
+            self._classes.write(classes.astype("<i4").tobytes())
         self._names.writelines(json.dumps(name) + "\n" for name in names)
         self.num_tokens += len(tokens)
         self.num_documents += len(lengths)
@@ -95,7 +110,7 @@ class StoreWriter:
 
     def close(self) -> dict[str, Any]:
         """Bring everything to the disk and return the manifest's entry."""
-        for file in (self._tokens, self._offsets, self._names):
+        for file in (self._tokens, self._offsets, self._names, *([self._classes] if self._classes else [])):
             file.flush()
             os.fsync(file.fileno())
             file.close()
@@ -122,9 +137,18 @@ class CorpusFolder:
     """One per source."""
     validation: tuple[TokenStore, ...]
     """One per source that has validation documents."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, if documents have labels."""
 
 
-def write_manifest(folder: Path, *, key: str, tokenizer: Tokenizer, stores: dict[str, list[dict[str, Any]]]) -> None:
+def write_manifest(
+    folder: Path,
+    *,
+    key: str,
+    tokenizer: Tokenizer,
+    stores: dict[str, list[dict[str, Any]]],
+    labels: list[str] | None = None,
+) -> None:
     """Write corpus.json and the tokenizer; `stores` maps 'train' and 'validation' to `StoreWriter.close` entries."""
     tokenizer.save(folder / "tokenizer")
     content = {
@@ -134,6 +158,7 @@ def write_manifest(folder: Path, *, key: str, tokenizer: Tokenizer, stores: dict
         "tokenizer_hash": tokenizer.hash,
         "vocab_size": tokenizer.vocab_size,
         "end_of_text": tokenizer.end_of_text,
+        **({"labels": labels} if labels is not None else {}),
         **stores,
     }
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -155,19 +180,27 @@ def open_corpus_folder(path: Path) -> CorpusFolder:
                 f"{manifest_path} has format {manifest['format']}; this version reads {FORMAT}: build again"
             )
         key, corpus_hash, tokenizer_hash = manifest["key"], manifest["hash"], manifest["tokenizer_hash"]
-        train = [_open_store(path, entry, corpus_hash) for entry in manifest["train"]]
-        validation = [_open_store(path, entry, corpus_hash) for entry in manifest["validation"]]
+        labels = manifest.get("labels")
+        labelled = labels is not None
+        train = [_open_store(path, entry, corpus_hash, labelled) for entry in manifest["train"]]
+        validation = [_open_store(path, entry, corpus_hash, labelled) for entry in manifest["validation"]]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{manifest_path} is damaged ({error!r}): remove {path} and build again") from error
     tokenizer = Tokenizer.load(path / "tokenizer")
     if tokenizer.hash != tokenizer_hash:
         raise ValueError(f"{path / 'tokenizer'} is not the tokenizer that made the tokens beside it: build again")
     return CorpusFolder(
-        path=path, key=key, hash=corpus_hash, tokenizer=tokenizer, train=tuple(train), validation=tuple(validation)
+        path=path,
+        key=key,
+        hash=corpus_hash,
+        tokenizer=tokenizer,
+        train=tuple(train),
+        validation=tuple(validation),
+        labels=tuple(labels or ()),
     )
 
 
-def _open_store(folder: Path, entry: dict[str, Any], corpus_hash: str) -> TokenStore:
+def _open_store(folder: Path, entry: dict[str, Any], corpus_hash: str, labelled: bool) -> TokenStore:
     name, documents = entry["name"], entry["num_documents"]
     tokens = _map(folder / f"{name}.tokens", np.dtype(entry["dtype"]).newbyteorder("<"), entry["num_tokens"])
     offsets = _map(folder / f"{name}.offsets", np.dtype("<i8"), documents + 1)
@@ -182,6 +215,7 @@ def _open_store(folder: Path, entry: dict[str, Any], corpus_hash: str) -> TokenS
         hash=hashlib.sha256(f"{corpus_hash} {name}".encode()).hexdigest(),
         num_bytes=entry["num_bytes"],
         names_path=names,
+        classes=_map(folder / f"{name}.classes", np.dtype("<i4"), 3 * documents).reshape(-1, 3) if labelled else None,
     )
 
 

@@ -197,3 +197,5 @@ class PretrainedConfig:
 
 
 ModelConfig = GPT2Config | BloomConfig | LlamaConfig | BertConfig
+AnyModelConfig = ModelConfig | PretrainedConfig
+"""What a run file may give."""

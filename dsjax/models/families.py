@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -81,6 +81,30 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
         hf["id2label"] = {str(i): label for i, label in enumerate(labels)}
         hf["label2id"] = {label: i for i, label in enumerate(labels)}
     return hf
+
+
+def training_task(config: ModelConfig) -> Literal["language_model", "masked", "classification"]:
+    """What rows a model is trained on: a language model that sees both sides learns hidden tokens.
+
+    Raises:
+        ValueError: the family lacks the task, or nothing here trains it.
+
+    Example:
+        >>> from dsjax.models.config import BertConfig
+        >>> training_task(BertConfig()), training_task(BertConfig(task="classification"))
+        ('masked', 'classification')
+    """
+    family = FAMILIES[config.kind]
+    known = sorted({*family.ARCHITECTURES.values()} - {"embedding"})
+    if config.task == "embedding" or config.task not in known:
+        raise ValueError(
+            f"a {config.kind} model cannot be trained for model.task = {config.task}; it can for {', '.join(known)}"
+        )
+    if config.task == "classification":
+        if config.num_labels < 2:
+            raise ValueError(f"classification needs model.num_labels of at least 2; got {config.num_labels}")
+        return "classification"
+    return "language_model" if family.architecture(config).causal else "masked"
 
 
 def check_divisible(config: ModelConfig, mesh_shape: Mapping[str, int]) -> None:

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 from dsjax.checkpoint.gguf_file import is_gguf
 from dsjax.checkpoint.safetensors_folder import open_folder, write_folder
 from dsjax.checkpoint.tensor_map import LazyTree, TensorSource, read_tree, write_tree
-from dsjax.models.config import ModelConfig, PretrainedConfig
+from dsjax.models.config import AnyModelConfig, LlamaConfig, ModelConfig, PretrainedConfig
 from dsjax.models.families import FAMILIES, abstract, config_from_hf, config_to_hf, initial_params
 from dsjax.models.gguf import open_gguf_weights
 from dsjax.models.naming import from_named, leaf_names, to_named
@@ -152,7 +152,7 @@ def _one_layer(sharding: jax.sharding.Sharding, is_stack: bool) -> jax.sharding.
     return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
 
 
-def resolve(config: ModelConfig | PretrainedConfig) -> ModelConfig:
+def resolve(config: AnyModelConfig) -> ModelConfig:
     """The family's own config for `kind: pretrained`; any other as it is.
 
     Raises:
@@ -160,6 +160,8 @@ def resolve(config: ModelConfig | PretrainedConfig) -> ModelConfig:
     """
     if not isinstance(config, PretrainedConfig):
         return config
+    if not config.init_from:
+        raise ValueError("model.kind = pretrained needs model.init_from: a Hugging Face folder or a GGUF file")
     stored = config_from_hf(open_weights(config.init_from).config)
     changes = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "kind"}
     if config.task == "as_stored":
@@ -167,6 +169,59 @@ def resolve(config: ModelConfig | PretrainedConfig) -> ModelConfig:
     if config.task in ("as_stored", stored.task):
         changes["num_labels"] = stored.num_labels
     return dataclasses.replace(stored, **changes)
+
+
+def initial_weights(config: ModelConfig, *, shardings: Tree, seed: int) -> Tree:
+    """Float32 parameters from `config.init_from`, each tensor read onto its own devices; a head it lacks is drawn.
+
+    Args:
+        config: the model; its task and what is only for training may differ from the weights' own.
+        shardings: tree of NamedShardings.
+        seed: of a new head.
+
+    Raises:
+        ValueError: the weights are of another family or were made with other settings, or tensors are missing, extra
+            or misshapen; all are listed.
+    """
+    weights = open_weights(config.init_from)
+    stored = config_from_hf(weights.config)
+    if stored.kind != config.kind:
+        raise ValueError(
+            f"{weights.path} holds a {stored.kind} model, but model.kind is {config.kind}; kind: pretrained takes "
+            "what the weights say"
+        )
+    theirs, ours = _architecture(stored), _architecture(config)
+    # A tensor's shape does not show these: with another rope_base the same weights are silently another model.
+    other = [f"model.{name} is {ours[name]}, theirs {theirs[name]}" for name in ours if ours[name] != theirs[name]]
+    if other:
+        raise ValueError(
+            f"{weights.path} was made with other settings:\n  " + "\n  ".join(other) + "\n"
+            "give these, or kind: pretrained, which takes what the weights say"
+        )
+    return load_params(weights, config, shardings=shardings, seed=seed)
+
+
+_FREE = (
+    "task",
+    "num_labels",
+    "init_from",
+    "init_std",
+    "scale_residual_init",
+    "dropout",
+    "attention_dropout",
+    "compute_dtype",
+    "remat",
+    "segments",
+)
+
+
+def _architecture(config: ModelConfig) -> dict[str, Any]:
+    """What decides the numbers that a model computes, with defaults filled in."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    filled = {"mlp_dim": config.hidden_dim}
+    if isinstance(config, LlamaConfig):
+        filled |= {"num_kv_heads": config.kv_heads, "head_dim": config.head_size}
+    return {name: value for name, value in (values | filled).items() if name not in _FREE}
 
 
 def save_pretrained(model: Transformer, path: str | Path, *, max_shard_bytes: float = 5e9) -> None:

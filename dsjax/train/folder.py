@@ -22,7 +22,10 @@ import yaml
 
 from dsjax.checkpoint import manifest
 from dsjax.config.load import differences, from_dict, to_yaml
-from dsjax.config.run import RunConfig
+from dsjax.config.run import ResolvedRunConfig, RunConfig
+from dsjax.data.config import BPETokenizer, TokensSource
+from dsjax.models.families import training_task
+from dsjax.models.pretrained import resolve
 from dsjax.observe.environment import versions
 from dsjax.train.processes import barrier, from_first
 
@@ -31,7 +34,7 @@ SUMMARY_FILE = "summary.json"
 # elsewhere: their hash says whether they are the same.
 RESUMABLE = re.compile(
     r"name|(mesh|checkpoint|observe|evaluate|sample)\..*|train\.(steps|tokens|accumulation|max_nonfinite_steps)"
-    r"|model\.(remat|segments)|data\.(cache_dir|read_threads|prefetch|tokenizer\.path|(validation_)?sources\.\d+\.path)"
+    r"|model\.(remat|segments|init_from)|data\.(cache_dir|read_threads|prefetch|tokenizer\.path|(validation_)?sources\.\d+\.path)"
 )
 # What a run that was killed before its config.yaml was written has left.
 BEGUN = {"data.json", "versions.json", "tokenizer"}
@@ -123,7 +126,40 @@ def open_folder(
     return RunFolder(path, exists, jax.process_index() == 0)
 
 
-def read_config(path: Path) -> RunConfig:
+def resolved(config: RunConfig) -> ResolvedRunConfig:
+    """The config with the architecture of existing weights in place of `kind: pretrained`, and what rows are for.
+
+    The model decides what its rows are for (model.task, and whether it sees both sides), so data.task follows it: two
+    settings could only contradict each other.
+
+    Raises:
+        ValueError: the weights cannot be read, the family lacks the task, or other settings contradict the task.
+    """
+    if isinstance(config, ResolvedRunConfig):
+        return config
+    model = resolve(config.model)
+    task = training_task(model)
+    if config.data.task not in ("from_model", task):
+        raise ValueError(
+            f"data.task is {config.data.task}, but a {model.kind} model of the task {model.task} learns from rows of "
+            f"the task {task}; leave data.task out"
+        )
+    if config.sample.prompt and task != "language_model":
+        raise ValueError(f"sample.prompt needs a model that predicts the next token; this one's task is {task}")
+    trained_anew = isinstance(config.data.tokenizer, BPETokenizer) and not any(
+        isinstance(source, TokensSource) for source in config.data.sources
+    )
+    if model.init_from and trained_anew:
+        raise ValueError(
+            "model.init_from needs the tokenizer that its weights were made with, but data.tokenizer is of kind bpe, "
+            f"which is trained anew; set data.tokenizer to {{kind: file, path: {model.init_from}}}"
+        )
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    data = dataclasses.replace(config.data, task=task)
+    return ResolvedRunConfig(**{**values, "model": model, "data": data})
+
+
+def read_config(path: Path) -> ResolvedRunConfig:
     """The config of a run folder.
 
     Raises:
@@ -131,7 +167,7 @@ def read_config(path: Path) -> RunConfig:
     """
     if not (path / "config.yaml").is_file():
         raise ValueError(f"{path} is not a run folder: it has no config.yaml")
-    return from_dict(RunConfig, yaml.safe_load((path / "config.yaml").read_text()))
+    return resolved(from_dict(RunConfig, yaml.safe_load((path / "config.yaml").read_text())))
 
 
 def _holds_something(path: Path) -> bool:

@@ -19,13 +19,14 @@ from rich.console import Console
 from dsjax.checkpoint.metrics_log import truncate_metrics
 from dsjax.checkpoint.store import CheckpointStore
 from dsjax.config.load import to_dict
-from dsjax.config.run import RunConfig
-from dsjax.data.build import Corpus, build_corpus
+from dsjax.config.run import ResolvedRunConfig, RunConfig
+from dsjax.data.build import Corpus
 from dsjax.data.pipeline import Batches, validation_rows
 from dsjax.data.rows import Rows
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
 from dsjax.models.families import abstract, check_divisible, check_length, initial_params
+from dsjax.models.pretrained import initial_weights
 from dsjax.observe.profile import TraceWindow
 from dsjax.observe.progress import Progress
 from dsjax.observe.trackers import METRICS_FILE, make_trackers
@@ -33,14 +34,15 @@ from dsjax.optimizers.api import StagedTransform
 from dsjax.optimizers.create import create_optimizer
 from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.train import outcome
-from dsjax.train.folder import RunFolder, open_folder
+from dsjax.train.corpus import describe, open_corpus
+from dsjax.train.folder import RunFolder, open_folder, resolved
 from dsjax.train.place import Placement, evaluation_placement, training_placement
 from dsjax.train.plan import require_memory
 from dsjax.train.processes import agree_any, barrier, num_processes, start_processes, use_compilation_cache
 from dsjax.train.record import Counters, Recorder, StepFigures
 from dsjax.train.saving import Saver, newest_checkpoint, restore, summary_if_finished
 from dsjax.train.signals import StopRequest
-from dsjax.train.state import ModelTree, TrainState, abstract_state, init_state, state_shardings
+from dsjax.train.state import ModelTree, TrainState, abstract_state, init_state, state_around, state_shardings
 from dsjax.train.step import Programs, make_programs
 
 Resume = Literal["no", "must", "if_any"]
@@ -82,7 +84,7 @@ def run(
         console: where to report; standard output by default.
 
     Raises:
-        ValueError: the config does not fit the devices, the data or the folder.
+        ValueError: the config does not fit the devices, the data, the folder or the weights it starts from.
         CheckpointError: there are checkpoints, but none is whole; or the last one could not be written.
         NonFiniteError: too many steps in a row without a finite gradient.
     """
@@ -93,6 +95,7 @@ def run(
     # Whole lines, so that a command can be copied, and no [name] in a path taken for a style.
     report = functools.partial(console.print, soft_wrap=True, markup=False)
 
+    config = resolved(config)
     layout = Layout(make_mesh(config.mesh), config.mesh.zero_stage)
     check_divisible(config.model, layout.mesh.shape)
     check_length(config.model, config.data.sequence_length)
@@ -103,7 +106,7 @@ def run(
     if not force:
         require_memory(config, layout)
 
-    corpus = _corpus(config, console)
+    corpus = open_corpus(config.data, config.model, console=console)
     rows = Rows.of(corpus, config.data, split="train")
     programs = make_programs(
         model,
@@ -123,11 +126,11 @@ def run(
     if folder.resumed and (summary := summary_if_finished(folder, counters, total_steps, report)):
         return RunResult(folder.path, summary)
     if saved is None:
-        state = init_state(_make_params(config), optimizer, shardings, seed=config.seed)
+        state = _first_state(config, optimizer, shardings)
     else:
         state = restore(store, saved, abstract_state(model, optimizer, shardings), config.model.layer_runs)
         report(f"resumed from step {saved} of {folder.path}")
-    folder.write_start(config, {"hash": corpus.hash, "train_tokens": corpus.train_tokens}, corpus.tokenizer.save)
+    folder.write_start(config, describe(corpus), corpus.tokenizer.save)
     if folder.resumed and folder.is_first_process:
         truncate_metrics(folder.path / METRICS_FILE, counters.steps)
 
@@ -180,14 +183,14 @@ def num_steps(config: RunConfig) -> int:
 
 
 def _train(
-    config: RunConfig,
+    config: ResolvedRunConfig,
     state: TrainState,
     programs: Programs,
     optimizer: StagedTransform,
     placement: Placement,
     batches: Iterator[tuple[int, dict[str, np.ndarray]]],
     recorder: Recorder,
-    evaluate: Callable[[TrainState], float] | None,
+    evaluate: Callable[[TrainState], dict[str, float]] | None,
     saver: Saver,
     stop: StopRequest,
     folder: RunFolder,
@@ -223,8 +226,9 @@ def _train(
         loss = None
         if evaluate is not None and (_due(step + 1, config.evaluate.every) or last):
             recorder.settle()
-            loss = evaluate(state)
-            recorder.flush(validation_loss=loss)
+            figures = evaluate(state)
+            loss = figures["validation_loss"]
+            recorder.flush(**figures)
         stopping = recorder.stop_agreed and not last
         if _due(step + 1, config.checkpoint.every) or last or stopping:
             recorder.flush()
@@ -242,32 +246,21 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _make_params(config: RunConfig) -> Callable[[jax.Array], Any]:
-    return lambda key: initial_params(config.model, key)
-
-
-def _corpus(config: RunConfig, console: Console) -> Corpus:
-    """The tokens; the first process makes them, the others find them made."""
-    if jax.process_index() == 0:
-        corpus = build_corpus(config.data, progress=not console.quiet)
-        barrier("corpus")
-    else:
-        barrier("corpus")
-        corpus = build_corpus(config.data)
-    if corpus.tokenizer.vocab_size > config.model.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {corpus.tokenizer.vocab_size} tokens, but model.vocab_size is "
-            f"{config.model.vocab_size}; set it to at least {corpus.tokenizer.vocab_size}"
-        )
-    return corpus
+def _first_state(config: ResolvedRunConfig, optimizer: StagedTransform, shardings: TrainState) -> TrainState:
+    """The state before the first step: drawn, or around the weights that the run starts from."""
+    if not config.model.init_from:
+        return init_state(lambda key: initial_params(config.model, key), optimizer, shardings, seed=config.seed)
+    params = initial_weights(config.model, shardings=shardings.params, seed=config.seed)
+    return state_around(params, optimizer, shardings, seed=config.seed)
 
 
 def _evaluator(
-    config: RunConfig, corpus: Corpus, layout: Layout, programs: Programs
-) -> Callable[[TrainState], float] | None:
-    """State -> mean loss over the fixed validation rows, nats per token; of the averaged parameters if there are.
+    config: ResolvedRunConfig, corpus: Corpus, layout: Layout, programs: Programs
+) -> Callable[[TrainState], dict[str, float]] | None:
+    """State -> figures over the fixed validation rows; of the averaged parameters if there are.
 
-    None when the data has no validation rows.
+    These are validation_loss, in nats per target, and of a classifier validation_accuracy. None when the data has no
+    validation rows.
     """
     default = config.train.batch_size // config.train.accumulation
     batch_size = config.evaluate.batch_size or default
@@ -279,9 +272,12 @@ def _evaluator(
     if not batches:
         return None
 
-    def evaluate(state: TrainState) -> float:
+    def evaluate(state: TrainState) -> dict[str, float]:
         params = state.params if state.ema is None else state.ema
         sums = jax.device_get([programs.evaluate(params, batch) for batch in batches])
-        return math.fsum(float(loss) for loss, _ in sums) / max(1, sum(int(tokens) for _, tokens in sums))
+        total = {name: math.fsum(float(batch[name]) for batch in sums) for name in sums[0]}
+        count = max(1.0, total["count"])
+        names = {"loss": "validation_loss", "correct": "validation_accuracy"}
+        return {names[name]: total[name] / count for name in names if name in total}
 
     return evaluate

@@ -10,8 +10,9 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from dsjax.config.run import RunConfig
+from dsjax.config.run import ResolvedRunConfig
 from dsjax.data.build import Corpus
+from dsjax.data.labels import CLASS
 from dsjax.data.ngram import baseline
 from dsjax.data.pipeline import validation_rows
 from dsjax.models.generate import Generation
@@ -28,7 +29,7 @@ from dsjax.train.state import ModelTree
 from dsjax.train.write import plain_prompt, write
 
 
-def utilisation(config: RunConfig, num_devices: int) -> Callable[[float], float] | None:
+def utilisation(config: ResolvedRunConfig, num_devices: int) -> Callable[[float], float] | None:
     """Tokens per second -> model FLOPs utilisation; None when nobody knows the device's peak."""
     peak = config.observe.peak_tflops
     if not peak:
@@ -49,7 +50,7 @@ def utilisation(config: RunConfig, num_devices: int) -> Callable[[float], float]
 
 
 def summarise(
-    config: RunConfig,
+    config: ResolvedRunConfig,
     folder: RunFolder,
     corpus: Corpus,
     counters: Counters,
@@ -80,7 +81,7 @@ def summarise(
 
 
 def _figures(
-    config: RunConfig,
+    config: ResolvedRunConfig,
     corpus: Corpus,
     counters: Counters,
     recorder: Recorder,
@@ -94,8 +95,8 @@ def _figures(
         "steps": (counters.steps, "counted, skipped ones included"),
         "skipped_steps": (counters.skipped, "steps whose gradient was not finite"),
         "tokens": (counters.tokens, "rows x sequence length, over all steps"),
-        "real_tokens": (counters.real_tokens, "targets that counted in the loss"),
-        "training_loss": (rows[-1]["loss"], "last step, nats per token"),
+        "real_tokens": (counters.real_tokens, f"targets that counted in the loss: {_TARGETS[config.data.task]}"),
+        "training_loss": (rows[-1]["loss"], "last step, nats per target"),
     }
     if corpus.validation:
         figures.update(_validation_figures(config, corpus, rows))
@@ -124,9 +125,46 @@ def _figures(
     return figures
 
 
-def _validation_figures(config: RunConfig, corpus: Corpus, rows: list[dict[str, Any]]) -> dict[str, tuple[Any, str]]:
-    """The model's validation loss beside what counting pairs of tokens gives on the same targets."""
+def _validation_figures(
+    config: ResolvedRunConfig, corpus: Corpus, rows: list[dict[str, Any]]
+) -> dict[str, tuple[Any, str]]:
+    """The model's validation loss, and what can be had for nothing on the same targets."""
     losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    target = _TARGETS[config.data.task][:-1]
+    figures: dict[str, tuple[Any, str]] = {
+        "validation_loss": (losses[-1], f"nats per {target}, last step, on the fixed validation rows"),
+        "best_validation_loss": (min(losses, key=lambda loss: (math.isnan(loss), loss)), f"nats per {target}"),
+    }
+    if config.data.task == "language_model":
+        return figures | _counted_figures(config, corpus, losses[-1])
+    accuracies = [row["validation_accuracy"] for row in rows if "validation_accuracy" in row]
+    if accuracies:
+        majority, how = _majority(config, corpus)
+        figures["validation_accuracy"] = (accuracies[-1], "share of the fixed validation rows, last step")
+        figures["majority_accuracy"] = (majority, how)
+    return figures
+
+
+_TARGETS = {
+    "language_model": "tokens",
+    "masked": "hidden tokens",
+    "classification": "labels",
+    "from_model": "tokens",
+}
+
+
+def _majority(config: ResolvedRunConfig, corpus: Corpus) -> tuple[float, str]:
+    """The accuracy of always saying the class that is the most frequent in training, on the validation rows used."""
+    training = np.concatenate([store.classes[:, CLASS] for store in corpus.train if store.classes is not None])
+    commonest = int(np.bincount(training).argmax())
+    batch_size = config.train.batch_size // config.train.accumulation
+    fixed = validation_rows(corpus, config.data, batch_size=batch_size, num_rows=config.evaluate.rows)
+    right = sum(int(((batch["labels"] == commonest) & batch["loss_mask"]).sum()) for batch in fixed)
+    return right / fixed.num_rows, f"of always saying {corpus.labels[commonest]!r}, the commonest training label"
+
+
+def _counted_figures(config: ResolvedRunConfig, corpus: Corpus, loss: float) -> dict[str, tuple[Any, str]]:
+    """What counting single tokens and pairs of tokens gives on the validation targets of a language model."""
     batch_size = config.train.batch_size // config.train.accumulation
     batches = validation_rows(corpus, config.data, batch_size=batch_size, num_rows=config.evaluate.rows)
     counted = baseline(
@@ -139,9 +177,7 @@ def _validation_figures(config: RunConfig, corpus: Corpus, rows: list[dict[str, 
     per_byte = counted.num_targets / counted.num_bytes
     how = "of the same validation targets, counted on all training text, interpolated"
     return {
-        "validation_loss": (losses[-1], "nats per token, last step, on the fixed validation rows"),
-        "best_validation_loss": (min(losses, key=lambda loss: (math.isnan(loss), loss)), "nats per token"),
-        "validation_nats_per_byte": (losses[-1] * per_byte, "the same per UTF-8 byte"),
+        "validation_nats_per_byte": (loss * per_byte, "the same per UTF-8 byte"),
         "unigram_nats_per_token": (counted.unigram_nats, f"cross-entropy {how}"),
         "bigram_nats_per_token": (counted.bigram_nats, f"cross-entropy {how}"),
         "unigram_nats_per_byte": (counted.unigram_nats_per_byte, "the same per UTF-8 byte"),
@@ -150,7 +186,7 @@ def _validation_figures(config: RunConfig, corpus: Corpus, rows: list[dict[str, 
 
 
 def _sample(
-    config: RunConfig, folder: RunFolder, corpus: Corpus, model: ModelTree, params: Any, console: Console
+    config: ResolvedRunConfig, folder: RunFolder, corpus: Corpus, model: ModelTree, params: Any, console: Console
 ) -> str:
     """Text that the model goes on with, shown as it is made."""
     if not config.sample.prompt:

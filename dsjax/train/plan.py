@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from dsjax.config.run import RunConfig
+from dsjax.config.run import ResolvedRunConfig, RunConfig
 from dsjax.mesh.build import resolve_sizes
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import BATCH_AXES, Layout
@@ -22,6 +22,7 @@ from dsjax.observe.devices import DeviceSpec
 from dsjax.observe.flops import model_flops_per_token
 from dsjax.observe.memory import available_memory_bytes, device_memory_report, format_bytes
 from dsjax.optimizers.create import create_optimizer
+from dsjax.train.folder import resolved
 from dsjax.train.place import evaluation_placement, training_placement
 from dsjax.train.plan_trace import OneDevice, Traced, abstract_layout, batch_shapes, shard_bytes, state_specs, trace
 from dsjax.train.plan_traffic import Traffic, predict_traffic
@@ -121,6 +122,7 @@ def plan(config: RunConfig, *, num_devices: int | None = None, device: DeviceSpe
         >>> needs.memory.parameters == 4 * needs.num_parameters, needs.memory.optimizer == 8 * needs.num_parameters + 4
         (True, True)
     """
+    config = resolved(config)
     layout = abstract_layout(_sizes(config, num_devices), config.mesh.zero_stage)
     _check(config, layout)
     on_cpu = device is None and config.mesh.platform != "gpu" and bool(config.mesh.cpu_devices or layout.mesh.size == 1)
@@ -147,6 +149,7 @@ def require_memory(config: RunConfig, layout: Layout) -> None:
     Raises:
         ValueError: bytes needed and available, the largest parts, and how to run all the same.
     """
+    config = resolved(config)
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
         needs = _plan(config, layout, len(devices), available_memory_bytes(), "available on this host")
@@ -172,7 +175,7 @@ def _sizes(config: RunConfig, num_devices: int | None) -> dict[str, int]:
     return resolve_sizes(config.mesh, num_devices)
 
 
-def _check(config: RunConfig, layout: Layout) -> None:
+def _check(config: ResolvedRunConfig, layout: Layout) -> None:
     """Raise one ValueError with everything that does not divide."""
     train = config.train
     parts = layout.size(("data", *BATCH_AXES))
@@ -193,18 +196,12 @@ def _check(config: RunConfig, layout: Layout) -> None:
         raise ValueError("\n".join(problems))
 
 
-def _plan(config: RunConfig, layout: Layout, sharing: int, available: int | None, available_from: str) -> Plan:
+def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: int | None, available_from: str) -> Plan:
     """The plan on a layout whose mesh divides everything."""
     sizes, train, length = dict(layout.mesh.shape), config.train, config.data.sequence_length
     model = ModelTree.of(abstract(config.model))
     optimizer = create_optimizer(config.optimizer, model.shapes, model.stacked)
-    batch = batch_shapes(
-        train.batch_size,
-        length,
-        workers=sizes["data"],
-        accumulation=train.accumulation,
-        documents=config.data.isolate_documents and config.data.pack != "none",
-    )
+    batch = batch_shapes(config.data, train.batch_size, workers=sizes["data"], accumulation=train.accumulation)
     dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
     one = OneDevice.of(config.model, model, layout, batch)
     traced = trace(one, optimizer, clip_norm=train.clip_norm, ema_decay=train.ema_decay, dropout=dropout)
@@ -264,7 +261,7 @@ def _plan(config: RunConfig, layout: Layout, sharing: int, available: int | None
     )
 
 
-def _model_flops(config: RunConfig) -> float:
+def _model_flops(config: ResolvedRunConfig) -> float:
     """FLOPs that a step's tokens need by the formula."""
     model, length = config.model, config.data.sequence_length
     matrices = model.num_layers * (4 * model.model_dim**2 + 2 * model.model_dim * model.hidden_dim)
@@ -277,7 +274,7 @@ def _model_flops(config: RunConfig) -> float:
     return per_token * config.train.batch_size * length
 
 
-def _advice(config: RunConfig, layout: Layout, memory: Memory, traced: Traced, peak: int) -> str:
+def _advice(config: ResolvedRunConfig, layout: Layout, memory: Memory, traced: Traced, peak: int) -> str:
     """The two largest parts, and what makes the largest smaller."""
     parts = sorted(dataclasses.asdict(memory).items(), key=lambda part: -part[1])[:2]
     largest = " and ".join(f"{name} {format_bytes(size)}" for name, size in parts)

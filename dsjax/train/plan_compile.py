@@ -22,6 +22,7 @@ from dsjax.mesh.build import make_mesh
 from dsjax.mesh.layout import Layout
 from dsjax.models.families import abstract
 from dsjax.optimizers.create import create_optimizer
+from dsjax.train.folder import resolved
 from dsjax.train.plan_trace import batch_shapes
 from dsjax.train.state import ModelTree, abstract_state, state_shardings
 from dsjax.train.step import BATCH_SPEC, make_programs
@@ -29,6 +30,7 @@ from dsjax.train.step import BATCH_SPEC, make_programs
 
 def lower_programs(config: RunConfig, layout: Layout) -> dict[str, Any]:
     """The gradient and the first stage's update, lowered from shapes alone: name -> jax.stages.Lowered."""
+    config = resolved(config)
     train = config.train
     model = ModelTree.of(abstract(config.model))
     optimizer = create_optimizer(config.optimizer, model.shapes, model.stacked)
@@ -43,13 +45,8 @@ def lower_programs(config: RunConfig, layout: Layout) -> dict[str, Any]:
         dropout=config.model.dropout > 0 or config.model.attention_dropout > 0,
     )
     state = abstract_state(model, optimizer, shardings)
-    shapes = batch_shapes(
-        train.batch_size,
-        config.data.sequence_length,
-        workers=layout.mesh.shape["data"],
-        accumulation=train.accumulation,
-        documents=config.data.isolate_documents and config.data.pack != "none",
-    )
+    workers = layout.mesh.shape["data"]
+    shapes = batch_shapes(config.data, train.batch_size, workers=workers, accumulation=train.accumulation)
     rows = layout.named(BATCH_SPEC)
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in shapes.items()}
     gradient = programs.gradient.lower(state.params, state.key, state.step, batch)

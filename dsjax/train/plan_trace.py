@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from dsjax.data.config import DataConfig
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import ZERO_AXES, Layout
 from dsjax.models.config import ModelConfig
@@ -33,12 +34,21 @@ def abstract_layout(sizes: dict[str, int], zero_stage: int) -> Layout:
     return Layout(mesh, zero_stage)
 
 
-def batch_shapes(batch_size: int, length: int, *, workers: int, accumulation: int, documents: bool) -> Shapes:
-    """The arrays [W, A, b, T] of a step's batch; `documents` tells whether rows know where documents end."""
-    shape = (workers, accumulation, batch_size // (workers * accumulation), length)
-    names = {"tokens": jnp.int32, "targets": jnp.int32, "loss_mask": jnp.bool_}
-    names |= {"segments": jnp.int32, "positions": jnp.int32} if documents else {}
-    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, dtype in names.items()}
+def batch_shapes(config: DataConfig, batch_size: int, *, workers: int, accumulation: int) -> Shapes:
+    """The arrays [W, A, b, T] of a step's batch, of the task classification also [W, A, b]."""
+    rows = (workers, accumulation, batch_size // (workers * accumulation))
+    shape = (*rows, config.sequence_length)
+    array = jax.ShapeDtypeStruct
+    if config.task == "classification":
+        names = ("tokens", "segments", *(("token_types",) if config.has_pairs else ()))
+        of_rows = {"labels": array(rows, jnp.int32), "loss_mask": array(rows, jnp.bool_)}
+        return {name: array(shape, jnp.int32) for name in names} | of_rows
+    names = ("tokens", "targets")
+    if config.isolate_documents and config.pack != "none":
+        names += ("segments", "positions")
+    elif config.task == "masked":
+        names += ("segments",)
+    return {name: array(shape, jnp.int32) for name in names} | {"loss_mask": array(shape, jnp.bool_)}
 
 
 @dataclasses.dataclass(frozen=True)

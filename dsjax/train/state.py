@@ -118,6 +118,24 @@ def init_state(
     return jax.jit(make, out_shardings=shardings)()
 
 
+def state_around(params: Tree, optimizer: StagedTransform, shardings: TrainState, *, seed: int) -> TrainState:
+    """A state that starts from given parameters, which are on their shards already and are donated.
+
+    Args:
+        params: float32, in the layout of `shardings.params`.
+        optimizer: the optimizer.
+        shardings: as for `init_state`.
+        seed: of dropout.
+    """
+
+    def make(params: Tree) -> TrainState:
+        run_key = jax.random.split(jax.random.key(seed))[1]
+        ema = None if shardings.ema is None else jax.tree.map(jnp.copy, params)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), run_key, ema)
+
+    return jax.jit(make, donate_argnums=0, out_shardings=shardings)(params)
+
+
 def abstract_state(model: ModelTree, optimizer: StagedTransform, shardings: TrainState) -> TrainState:
     """The state's shapes with their shardings, for restoring into."""
     key = jax.eval_shape(lambda: jax.random.key(0))

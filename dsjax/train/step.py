@@ -6,7 +6,8 @@ over `data` once, after it: the bytes on `data` do not depend on A. (The usual a
 all-reduce into the loop.)
 
 The loss is the sum over all real target tokens of the global batch, divided by their number N, however the batch is
-cut: worker w holds W/N times the gradient of its own sum, so that the mean over workers is the gradient.
+cut: worker w holds W/N times the gradient of its own sum, so that the mean over workers is the gradient. Of a
+classifier the targets are the rows' labels, and N is the number of rows.
 """
 
 import dataclasses
@@ -35,12 +36,23 @@ def batch_loss(
 
     Args:
         model: a Transformer.
-        batch: tokens, targets [B, T] int32, loss_mask [B, T] bool; in packed rows also segments and positions, of
-            pairs of texts also token_types.
+        batch: tokens, targets [B, T] int32, loss_mask [B, T] bool; in packed rows also segments and positions. Of the
+            task classification tokens, segments [B, T] int32, labels [B] int32, loss_mask [B] bool; of pairs of texts
+            also token_types [B, T] int32.
         keys: dropout keys [B], or None.
         layout: placement, or None on one device.
     """
-    features = model.features(
+    features = _features(model, batch, keys, layout)
+    if model.config.task == "classification":
+        losses, _ = _label_losses(model, features, batch, keys, layout)
+        return losses.sum(), batch["loss_mask"].sum(dtype=jnp.int32)
+    inputs, table, bias = model.logit_inputs(features, layout=layout)
+    loss = summed_loss(inputs, table, batch["targets"], batch["loss_mask"], bias, layout)
+    return loss, batch["loss_mask"].sum(dtype=jnp.int32)
+
+
+def _features(model: Any, batch: Batch, keys: jax.Array | None, layout: Layout | None) -> jax.Array:
+    return model.features(
         batch["tokens"],
         segments=batch.get("segments"),
         positions=batch.get("positions"),
@@ -48,9 +60,17 @@ def batch_loss(
         keys=keys,
         layout=layout,
     )
-    inputs, table, bias = model.logit_inputs(features, layout=layout)
-    loss = summed_loss(inputs, table, batch["targets"], batch["loss_mask"], bias, layout)
-    return loss, batch["loss_mask"].sum(dtype=jnp.int32)
+
+
+def _label_losses(
+    model: Any, features: jax.Array, batch: Batch, keys: jax.Array | None, layout: Layout | None
+) -> tuple[jax.Array, jax.Array]:
+    """A classifier's loss of every row [B], 0 for rows that do not exist, and whether its likeliest class is right."""
+    z_BC = model.classify(features, batch["segments"] > 0, keys=keys, layout=layout)
+    onehot_BC = jnp.arange(z_BC.shape[-1]) == batch["labels"][:, None]
+    losses = jax.nn.logsumexp(z_BC, axis=-1) - jnp.where(onehot_BC, z_BC, 0).sum(-1)
+    right = (z_BC.argmax(-1) == batch["labels"]) & batch["loss_mask"]
+    return jnp.where(batch["loss_mask"], losses, 0), right
 
 
 def make_gradient(
@@ -66,7 +86,7 @@ def make_gradient(
         dropout: whether to draw dropout keys.
 
     Returns:
-        gradients in their ZeRO shards, and figures: loss (mean over tokens), worker_loss [W], tokens (number of real
+        gradients in their ZeRO shards, and figures: loss (mean over targets), worker_loss [W], tokens (number of real
         targets, int32).
     """
     gradient_specs = model.specs(layout.gradient)
@@ -152,12 +172,22 @@ def make_update(
     return update
 
 
-def make_evaluate(model: ModelTree, layout: Layout) -> Callable[[Tree, Batch], tuple[jax.Array, jax.Array]]:
-    """The evaluation program: (params, rows [B, T] over data, fsdp, expert) -> (sum of losses, number of tokens)."""
+def make_evaluate(model: ModelTree, layout: Layout) -> Callable[[Tree, Batch], dict[str, jax.Array]]:
+    """The evaluation program: (params, rows [B, T] over data, fsdp, expert) -> sums over the real targets.
+
+    These are loss, count (the number of targets) and, of a classifier, correct (how many are the likeliest class).
+    """
     rows_everywhere = dataclasses.replace(layout, batch_axes=("data", *BATCH_AXES))
 
-    def evaluate(params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return batch_loss(nnx.merge(model.graph, params), batch, layout=rows_everywhere)
+    def evaluate(params: Tree, batch: Batch) -> dict[str, jax.Array]:
+        merged = nnx.merge(model.graph, params)
+        if merged.config.task != "classification":
+            loss, count = batch_loss(merged, batch, layout=rows_everywhere)
+            return {"loss": loss, "count": count}
+        features = _features(merged, batch, None, rows_everywhere)
+        losses, right = _label_losses(merged, features, batch, None, rows_everywhere)
+        sums = {"count": batch["loss_mask"], "correct": right}
+        return {"loss": losses.sum(), **{name: x.sum(dtype=jnp.int32) for name, x in sums.items()}}
 
     return evaluate
 
@@ -169,7 +199,7 @@ class Programs:
     Attributes:
         gradient: (params, key, step, batch) -> (gradients, figures).
         updates: stage -> (state, gradients, loss, learning rate) -> (state, figures); the state is donated.
-        evaluate: (params, batch) -> (sum of losses, number of tokens).
+        evaluate: (params, batch) -> sums over the real targets.
     """
 
     gradient: Callable

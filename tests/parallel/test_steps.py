@@ -146,7 +146,8 @@ def test_evaluation_is_the_loss_without_dropout_on_every_mesh():
     for mesh in (ONE, MESHES["all"]):
         training = make_training(mesh)
         batch = evaluation_placement(training.layout, batch_size=16)(rows)
-        loss, tokens = training.programs.evaluate(training.params(), batch)
+        sums = training.programs.evaluate(training.params(), batch)
+        loss, tokens = sums["loss"], sums["count"]
         assert int(tokens) == rows["loss_mask"].sum()
         results.append(float(loss))
     assert results[1] == pytest.approx(results[0], rel=1e-6)

@@ -50,7 +50,8 @@ def test_only_real_targets_count():
     losses = []
     for row in range(16):
         one = {name: value[row : row + 1] for name, value in rows.items()}
-        loss, tokens = training.programs.evaluate(training.params(), one)
+        sums = training.programs.evaluate(training.params(), one)
+        loss, tokens = sums["loss"], sums["count"]
         losses.append((float(loss), int(tokens)))
     _, figures = training.gradient(training.state(), rows, accumulation=4)
     total, tokens = np.sum(losses, axis=0)

@@ -1,0 +1,86 @@
+"""Packed rows of one store: pieces of documents (`dsjax.data.pack`) to tokens, targets and where documents begin.
+
+B rows, T tokens.
+"""
+
+import numpy as np
+from jaxtyping import Int64
+
+from dsjax.data.pack import PackIndex
+from dsjax.data.store import TokenStore
+
+
+class PackedRows:
+    """The rows of one store; for the keys of a batch see `dsjax.data.rows.Rows`.
+
+    Example:
+        >>> store = TokenStore(tokens=np.array([5, 6, 0, 7, 0]), offsets=np.array([0, 3, 5]), hash="x")
+        >>> index = PackIndex.build(store.offsets, 4)
+        >>> batch = PackedRows(store, index, isolated=True).read(np.array([0]))
+        >>> sorted(zip(batch["tokens"][0].tolist(), batch["targets"][0].tolist()))
+        [(0, 0), (5, 6), (6, 0), (7, 0)]
+    """
+
+    def __init__(
+        self,
+        store: TokenStore,
+        index: PackIndex,
+        *,
+        isolated: bool,
+        mask_ends: bool = False,
+        all_tokens: bool = False,
+    ) -> None:
+        """Read from `store` what `index` says.
+
+        Args:
+            store: the tokens.
+            index: of that store.
+            isolated: whether a batch says where documents begin.
+            mask_ends: whether the last token of a document has no target.
+            all_tokens: every token is an input and its own target, see `PackIndex.build`.
+        """
+        self._store, self._index = store, index
+        self._isolated, self._mask_ends, self._all_tokens = isolated, mask_ends, all_tokens
+        self.num_rows, self.fill = index.num_rows, index.fill
+
+    def read(self, rows: Int64[np.ndarray, " B"]) -> dict[str, np.ndarray]:
+        """Some rows as a batch. A row's padding counts as one more piece, so that pieces fill the batch exactly."""
+        store, index = self._store, self._index
+        shape = (len(rows), index.length)
+        first = index.rows[rows]
+        counts = index.rows[rows + 1] - first
+        slots = counts + 1
+        begin_of_row = np.cumsum(slots) - slots
+        ordinal = np.arange(slots.sum()) - np.repeat(begin_of_row, slots)
+        real = ordinal < np.repeat(counts, slots)
+        pieces = index.pieces[(np.repeat(first, slots) + ordinal)[real]]
+        documents = pieces["document"].astype(np.int64)
+        lengths, origin, ends = (np.zeros(len(ordinal), np.int64) for _ in range(3))
+        lengths[real] = pieces["length"]
+        lengths[~real] = index.length - np.add.reduceat(lengths, begin_of_row)
+        origin[real] = store.offsets[documents] + pieces["start"]
+        ends[real] = store.offsets[documents + 1]
+        place = np.cumsum(lengths) - lengths
+        # From here one entry per position of the batch.
+        running = np.arange(shape[0] * shape[1])
+        at = running + np.repeat(origin - place, lengths)
+        is_token = np.repeat(real, lengths)
+        whole = bool(is_token.all())
+        if not whole:
+            at *= is_token
+        batch = {"tokens": store.tokens[at].astype(np.int32)}
+        at += not self._all_tokens
+        loss_mask = at < np.repeat(ends, lengths) if self._mask_ends else is_token
+        at *= loss_mask
+        batch["targets"] = store.tokens[at].astype(np.int32)
+        if not whole or self._mask_ends:
+            batch["tokens"] *= is_token
+            batch["targets"] *= loss_mask
+        batch |= {"loss_mask": loss_mask}
+        if self._isolated:
+            batch["segments"] = np.repeat(np.where(real, ordinal + 1, 0).astype(np.int32), lengths)
+            batch["positions"] = (running - np.repeat(place, lengths)).astype(np.int32)
+            batch["positions"] *= is_token
+        elif self._all_tokens:
+            batch["segments"] = is_token.astype(np.int32)  # who sees what comes after must not see padding
+        return {key: value.reshape(shape) for key, value in batch.items()}

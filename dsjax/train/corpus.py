@@ -1,0 +1,56 @@
+"""The corpus of a run: made by one process and opened by the others, and whether it fits the model."""
+
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from dsjax.data.build import Corpus, build_corpus
+from dsjax.data.config import DataConfig
+from dsjax.models.config import ModelConfig
+from dsjax.train.processes import barrier
+
+
+def open_corpus(config: DataConfig, model: ModelConfig, *, console: Console) -> Corpus:
+    """The tokens; the first process makes them, the others find them made. All processes call it.
+
+    Args:
+        config: where the text is and how it becomes rows.
+        model: what is trained on it.
+        console: told of texts that are cut; a quiet one shows no progress either.
+
+    Raises:
+        ValueError: as `build_corpus`; more tokens or more labels than the model has.
+    """
+    if jax.process_index() == 0:
+        corpus = build_corpus(config, progress=not console.quiet)
+        barrier("corpus")
+    else:
+        barrier("corpus")
+        corpus = build_corpus(config)
+    size = corpus.tokenizer.vocab_size
+    if size > model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {size} tokens, but model.vocab_size is {model.vocab_size}; set it to at least {size}"
+        )
+    if len(corpus.labels) > model.num_labels:
+        shown = ", ".join(corpus.labels[:8]) + (", ..." if len(corpus.labels) > 8 else "")
+        raise ValueError(
+            f"the data has {len(corpus.labels)} labels ({shown}), but model.num_labels is {model.num_labels}; set it "
+            f"to {len(corpus.labels)}"
+        )
+    if corpus.num_cut:
+        texts = sum(store.num_documents for store in corpus.train + corpus.validation)
+        console.print(
+            f"{corpus.num_cut:,} of {texts:,} texts are longer than data.sequence_length = {config.sequence_length} "
+            "tokens; their ends are cut off",
+            soft_wrap=True,
+            markup=False,
+        )
+    return corpus
+
+
+def describe(corpus: Corpus) -> dict[str, Any]:
+    """What the run folder's data.json says; of labelled data also the names of the classes, by their numbers."""
+    labels = {"labels": list(corpus.labels)} if corpus.labels else {}
+    return {"hash": corpus.hash, "train_tokens": corpus.train_tokens, **labels}
