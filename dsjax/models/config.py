@@ -180,7 +180,7 @@ class PretrainedConfig:
     """Take the family from the weights."""
     init_from: str
     """A Hugging Face folder or a GGUF file."""
-    task: Task | Literal["as_stored"] = "as_stored"
+    task: Literal["as_stored", "language_model", "classification", "embedding"] = "as_stored"
     """What is on top; as_stored takes what the weights were made for."""
     num_labels: int = 2
     """Classes of the task `classification`."""

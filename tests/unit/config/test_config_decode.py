@@ -14,6 +14,7 @@ from dsjax.config.load import ConfigError, config_hash, decode, differences, fro
 from dsjax.config.run import RunConfig
 from dsjax.data.config import DataConfig, StdlibSource, TokensSource
 from dsjax.mesh.config import MeshConfig
+from dsjax.models.config import PretrainedConfig
 from dsjax.optimizers.config import AdamWConfig, LambConfig
 from dsjax.train.config import TrainConfig
 
@@ -123,7 +124,8 @@ def configs() -> st.SearchStrategy[RunConfig]:
         return st.builds(attempt, **{name: fixed[name] if name in fixed else of(hint) for name, hint in hints.items()})
 
     def segmented(config: RunConfig) -> RunConfig:
-        model = dataclasses.replace(config.model, segments=(1,) * config.model.num_layers)
+        layers = 3 if isinstance(config.model, PretrainedConfig) else config.model.num_layers
+        model = dataclasses.replace(config.model, segments=(1,) * layers)
         return dataclasses.replace(config, model=model)
 
     whole = build(RunConfig)
