@@ -20,6 +20,9 @@ from dsjax.checkpoint import manifest
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.store import CheckpointError, CheckpointStore
 
+# Some futures of a save that failed end after orbax has closed its event loop, and complain of it from a C++ callback.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
+
 
 class Moments(NamedTuple):
     count: jax.Array
