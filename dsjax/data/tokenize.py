@@ -185,7 +185,13 @@ class Tokenizer:
     def special_id(self, role: str) -> int | None:
         """The id of the token that the settings name for a role, such as "bos_token"; None if there is none."""
         name = _content(self.settings.get(role))
-        return self._library.token_to_id(name) if self._library is not None and name else None
+        return self.token_id(name) if name else None
+
+    @functools.cached_property
+    def begin(self) -> list[int]:
+        """What the tokenizer wants before every text that a model goes on with: [its bos_token], as Llama's, or []."""
+        marks, bos = self.encode_marked([""])[0], self.special_id("bos_token")
+        return marks[:1] if bos is not None and marks[:1] == [bos] else []
 
     @functools.cached_property
     def byte_lengths(self) -> Int64[np.ndarray, " vocab"]:

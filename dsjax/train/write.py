@@ -58,7 +58,7 @@ def plain_prompt(trained: TrainedModel, text: str) -> Prompt:
     ids = trained.tokenizer.encode(text)
     if not ids:
         raise ValueError("the prompt is empty; give at least one character")
-    return Prompt(text, ids, shown=text)
+    return Prompt(text, [*trained.tokenizer.begin, *ids], shown=text)
 
 
 def chat_prompt(trained: TrainedModel, text: str, *, system: str | None = None) -> Prompt:
