@@ -68,22 +68,33 @@ def abstract_named(tree: Tree, runs: tuple[int, ...]) -> dict[str, jax.ShapeDtyp
 def from_named(take: Callable[[str], jax.Array], abstract: Tree, runs: tuple[int, ...]) -> Tree:
     """The inverse of `to_named`, onto the shardings of `abstract`.
 
+    A stack is filled in place, layer by layer: beside it only one layer's tensor is held.
+
     Args:
-        take: gives a tensor by its name, once, and does not keep it: never more than one stack is held twice.
-            (Donating a stack's parts would free nothing: it is a new shape, which no layer's buffer can become.)
+        take: gives a tensor by its name, once, and does not keep it.
         abstract: the tree, as shapes with shardings.
         runs: lengths of the stacks.
     """
     leaves = []
     for (layers, is_stack), leaf in zip(leaf_names(abstract, runs), jax.tree.leaves(abstract), strict=True):
-        parts = [take(name) for name in layers]
-        leaves.append(_stack(parts, leaf.sharding) if is_stack else jax.device_put(parts[0], leaf.sharding))
+        if not is_stack:
+            leaves.append(jax.device_put(take(layers[0]), leaf.sharding))
+            continue
+        stack = _empty(leaf.shape, leaf.dtype, leaf.sharding)
+        for i, name in enumerate(layers):
+            stack = _filled(stack, take(name), np.int32(i), leaf.sharding)
+        leaves.append(stack)
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
-@partial(jax.jit, static_argnames="sharding")
-def _stack(parts: list[jax.Array], sharding: Sharding) -> jax.Array:
-    return jax.lax.with_sharding_constraint(jnp.stack(parts), sharding)
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _empty(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jnp.zeros(shape, dtype), sharding)
+
+
+@partial(jax.jit, static_argnums=3, donate_argnums=0)
+def _filled(stack: jax.Array, layer: jax.Array, i: jax.Array, sharding: Sharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_index_in_dim(stack, layer, i, 0), sharding)
 
 
 def from_flat(flat: dict[str, np.ndarray], abstract: Tree, runs: tuple[int, ...]) -> Tree:
