@@ -1,4 +1,7 @@
-"""y = x W + b, with the dimensions of W named."""
+"""y = x W + b, with the dimensions of W named; with low-rank adapters (arXiv 2106.09685) y = x W + b + s (x A) B.
+
+(x A) B beside x W, not x (W + s A B): W may be frozen, and no gradient and no copy of its size is ever made.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +26,15 @@ class Linear(nnx.Module):
     ) -> None:
         self.kernel = normal(key, shape, axes, std=std)
         self.bias = constant(0.0, shape[1:], axes[1:]) if use_bias else None
+        self.lora_a: nnx.Param | None = None
+        self.lora_b: nnx.Param | None = None
+        self.lora_scale = 1.0
 
     def __call__(self, x: Float[Array, "*batch _"], *, layout: Layout | None) -> Float[Array, "*batch _"]:
         """X times the kernel plus the bias, in x's dtype."""
         kernel = use(self.kernel, layout, x.dtype)
         y = jnp.tensordot(x, kernel, axes=1)
+        if self.lora_a is not None and self.lora_b is not None:
+            a, b = (use(factor, layout, x.dtype) for factor in (self.lora_a, self.lora_b))
+            y += self.lora_scale * jnp.tensordot(jnp.tensordot(x, a, axes=1), b, axes=1)
         return y if self.bias is None else y + use(self.bias, layout, x.dtype)

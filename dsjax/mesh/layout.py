@@ -31,6 +31,7 @@ RULES: dict[str, str | None] = {
     "positions": None,
     "out": None,
     "labels": None,
+    "rank": None,
 }
 MAY_STAY_WHOLE = {"kv_heads"}
 """Dimensions that are not split where the mesh axis does not divide them: each device then holds all of it."""

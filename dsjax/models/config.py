@@ -1,6 +1,7 @@
 """The shape of a model, by family. `kind` chooses the family."""
 
 import dataclasses
+import re
 from typing import Literal
 
 Remat = Literal["none", "dots", "full"]
@@ -194,6 +195,31 @@ class PretrainedConfig:
     """What a block recomputes in the backward pass."""
     segments: tuple[int, ...] = ()
     """Lengths of the scanned runs of layers, in order; () means (1, L-2, 1)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LoRAConfig:
+    """Low-rank adapters (arXiv 2106.09685): x W becomes x W + (alpha / rank) (x A) B, and only A and B are trained."""
+
+    rank: int = 8
+    """Columns of A and rows of B (r)."""
+    alpha: float = 16.0
+    """The adapter's part is multiplied by alpha / rank."""
+    targets: str = r"attention\.(q|v|qkv)\.kernel"
+    """Regular expression of the kernels that get an adapter: their whole names without layers.N."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha <= 0:
+            raise ValueError(f"rank must be at least 1 and alpha above 0; got {self.rank} and {self.alpha}")
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(f"targets is not a regular expression: {self.targets!r}: {error}") from error
+
+    @property
+    def scale(self) -> float:
+        """What the adapter's part is multiplied by."""
+        return self.alpha / self.rank
 
 
 ModelConfig = GPT2Config | BloomConfig | LlamaConfig | BertConfig
