@@ -109,7 +109,7 @@ def initial_adapters(shapes: Tree, runs: tuple[int, ...], key: jax.Array) -> Tre
 
 
 def _keys(names: list[str], is_stack: bool, key: jax.Array) -> jax.Array:
-    """A key for each layer of a stack, from its number and from what is stacked; [1] for a tensor outside the layers."""
+    """Keys [n] of a stack's layers, from their numbers and from what is stacked; n = 1 outside the layers."""
     parts = [name.split(".", 2) for name in names]
     numbers = [int(part[1]) if is_stack else 0 for part in parts]
     of_kernel = derive(key, parts[0][2] if is_stack else names[0])
