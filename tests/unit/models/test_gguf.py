@@ -154,7 +154,7 @@ def test_llama_3s_scaling_is_found_from_its_divisors(tmp_path):
     }
     load_pretrained(file, segments=(2,))
     other = {**tensors, "rope_freqs.weight": freqs + np.float32(0.1)}
-    with pytest.raises(ValueError, match="are not the divisors of Llama 3.1's rule"):
+    with pytest.raises(ValueError, match=r"are not the divisors of Llama 3.1's rule"):
         open_weights(write_gguf(tmp_path / "b.gguf", metadata_of(config), other))
 
 
@@ -199,5 +199,5 @@ def test_tensors_and_architectures_that_are_not_known(parts, tmp_path):
 
 def test_a_file_that_is_no_gguf(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04 something else")
-    with pytest.raises(ValueError, match="a file, but no GGUF file; expected a folder with config.json"):
+    with pytest.raises(ValueError, match=r"a file, but no GGUF file; expected a folder with config.json"):
         open_weights(tmp_path / "x.gguf")
