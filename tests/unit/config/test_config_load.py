@@ -204,8 +204,8 @@ def test_another_kind_drops_defaults_but_not_what_was_given(tmp_path):
         ("model=nowhere.yaml", "--set: model: no such file: nowhere.yaml"),
         (
             "model=3",
-            "--set: model: want a section with kind: gpt2 | bloom | llama | bert | pretrained, or the name of a file; got 3 (whole "
-            "number)",
+            "--set: model: want a section with kind: gpt2 | bloom | llama | bert | pretrained, or the name of a file; "
+            "got 3 (whole number)",
         ),
         ("model=a\0b", "--set: model.file: want the name of a YAML file"),
         ("model.file=3", "--set: model: want a section"),
