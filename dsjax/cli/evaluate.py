@@ -1,14 +1,20 @@
 """`dsjax evaluate SOURCE --data PATH...`: how well a trained model predicts text."""
 
 import argparse
+from typing import TYPE_CHECKING
 
-HELP = "loss, perplexity and bits per byte of a model on text"
+if TYPE_CHECKING:
+    from dsjax.train.source import TrainedModel
+
+HELP = "loss, perplexity and bits per byte of a model on text; accuracy and F1 of a classifier"
 
 _DESCRIPTION = """\
-Score text with a model: a window of --length tokens slides over each document by --stride."""
+Score text with a model: a window of --length tokens slides over each document by --stride. Of a
+classifier: accuracy, F1 and correlation of Matthews on labelled texts; of an encoder: the loss on hidden tokens."""
 
 _EPILOG = """\
-  dsjax evaluate bloom-560m --data pages.jsonl --field body --stride 256 --json"""
+  dsjax evaluate bloom-560m --data pages.jsonl --field body --stride 256 --json
+  dsjax evaluate runs/reviews --task classification --data test.jsonl --label-key stars"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--length", type=int, metavar="T", help="tokens in a window (default: that of the training)")
     add("--stride", type=int, metavar="N", help="tokens between windows (default: half the length)")
     add("--score-first", action="store_true", help="score each document's first token too, after an end of text")
-    add("--field", default="text", metavar="KEY", help="the key of a .jsonl line that holds the text (default: text)")
+    add("--field", "--text-key", default="text", metavar="KEY", help="key of a .jsonl line's text (default: text)")
+    add("--task", choices=("language_model", "classification", "masked"), help="default: what the model is for")
+    add("--label-key", default="label", metavar="KEY", help="key of a .jsonl line's label (default: label)")
+    add("--pair-key", default="", metavar="KEY", help="key of a .jsonl line's second text, of pairs")
+    add("--seed", type=int, default=0, metavar="N", help="of what is hidden, with --task masked (default: 0)")
     add("--glob", default="*.txt", metavar="PATTERN", help="which files of a folder count (default: *.txt)")
     choices = ("error", "replace", "skip")
     add("--undecodable", choices=choices, default="error", metavar="HOW", help="bytes not UTF-8: error, replace, skip")
@@ -30,19 +40,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the figures."""
-    import contextlib
     import json
     import sys
 
-    from rich.console import Console
-
-    from dsjax.observe.progress import Progress
-    from dsjax.train import evaluate
     from dsjax.train.processes import use_compilation_cache
     from dsjax.train.source import open_model
 
     use_compilation_cache()
     trained = open_model(arguments.source, report=lambda line: print(f"dsjax: {line}", file=sys.stderr))
+    figures = {"language_model": _on_text, "masked": _on_hidden_tokens, "classification": _on_labels}[
+        _task(trained, arguments.task)
+    ](trained, arguments)
+    if arguments.json:
+        named = {name: {"value": value, "how": how} for name, (value, how) in figures.items()}
+        print(json.dumps({"source": trained.what, **named}))
+    else:
+        _print_table(figures, trained.what)
+    return 0
+
+
+def _task(trained: "TrainedModel", asked: str | None) -> str:
+    """What the model is for, which must be what was asked.
+
+    Raises:
+        ValueError: it is for something else.
+    """
+    own = trained.model.config.task
+    if own == "language_model" and not trained.model.architecture.causal:
+        own = "masked"
+    if own == "embedding" or asked not in (None, own):
+        wanted = f"--task {asked} needs a model for that" if asked else "such vectors are not evaluated here"
+        raise ValueError(f"{trained.what} was made for the task {own}; {wanted}: fine-tune it first (dsjax train)")
+    return own
+
+
+def _on_text(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
+    """A language model's loss on text, in windows."""
+    import contextlib
+
+    from rich.console import Console
+
+    from dsjax.observe.progress import Progress
+    from dsjax.train import evaluate
+
     length = trained.trained_length if arguments.length is None else arguments.length
     stride = max(1, length // 2) if arguments.stride is None else arguments.stride
     text = evaluate.read_text(
@@ -67,13 +107,56 @@ def run(arguments: argparse.Namespace) -> int:
             batch_tokens=evaluate.BATCH_TOKENS if arguments.batch_tokens is None else arguments.batch_tokens,
             progress=show,
         )
-    figures = evaluate.figures(text, score, length=length, stride=stride, score_first=arguments.score_first)
-    if arguments.json:
-        named = {name: {"value": value, "how": how} for name, (value, how) in figures.items()}
-        print(json.dumps({"source": trained.what, **named}))
-    else:
-        _print_table(figures, trained.what)
-    return 0
+    return evaluate.figures(text, score, length=length, stride=stride, score_first=arguments.score_first)
+
+
+def _on_hidden_tokens(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
+    """An encoder's loss on the tokens that are hidden from it."""
+    from dsjax.train.evaluate_masked import figures, score_masked
+
+    length = _length(trained, arguments)
+    score = score_masked(
+        trained.model,
+        trained.tokenizer,
+        _sources(arguments),
+        length=length,
+        seed=arguments.seed,
+        batch_rows=max(1, (arguments.batch_tokens or _BATCH_TOKENS) // length),
+        undecodable=arguments.undecodable,
+    )
+    return figures(score, length=length, seed=arguments.seed)
+
+
+def _on_labels(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
+    """A classifier's accuracy."""
+    from dsjax.data.config import JsonlSource
+    from dsjax.train.evaluate_labels import figures, predict, read_labelled
+
+    keys = {"field": arguments.field, "text_pair": arguments.pair_key, "label": arguments.label_key}
+    labelled = read_labelled(
+        [JsonlSource(path=path, **keys) for path in arguments.data],
+        trained.tokenizer,
+        names=trained.labels,
+        length=_length(trained, arguments),
+        undecodable=arguments.undecodable,
+    )
+    batch_tokens = arguments.batch_tokens or _BATCH_TOKENS
+    return figures(labelled, predict(trained.model, labelled.rows, batch_tokens=batch_tokens))
+
+
+_BATCH_TOKENS = 8192
+
+
+def _length(trained: "TrainedModel", arguments: argparse.Namespace) -> int:
+    """Tokens of a row, within the model's positions.
+
+    Raises:
+        ValueError: more were asked for than it has.
+    """
+    limit, length = trained.model.architecture.max_positions, arguments.length or trained.trained_length
+    if limit and length > limit:
+        raise ValueError(f"--length {length} is more than the {limit} positions that the model has")
+    return length
 
 
 def _sources(arguments: argparse.Namespace) -> list:

@@ -34,11 +34,16 @@ class Masker:
         (True, [False, False])
     """
 
-    def __init__(self, *, mask_token: int, ordinary: Bool[np.ndarray, " V"], share: float, seed: int) -> None:
-        """Hide a `share` of the tokens that are `ordinary` (no special ones)."""
+    def __init__(
+        self, *, mask_token: int, ordinary: Bool[np.ndarray, " V"], share: float, seed: int, fixed_seed: int = 0
+    ) -> None:
+        """Hide a `share` of the tokens that are `ordinary` (no special ones).
+
+        `seed` is that of the training rows, `fixed_seed` that of the validation rows.
+        """
         self._mask_token, self._ordinary = mask_token, ordinary
         self._others = np.flatnonzero(ordinary).astype(np.int32)
-        self._share, self._seed = share, seed
+        self._share, self._seed, self._fixed_seed = share, seed, fixed_seed
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, config: DataConfig) -> "Masker":
@@ -54,8 +59,8 @@ class Masker:
         return self._masked(batch, mix(draws, fold(_TRAINING, self._seed)))
 
     def fixed(self, batch: Mapping[str, np.ndarray], rows: Int64[np.ndarray, " B"]) -> dict[str, np.ndarray]:
-        """Hide tokens of validation rows: always the same, whatever the seed."""
-        return self._masked(batch, mix(rows, fold(_FIXED)))
+        """Hide tokens of validation rows: always the same, whatever the seed of training."""
+        return self._masked(batch, mix(rows, fold(_FIXED, self._fixed_seed)))
 
     def _masked(self, batch: Mapping[str, np.ndarray], keys: np.ndarray) -> dict[str, np.ndarray]:
         """`batch` has every real token as its own target; `keys` uint64 [B]."""

@@ -65,6 +65,18 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     return dataclasses.replace(config, task=family.ARCHITECTURES[name], num_labels=num_labels)
 
 
+def label_names(hf: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
+    """The names of a classifier's classes in a Hugging Face config.json, by their numbers; LABEL_0 ... without any.
+
+    Example:
+        >>> from dsjax.models.config import BertConfig
+        >>> label_names({"id2label": {"0": "no", "1": "yes"}}, BertConfig(num_labels=2))
+        ('no', 'yes')
+    """
+    stored = {str(number): str(name) for number, name in (hf.get("id2label") or {}).items()}
+    return tuple(stored.get(str(number), f"LABEL_{number}") for number in range(config.num_labels))
+
+
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     """The config.json of a model.
 

@@ -22,11 +22,11 @@ from dsjax.data.chat import ChatTemplate, chat_template
 from dsjax.data.config import FileTokenizer
 from dsjax.data.tokenize import Tokenizer, load_tokenizer
 from dsjax.models.config import ModelConfig
-from dsjax.models.families import abstract, config_from_hf
+from dsjax.models.families import abstract, config_from_hf, label_names
 from dsjax.models.naming import abstract_named, from_flat
 from dsjax.models.pretrained import load_pretrained, open_weights
 from dsjax.models.transformer import Transformer
-from dsjax.train.folder import read_config
+from dsjax.train.folder import read_config, read_json
 from dsjax.train.state import ModelTree
 
 Kind = Literal["run", "hugging_face", "gguf"]
@@ -51,6 +51,7 @@ class TrainedModel:
         trained_length: tokens in a row of its training, or as many as it has positions; 1024 if nobody knows.
         stop_tokens: ids that end a text.
         chat: the template of its conversations; None if it has none.
+        labels: names of the classes of the task classification; () of another task.
     """
 
     model: Transformer
@@ -62,6 +63,7 @@ class TrainedModel:
     trained_length: int
     stop_tokens: frozenset[int]
     chat: ChatTemplate | None = None
+    labels: tuple[str, ...] = ()
 
 
 def kind_of(path: str | Path) -> Kind:
@@ -125,6 +127,7 @@ def _open_run(path: Path, report: Report) -> TrainedModel:
         trained_length=config.data.sequence_length,
         stop_tokens=frozenset({tokenizer.end_of_text}),
         chat=chat_template(tokenizer.settings, str(path)),
+        labels=_run_labels(path, config.model),
     )
 
 
@@ -168,7 +171,16 @@ def _open_pretrained(path: Path, kind: Kind) -> TrainedModel:
         trained_length=length if isinstance(length, int) and length > 1 else _DEFAULT_LENGTH,
         stop_tokens=frozenset({tokenizer.end_of_text, *_end_ids(weights.config), *_end_ids(_generation_config(path))}),
         chat=chat_template(tokenizer.settings, str(path)),
+        labels=label_names(weights.config, config) if config.task == "classification" else (),
     )
+
+
+def _run_labels(path: Path, config: ModelConfig) -> tuple[str, ...]:
+    """The names in a run's data.json, then numbers for classes that no text had."""
+    if config.task != "classification":
+        return ()
+    names = read_json(path / "data.json").get("labels", []) if (path / "data.json").is_file() else []
+    return (*names, *(str(number) for number in range(len(names), config.num_labels)))
 
 
 def _generation_config(path: Path) -> dict[str, Any]:
