@@ -136,7 +136,7 @@ def for_each_query(x_BSGK: Float[Array, "B S G K"], num_heads: int) -> Float[Arr
         >>> for_each_query(jnp.array([[[[1.0], [2.0]]]]), 4)[0, 0, :, 0].tolist()
         [1.0, 1.0, 2.0, 2.0]
     """
-    heads = jnp.arange(num_heads) // (num_heads // x_BSGK.shape[2])
+    heads = jnp.arange(num_heads) * x_BSGK.shape[2] // num_heads
     choice_GH = jax.nn.one_hot(heads, x_BSGK.shape[2], dtype=x_BSGK.dtype, axis=0)
     return jnp.einsum("bsgk,gh->bshk", x_BSGK, choice_GH, precision=jax.lax.Precision.HIGHEST)  # no TF32: bits stay
 
@@ -201,9 +201,17 @@ class Attention(nnx.Module):
                 k, v = (layout.activation(x, None, "kv_heads", None) for x in (k, v))
         if visibility.rotation is not None:
             q, k = rotate(q, visibility.rotation), rotate(k, visibility.rotation)
-        if layout is not None and layout.is_split("heads", q.shape[2]) and not layout.is_split("kv_heads", k.shape[2]):
+        if layout is not None and self._are_whole(q.shape[2], k.shape[2], layout):
             k, v = (layout.activation(for_each_query(x, q.shape[2]), None, "heads", None) for x in (k, v))
         return q, k, v
+
+    @staticmethod
+    def _are_whole(heads: int, kv_heads: int, layout: Layout) -> bool:
+        """Whether a device has all heads of keys and values beside some of the queries' heads."""
+        # The planner traces one device's part of a layer, in which fewer queries than keys may be left.
+        if heads % kv_heads:
+            return True
+        return layout.is_split("heads", heads) and not layout.is_split("kv_heads", kv_heads)
 
     def finish(self, mixed_BTHK: Float[Array, "B T H K"], *, layout: Layout | None) -> Float[Array, "B T D"]:
         """The output projection of the attended values."""

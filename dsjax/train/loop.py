@@ -149,7 +149,7 @@ def run(
             trackers,
             progress,
             max_skipped=config.train.max_nonfinite_steps,
-            utilisation=outcome.utilisation(config, layout.mesh.size),
+            utilisation=outcome.utilisation(config, model, layout.mesh.size),
             layer_runs=config.model.layer_runs,
         )
         batches = Batches(

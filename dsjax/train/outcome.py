@@ -18,18 +18,18 @@ from dsjax.data.pipeline import validation_rows
 from dsjax.models.generate import Generation
 from dsjax.models.sampling import Sampling
 from dsjax.observe.devices import from_jax_device_kind
-from dsjax.observe.flops import mfu, model_flops_per_token
+from dsjax.observe.flops import mfu
 from dsjax.observe.memory import device_memory_report, peak_host_bytes
 from dsjax.observe.plots import loss_plot
 from dsjax.observe.trackers import METRICS_FILE, read_metrics
 from dsjax.train.folder import SUMMARY_FILE, RunFolder, write_json
 from dsjax.train.record import Counters, Recorder
 from dsjax.train.source import TrainedModel
-from dsjax.train.state import ModelTree
+from dsjax.train.state import ModelTree, flops_per_token
 from dsjax.train.write import plain_prompt, write
 
 
-def utilisation(config: ResolvedRunConfig, num_devices: int) -> Callable[[float], float] | None:
+def utilisation(config: ResolvedRunConfig, model: ModelTree, num_devices: int) -> Callable[[float], float] | None:
     """Tokens per second -> model FLOPs utilisation; None when nobody knows the device's peak."""
     peak = config.observe.peak_tflops
     if not peak:
@@ -38,14 +38,7 @@ def utilisation(config: ResolvedRunConfig, num_devices: int) -> Callable[[float]
             return None
         bf16 = config.model.compute_dtype == "bfloat16"
         peak = (spec.peak_bf16_tflops if bf16 else spec.peak_tf32_tflops) or spec.peak_f32_tflops
-    model = config.model
-    flops = model_flops_per_token(
-        model.num_layers * (4 * model.model_dim**2 + 2 * model.model_dim * model.hidden_dim)
-        + model.vocab_size * model.model_dim,
-        num_layers=model.num_layers,
-        model_dim=model.model_dim,
-        sequence_length=config.data.sequence_length,
-    )
+    flops = flops_per_token(config.model, model, sequence_length=config.data.sequence_length)
     return lambda tokens_per_second: mfu(tokens_per_second, flops, peak_flops=peak * 1e12, num_devices=num_devices)
 
 
@@ -112,7 +105,7 @@ def _figures(
             float(waiting),
             "share of the step time in which the device was idle while rows were fetched and placed",
         )
-        use = utilisation(config, jax.device_count())
+        use = utilisation(config, model, jax.device_count())
         if use is not None:
             how = "tokens/s x (6 N + 12 L D T) / (devices x peak)"
             figures["mfu"] = (use(figures["tokens_per_second"][0]), how)

@@ -19,14 +19,13 @@ from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import BATCH_AXES, Layout
 from dsjax.models.families import abstract, check_divisible
 from dsjax.observe.devices import DeviceSpec
-from dsjax.observe.flops import model_flops_per_token
 from dsjax.observe.memory import available_memory_bytes, device_memory_report, format_bytes
 from dsjax.optimizers.create import create_optimizer
 from dsjax.train.folder import resolved
 from dsjax.train.place import evaluation_placement, training_placement
 from dsjax.train.plan_trace import OneDevice, Traced, abstract_layout, batch_shapes, shard_bytes, state_specs, trace
 from dsjax.train.plan_traffic import Traffic, predict_traffic
-from dsjax.train.state import ModelTree, abstract_state, state_shardings
+from dsjax.train.state import ModelTree, abstract_state, flops_per_token, state_shardings
 from dsjax.train.step import BATCH_SPEC
 
 _SCALARS = 12  # step and key
@@ -252,26 +251,13 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
             mean=optimizer.gradients == "mean",
         ),
         step_flops=traced.flops * layout.mesh.size,
-        model_flops=_model_flops(config),
+        model_flops=flops_per_token(config.model, model, sequence_length=length) * train.batch_size * length,
         step_tokens=train.batch_size * length,
         needed=needed,
         available=available,
         available_from=available_from,
         advice=_advice(config, layout, memory, traced, peak),
     )
-
-
-def _model_flops(config: ResolvedRunConfig) -> float:
-    """FLOPs that a step's tokens need by the formula."""
-    model, length = config.model, config.data.sequence_length
-    matrices = model.num_layers * (4 * model.model_dim**2 + 2 * model.model_dim * model.hidden_dim)
-    per_token = model_flops_per_token(
-        matrices + model.vocab_size * model.model_dim,
-        num_layers=model.num_layers,
-        model_dim=model.model_dim,
-        sequence_length=length,
-    )
-    return per_token * config.train.batch_size * length
 
 
 def _advice(config: ResolvedRunConfig, layout: Layout, memory: Memory, traced: Traced, peak: int) -> str:

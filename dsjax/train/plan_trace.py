@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from dsjax.data.config import DataConfig
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import ZERO_AXES, Layout
-from dsjax.models.config import ModelConfig
+from dsjax.models.config import LlamaConfig, ModelConfig
 from dsjax.models.families import abstract
 from dsjax.optimizers.api import StagedTransform, Tree
 from dsjax.train.plan_jaxpr import aval_bytes, dot_flops, flatten
@@ -71,13 +71,7 @@ class OneDevice:
         sizes = dict(layout.mesh.shape)
         local = local_shapes(model.shapes, model.specs(layout.gathered), sizes)
         tensor = sizes["tensor"]
-        narrow = dataclasses.replace(
-            config,
-            num_heads=config.num_heads // tensor,
-            mlp_dim=config.hidden_dim // tensor,
-            vocab_size=config.vocab_size // tensor,
-        )
-        graph = model.graph if tensor == 1 else ModelTree.of(abstract(narrow)).graph
+        graph = model.graph if tensor == 1 else ModelTree.of(abstract(_narrow(config, tensor))).graph
         zero = abstract_layout(dict.fromkeys(AXES, 1) | {a: sizes[a] for a in ZERO_AXES}, layout.zero_stage)
         rows = {
             name: jax.ShapeDtypeStruct(
@@ -88,6 +82,20 @@ class OneDevice:
         return cls(
             dataclasses.replace(model, graph=graph, shapes=local), dataclasses.replace(zero, batch_axes=()), rows
         )
+
+
+def _narrow(config: ModelConfig, tensor: int) -> ModelConfig:
+    """The config of the part of a model that one device of `tensor` computes; its head size is the whole model's."""
+    changes: dict[str, int] = {
+        "num_heads": config.num_heads // tensor,
+        "mlp_dim": config.hidden_dim // tensor,
+        "vocab_size": config.vocab_size // tensor,
+    }
+    if isinstance(config, LlamaConfig):
+        # Fewer heads of keys and values than devices stay whole; the shapes of the parameters say so to the layer.
+        split = config.kv_heads % tensor == 0
+        changes |= {"head_dim": config.head_size, "num_kv_heads": config.kv_heads // tensor if split else 0}
+    return dataclasses.replace(config, **changes)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,10 @@ x = [b, T, D] one device's activations of a micro-batch, L layers:
   fsdp      A (G + c E) to reduce gradients, and the two scalars: E's once more in each of the loss's c chunks;
             ZeRO 3: 2 A S + (G - S) to gather weights for the forward and the backward pass (what is not in a scan XLA
             gathers once a step); ZeRO 1 and 2: G to gather the new parameters
-  tensor    A x (4 L + 2): after attention and MLP, forward and backward, the embedding, the loss; L more where the
-            backward pass computes layers again; A times three [b, T] inside the loss
+  tensor    A x (2 + L (2 + p)): the embedding, the loss, in each layer after attention and MLP, and backward before the
+            p projections that read the same input (2 if q, k and v are one and the MLP has no gate, else each counts;
+            of keys and values that stay whole, the gradients of their G heads instead of x); L more where the backward
+            pass computes layers again, 2 L if norms come after the residuals; A times three [b, T] inside the loss
 
 XLA:CPU widens bfloat16 to float32 in collectives, and adds small ones (norms, indices) that are left out here.
 """
@@ -20,6 +22,7 @@ import jax.numpy as jnp
 
 from dsjax.mesh.layout import ZERO_AXES, Layout
 from dsjax.models.config import ModelConfig
+from dsjax.models.families import FAMILIES
 from dsjax.train.plan_trace import shard_bytes
 from dsjax.train.state import ModelTree
 
@@ -58,11 +61,26 @@ def predict_traffic(
         found += _zero(config, model, layout, sizes, accumulation)
     if sizes["tensor"] > 1:
         itemsize = jnp.dtype(config.compute_dtype).itemsize
-        again = config.num_layers if config.remat == "full" else 0
+        # A norm after the residual needs the MLP's result again too, one before it only the attention's.
+        repeated = 1 if FAMILIES[config.kind].architecture(config).norm_first else 2
+        again = repeated * config.num_layers if config.remat == "full" else 0
         activations = rows * length * config.model_dim * itemsize
-        moved = accumulation * (activations * (4 * config.num_layers + 2 + again) + 3 * rows * length * 4)
+        sums = 2 + config.num_layers * (2 + _backward_sums(config, layout)) + again
+        moved = round(accumulation * (activations * sums + 3 * rows * length * 4))
         found.append(Traffic("tensor", "sum activations, every layer", moved))
     return tuple(found)
+
+
+def _backward_sums(config: ModelConfig, layout: Layout) -> float:
+    """Sums over `tensor` in a layer's backward pass, in activations: XLA:CPU does not join those of one input."""
+    architecture = FAMILIES[config.kind].architecture(config)
+    mlp = 2 if architecture.gated else 1
+    if architecture.fused_qkv:
+        return mlp + 1
+    heads = architecture.num_kv_heads or config.num_heads
+    if layout.is_split("kv_heads", heads):
+        return mlp + 3
+    return mlp + 1 + 2 * heads * config.head_size / config.model_dim
 
 
 def _zero(
@@ -73,7 +91,8 @@ def _zero(
     gathered = model.specs(layout.gathered)
     whole = shard_bytes(model.shapes, gathered, sizes)
     part = lambda *path: shard_bytes(_at(model.shapes, path), _at(gathered, path), sizes)
-    table = part("embed", "table")  # its two uses, for tokens and for logits, are reduced apart
+    # The two uses of a tied table, for tokens and for logits, are reduced apart.
+    table = 0 if "unembed" in model.shapes else part("embed", "table")
     found = [Traffic(axis, "reduce gradients, every micro-batch", accumulation * (whole + table) + _LOSS_AND_TOKENS)]
     if layout.zero_stage == 3:
         scanned = sum(part("segments", i) for i, length in enumerate(config.layer_runs) if length > 1)

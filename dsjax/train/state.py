@@ -1,6 +1,7 @@
 """TrainState: everything a run needs to go on, as one tree of arrays; made on its shards, named for checkpoints."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,9 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dsjax.mesh.layout import Layout
+from dsjax.models.config import ModelConfig
 from dsjax.models.transformer import Transformer
+from dsjax.observe.flops import model_flops_per_token
 from dsjax.optimizers.api import StagedTransform, Tree
 
 
@@ -72,6 +75,33 @@ class ModelTree:
             return PartitionSpec(None, *one) if is_stack else one
 
         return jax.tree.map(spec, self.axes, self.shapes, self.stacked)
+
+    def matrix_parameters(self, task: str) -> int:
+        """How many parameters every token is multiplied with: N of observe/flops.py.
+
+        All kernels but those that see one position of a row (pooler, classifier), and of a language model the table of
+        the logits, also where it is the embedding's.
+
+        Args:
+            task: of the model's config.
+        """
+        tables = {"language_model": "unembed" if "unembed" in self.shapes else "embed"}
+        total = 0
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.shapes):
+            names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+            kernel = names[-1] == "kernel" and names[0] not in ("pooler", "classifier")
+            total += math.prod(leaf.shape) if kernel or names == [tables.get(task), "table"] else 0
+        return total
+
+
+def flops_per_token(config: ModelConfig, model: ModelTree, *, sequence_length: int) -> float:
+    """FLOPs of a training step per position by PaLM's formula, with the parameters counted from the model's shapes."""
+    return model_flops_per_token(
+        model.matrix_parameters(config.task),
+        num_layers=config.num_layers,
+        model_dim=config.num_heads * config.head_size,
+        sequence_length=sequence_length,
+    )
 
 
 class Names(tuple):

@@ -21,11 +21,12 @@ def config(
     dropout=0.0,
     accumulation=1,
     ema_decay=0.0,
+    more=None,
     **mesh,
 ) -> RunConfig:
-    """A decoder 64 wide, 16 rows of 32 tokens; `mesh` are fields of MeshConfig."""
+    """A model 64 wide, 16 rows of 32 tokens; `mesh` are fields of MeshConfig, `more` of the model's config."""
     model: dict[str, Any] = {"kind": kind, "remat": remat, "model_dim": width, "num_layers": num_layers}
-    model |= {"vocab_size": vocab_size, "num_heads": 4, "dropout": dropout}
+    model |= {"vocab_size": vocab_size, "num_heads": 4, "dropout": dropout, **(more or {})}
     train = {"steps": 1, "batch_size": 16, "accumulation": accumulation, "ema_decay": ema_decay}
     tree = {"mesh": {"data": 1, **mesh}, "model": model, "data": {"sequence_length": 32}, "train": train}
     return from_dict(RunConfig, tree)

@@ -70,6 +70,35 @@ def test_one_device_against_xla(kind, remat):
         assert ours.temporary == pytest.approx(found["temporary"], rel=0.25)
 
 
+# The heads together are wider than the model.
+LLAMA = {"num_kv_heads": 2, "head_dim": 24, "mlp_dim": 160, "max_positions": 32}
+BERT = {"max_positions": 32, "segments": (4,)}
+
+
+@pytest.mark.parametrize(("kind", "more"), [("llama", LLAMA), ("bert", BERT)])
+def test_other_families_against_xla(kind, more):
+    run = config(kind=kind, more=more)
+    layout, predicted = layout_of(run), plan(run, num_devices=1)
+    for name, lowered in lower_programs(run, layout).items():
+        found, ours = measure(lowered, dict(layout.mesh.shape)), getattr(predicted, name)
+        assert ours.arguments == pytest.approx(found["arguments"], rel=0.02)
+        assert ours.temporary == pytest.approx(found["temporary"], rel=0.25)
+
+
+@pytest.mark.parametrize(("kind", "more"), [("llama", LLAMA), ("bert", BERT)])
+def test_other_families_products_are_those_of_the_formula(kind, more):
+    run = config(kind=kind, more=more)
+    needs = plan(run, num_devices=1)
+    kv = 2 * 64 * 2 * 24 if kind == "llama" else 2 * 64 * 64
+    heads = 4 * 24 if kind == "llama" else 64
+    layer = 2 * 64 * heads + kv + (3 * 64 * 160 if kind == "llama" else 2 * 64 * 256)
+    outside = 64 * 256 + (0 if kind == "llama" else 64 * 64)  # logits; BERT transforms its features before them
+    per_token = 6 * (4 * layer + outside) + 12 * 4 * heads * 32
+    assert needs.model_flops == per_token * needs.step_tokens
+    # Rows of 32 tokens are not cut into blocks, so the full square of attention is computed.
+    assert needs.step_flops == needs.model_flops
+
+
 def test_without_remat_the_products_are_those_of_the_formula():
     run = config(kind="gpt2", remat="none")
     needs = plan(run, num_devices=1)
