@@ -2,13 +2,19 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
+from flax import nnx
 
 from dsjax.config.load import decode, load_run
 from dsjax.config.strict_yaml import parse_yaml
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.config import BloomConfig, GPT2Config
+from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig
+from dsjax.models.families import abstract
+from dsjax.models.llama import architecture
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RUNS = sorted((CONFIGS / "run").glob("*.yaml"))
@@ -25,6 +31,16 @@ EXACT = {
     "gpt2-355m": 354_823_168,
     "gpt2-774m": 774_030_080,
     "gpt2-1.5b": 1_557_611_200,
+}
+# Llama 2: arXiv 2307.09288; Llama 3: 2407.21783; SmolLM2: 2502.02737; BERT: 1810.04805, with the head for masked words.
+# Parameters as the released checkpoints have them.
+OTHERS = {
+    "llama-2-7b": 6_738_415_616,
+    "llama-3.1-8b": 8_030_261_248,
+    "llama-3.2-1b": 1_235_814_400,
+    "smollm2-135m": 134_515_008,
+    "bert-base": 109_514_298,
+    "bert-large": 335_174_458,
 }
 # arXiv 2005.14165, table 2.1: the nominal number, then layers, width, heads. Its 1.3B has 24 heads, its 13B width 5140.
 GPT3 = {
@@ -61,9 +77,10 @@ def read(kind: str, name: str) -> dict[str, object]:
     return value
 
 
-def model_of(name: str) -> GPT2Config | BloomConfig:
+def model_of(name: str) -> Any:
     mapping = read("model", name)
-    return decode(BloomConfig if mapping["kind"] == "bloom" else GPT2Config, mapping, origin=name)
+    kinds = {"bloom": BloomConfig, "gpt2": GPT2Config, "llama": LlamaConfig, "bert": BertConfig}
+    return decode(kinds[str(mapping["kind"])], mapping, origin=name)
 
 
 def parameters(model: GPT2Config | BloomConfig) -> int:
@@ -73,6 +90,19 @@ def parameters(model: GPT2Config | BloomConfig) -> int:
     if isinstance(model, BloomConfig):
         return model.vocab_size * width + blocks + 4 * width
     return (model.vocab_size + model.max_positions) * width + blocks + 2 * width
+
+
+def other_parameters(model: LlamaConfig | BertConfig) -> int:
+    """Matrices, biases and norms, added up by hand."""
+    width, hidden = model.model_dim, model.hidden_dim
+    if isinstance(model, LlamaConfig):
+        shared = 2 * width * model.kv_heads * model.head_size
+        layer = 2 * width * model.num_heads * model.head_size + shared + 3 * width * hidden + 2 * width
+        tables = 1 if model.tied_embedding else 2
+        return tables * model.vocab_size * width + model.num_layers * layer + width
+    layer = 4 * (width**2 + width) + 2 * width * hidden + hidden + width + 4 * width
+    head = width**2 + 3 * width + model.vocab_size
+    return (model.vocab_size + model.max_positions + 2) * width + 2 * width + model.num_layers * layer + head
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -97,8 +127,32 @@ def test_gpt3_sizes(name):
     assert f"{parameters(model):,}" in (CONFIGS / "model" / f"{name}.yaml").read_text()
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_llama_and_bert_sizes(name):
+    model = model_of(name)
+    built = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(abstract(model), nnx.Param)))
+    assert other_parameters(model) == built == OTHERS[name]
+    assert f"{OTHERS[name]:,}" in (CONFIGS / "model" / f"{name}.yaml").read_text()
+
+
+def test_rope_of_llama_3():
+    """Frequencies of Llama 3.1 as its release computes them: wavelengths above 8192 are stretched by 8."""
+    model = model_of("llama-3.1-8b")
+    assert (model.head_size, model.kv_heads, model_of("llama-3.2-1b").head_size) == (128, 8, 64)
+    for ours, plain in zip(architecture(model).frequencies, 500000.0 ** (-np.arange(64) / 64), strict=True):
+        wavelength = 2 * math.pi / plain
+        if wavelength < 8192 / 4:
+            want = plain
+        elif wavelength > 8192 / 1:
+            want = plain / 8
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            want = (1 - smooth) * plain / 8 + smooth * plain
+        assert ours == pytest.approx(want, rel=1e-6)
+
+
 def test_all_models_are_covered():
-    assert {path.stem for path in (CONFIGS / "model").glob("*.yaml")} == {*EXACT, *GPT3, "tiny"}
+    assert {path.stem for path in (CONFIGS / "model").glob("*.yaml")} == {*EXACT, *GPT3, *OTHERS, "tiny"}
     assert parameters(model_of("tiny")) == 132_992
     assert all(model_of(name).init_std == 0.0048 for name in EXACT if name.startswith("bloom"))
 
