@@ -120,8 +120,10 @@ def read_json(path: Path) -> dict:
     """Reads a JSON object, or raises a ValueError that names the file."""
     try:
         value = json.loads(path.read_bytes())
+    except RecursionError as error:
+        raise ValueError(f"{path} is not JSON that can be read: it is nested too deeply") from error
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

@@ -159,7 +159,7 @@ def _read_shards(path: Path) -> dict[str, TensorInfo]:
         raise ValueError(f"{path / _INDEX}: expected a weight_map of tensor name -> file name")
     files = sorted(set(weight_map.values()))
     # Only the name is judged: a hub cache rightly links its files to another folder.
-    if outside := [file for file in files if file != Path(file).name or file in ("", "..") or "\\" in file]:
+    if outside := [file for file in files if not _is_plain(file)]:
         raise ValueError(f"{path / _INDEX}: refused: not plain file names in this folder: {', '.join(outside)}")
     if absent := [file for file in files if not (path / file).is_file()]:
         raise ValueError(f"{path}: {len(absent)} of {len(files)} shards are missing: {', '.join(absent)}")
@@ -205,6 +205,11 @@ def _shards(pairs: Iterable[tuple[str, np.ndarray]], max_shard_bytes: float) -> 
         shard[name] = array
         filled += array.nbytes
     yield shard
+
+
+def _is_plain(file: str) -> bool:
+    """Whether this can be the name of a file in the folder itself, on any system."""
+    return file == Path(file).name and file not in ("", "..") and "\\" not in file and len(file) < 200
 
 
 def _read_bounded(path: Path) -> dict[str, Any]:

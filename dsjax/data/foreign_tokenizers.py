@@ -49,7 +49,7 @@ def gguf_tokenizer(file: GGUFFile) -> tuple[tokenizers.Tokenizer, dict[str, Any]
     """
     path, metadata = file.path, file.metadata
     model, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if model != "gpt2" or pre not in _PRE_TOKENIZERS:
+    if model != "gpt2" or not isinstance(pre, str) or pre not in _PRE_TOKENIZERS:
         raise ValueError(
             f"{path}: the tokenizer is of the model {model!r} with the pre-tokenizer {pre!r}; known are model 'gpt2' "
             f"with {', '.join(map(repr, _PRE_TOKENIZERS))}; give the model as a Hugging Face folder instead"

@@ -23,6 +23,7 @@ import tokenizers
 from jaxtyping import Int64
 
 from dsjax.checkpoint.gguf_file import is_gguf, open_gguf
+from dsjax.checkpoint.manifest import read_json
 from dsjax.data.config import BPETokenizer, FileTokenizer
 from dsjax.data.foreign_tokenizers import VOCAB_FILE, gguf_tokenizer, wordpiece
 
@@ -378,14 +379,12 @@ def _read_library(path: Path) -> tokenizers.Tokenizer:
 
 def _read_settings(path: Path) -> dict[str, Any]:
     """tokenizer_config.json, with the template of a chat_template.jinja beside it; {} if there is none."""
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not a JSON object: {error}") from error
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} is not a JSON object")
+    settings = read_json(path) if path.is_file() else {}
     template = path.with_name("chat_template.jinja")
-    return settings | ({"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else {})
+    try:
+        return settings | ({"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else {})
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{template} is not UTF-8: byte {error.start}") from error
 
 
 def _content(token: object) -> str:

@@ -1,9 +1,11 @@
 """The shape of a model, by family. `kind` chooses the family."""
 
 import dataclasses
+import numbers
 import re
-from typing import Literal
+from typing import Any, Literal
 
+_NUMBERS: dict[Any, type] = {int: numbers.Integral, float: numbers.Real}
 Remat = Literal["none", "dots", "full"]
 Task = Literal["language_model", "classification", "embedding"]
 
@@ -46,6 +48,7 @@ class TransformerConfig:
     """Lengths of the scanned runs of layers, in order; () means (1, L-2, 1). All ones unrolls the stack."""
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("vocab_size", "num_layers", "model_dim", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
@@ -58,6 +61,14 @@ class TransformerConfig:
             raise ValueError(
                 f"segments must be positive and add up to num_layers = {self.num_layers}; got {self.segments}"
             )
+
+    def _check_types(self) -> None:
+        """A run file's values are checked when it is read; those of a config.json come here as they are."""
+        for field in dataclasses.fields(self):
+            value, wanted = getattr(self, field.name), _NUMBERS.get(field.type)
+            if wanted and (not isinstance(value, wanted) or isinstance(value, bool)):
+                kind = "whole number" if field.type is int else "number"
+                raise ValueError(f"{field.name} must be a {kind}; got {value!r}")
 
     @property
     def head_size(self) -> int:

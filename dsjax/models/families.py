@@ -48,21 +48,23 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     """The model config in a Hugging Face config.json.
 
     Raises:
-        ValueError: an unknown model_type, or a key that is missing.
+        ValueError: an unknown model_type, a key that is missing, or a value of the wrong type.
     """
     kind = hf.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise ValueError(f"config.json: model_type is {kind!r}; known are {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[kind]
-    name = (hf.get("architectures") or [next(iter(family.ARCHITECTURES))])[0]
-    if name not in family.ARCHITECTURES:
-        raise ValueError(f"config.json: architectures is {name!r}; known are {', '.join(family.ARCHITECTURES)}")
     try:
+        name = (hf.get("architectures") or [next(iter(family.ARCHITECTURES))])[0]
+        if name not in family.ARCHITECTURES:
+            raise ValueError(f"config.json: architectures is {name!r}; known are {', '.join(family.ARCHITECTURES)}")
         config = family.from_hf(hf)
+        num_labels = len(hf["id2label"]) if hf.get("id2label") else 2
+        return dataclasses.replace(config, task=family.ARCHITECTURES[name], num_labels=num_labels)
     except KeyError as missing:
         raise ValueError(f"config.json of a {kind} model lacks the key {missing}") from missing
-    num_labels = len(hf["id2label"]) if hf.get("id2label") else 2
-    return dataclasses.replace(config, task=family.ARCHITECTURES[name], num_labels=num_labels)
+    except (TypeError, AttributeError, OverflowError) as error:  # lists for numbers, infinity for a size: anything
+        raise ValueError(f"config.json of a {kind} model holds a value of the wrong type: {error}") from error
 
 
 def label_names(hf: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ def open_gguf_weights(path: str | Path) -> GGUFWeights:
     """
     file = open_gguf(path)
     kind = file.metadata.get("general.architecture")
-    if kind not in _ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in _ARCHITECTURES:
         raise ValueError(
             f"{path}: general.architecture is {kind!r}; known are {', '.join(sorted(_ARCHITECTURES))}; a Hugging Face "
             "folder of the same model may be of a family that is"

@@ -5,7 +5,6 @@ write(trained, [plain_prompt(trained, "def ")], how=Generation(max_new_tokens=50
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.gguf_file import is_gguf
+from dsjax.checkpoint.manifest import read_json
 from dsjax.checkpoint.store import CheckpointStore
 from dsjax.data.chat import ChatTemplate, chat_template
 from dsjax.data.config import FileTokenizer
@@ -26,7 +26,7 @@ from dsjax.models.families import abstract, config_from_hf, label_names
 from dsjax.models.naming import abstract_named, from_flat
 from dsjax.models.pretrained import load_pretrained, open_weights
 from dsjax.models.transformer import Transformer
-from dsjax.train.folder import read_config, read_json
+from dsjax.train.folder import read_config
 from dsjax.train.state import ModelTree
 
 Kind = Literal["run", "hugging_face", "gguf"]
@@ -185,11 +185,7 @@ def _run_labels(path: Path, config: ModelConfig) -> tuple[str, ...]:
 
 def _generation_config(path: Path) -> dict[str, Any]:
     file = path / "generation_config.json"
-    try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
+    return read_json(file) if file.is_file() else {}
 
 
 def _end_ids(config) -> list[int]:

@@ -10,7 +10,7 @@ from gguf_files import write_gguf
 
 from dsjax.checkpoint.safetensors_folder import open_folder
 from dsjax.models.config import LlamaConfig
-from dsjax.models.families import config_from_hf, create
+from dsjax.models.families import config_from_hf, config_to_hf, create
 from dsjax.models.gguf import halves_from_pairs
 from dsjax.models.pretrained import load_pretrained, open_weights, save_pretrained
 
@@ -201,3 +201,20 @@ def test_a_file_that_is_no_gguf(tmp_path):
     (tmp_path / "x.gguf").write_bytes(b"PK\x03\x04 something else")
     with pytest.raises(ValueError, match=r"a file, but no GGUF file; expected a folder with config.json"):
         open_weights(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"vocab_size": "40"}, "vocab_size must be a whole number; got '40'"),
+        ({"num_hidden_layers": True}, "num_layers must be a whole number; got True"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": []}}, "llama model holds a value of the wrong type"),
+        ({"architectures": 7}, "holds a value of the wrong type"),
+        ({"model_type": ["llama"]}, r"model_type is \['llama'\]; known are"),
+        ({"intermediate_size": None}, "mlp_dim must be a whole number"),
+    ],
+)
+def test_a_config_json_with_values_of_other_types(change, said):
+    hf = {**config_to_hf(CONFIG), **change}
+    with pytest.raises(ValueError, match=said):
+        config_from_hf(hf)
