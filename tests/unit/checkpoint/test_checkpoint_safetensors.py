@@ -210,6 +210,7 @@ def test_folders_that_are_none(tmp_path):
     ("file", "message"),
     [
         ("../other.safetensors", "refused"),
+        ("9" * 5000, "refused"),
         ("/etc/passwd", "refused"),
         ("sub/x.safetensors", "refused"),
         ("..", "refused"),

@@ -221,3 +221,14 @@ def test_vocabularies_that_are_none(tmp_path):
         ValueError, match=r"no tokenizer at .*: give a tokenizer.json .*, a vocab.txt .* or a GGUF file"
     ):
         load_tokenizer(FileTokenizer(path=str(tmp_path)))
+
+
+def test_settings_that_are_damaged(tmp_path):
+    folder_with(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"tokenizer_config.json is not JSON that can be read: it is nested too deeply"):
+        load_tokenizer(FileTokenizer(path=str(tmp_path)))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "chat_template.jinja").write_bytes(b"a\xff")
+    with pytest.raises(ValueError, match=r"chat_template.jinja is not UTF-8: byte 1"):
+        load_tokenizer(FileTokenizer(path=str(tmp_path)))
