@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", metavar="DST", help="a folder that does not exist or is empty")
     parser.add_argument("--config", metavar="RUN", help="a run file: the data and the training of the new run")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", dest="sets", help="override its values")
+    parser.add_argument("--adapter", action="store_true", help="of a run with lora: its adapter alone, as PEFT has it")
     parser.add_argument("--json", action="store_true", help="print what was written as JSON")
 
 
@@ -58,7 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     use_compilation_cache()
     trained = open_model(source, report=lambda line: print(f"dsjax: {line}", file=sys.stderr))
     try:
-        if kind == "run" or (kind == "gguf" and not arguments.config):
+        if arguments.adapter:
+            result = _to_adapter(trained, destination)
+        elif kind == "run" or (kind == "gguf" and not arguments.config):
             result = _to_hugging_face(trained, destination)
         else:
             result = _to_run(trained, arguments, destination)
@@ -80,6 +83,18 @@ def _to_hugging_face(trained: "TrainedModel", destination) -> dict:
     return _result(trained, destination, "hugging_face", [f"dsjax generate {destination} --prompt TEXT"])
 
 
+def _to_adapter(trained: "TrainedModel", destination) -> dict:
+    from dsjax.models.peft import write_adapter
+
+    if trained.adapter is None:
+        raise ValueError(f"--adapter: {trained.path} is not a run with lora; leave --adapter out for the whole model")
+    config = trained.model.config
+    write_adapter(trained.adapter, destination, config=config, base=config.init_from)
+    commands = [f"dsjax generate {config.init_from} --adapter {destination} --prompt TEXT"]
+    parameters = sum(tensor.size for tensor in trained.adapter.tensors.values())
+    return _result(trained, destination, "adapter", commands) | {"parameters": parameters}
+
+
 def _to_run(trained: "TrainedModel", arguments: argparse.Namespace, destination) -> dict:
     from dsjax.config.load import to_yaml
     from dsjax.data.build import build_corpus
@@ -87,6 +102,8 @@ def _to_run(trained: "TrainedModel", arguments: argparse.Namespace, destination)
     from dsjax.train.folder import resolved
 
     config = resolved(_run_config(trained, arguments, destination))
+    if config.lora is not None:
+        raise ValueError("a run with lora keeps only adapters: start it by dsjax train, with model.init_from")
     # Built now: a run keeps its data's hash, and data that cannot be read is better found before than after.
     corpus = build_corpus(config.data, progress=not arguments.json)
     config = resolved(_with_tokenizer(config, str((destination / "tokenizer").absolute())))

@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompt", required=True, action="append", metavar="TEXT", help="- reads standard input; repeat for a batch")
     add("--chat", action="store_true", help="as a user's message, by the model's template; show only the answer")
     add("--system", metavar="TEXT", help="with --chat: a system message before it")
+    add("--adapter", metavar="DIR", help="a LoRA adapter in PEFT's format, merged into the model")
     add("--max-new-tokens", type=int, default=100, metavar="N", help="tokens to write (default: 100)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     add("--temperature", type=float, default=0.0, metavar="F", help="0: greedy (default); 1: as the model has it")
@@ -37,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     import json
 
     from dsjax.train.processes import use_compilation_cache
-    from dsjax.train.source import open_model
+    from dsjax.train.source import open_model, with_adapter
     from dsjax.train.write import chat_prompt, plain_prompt, write
 
     texts = [_prompt(given) for given in arguments.prompt]
@@ -46,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     how = _how(arguments)
     use_compilation_cache()
     trained = open_model(arguments.source, report=_note)
+    if arguments.adapter is not None:
+        trained = with_adapter(trained, arguments.adapter)
     if arguments.chat:
         prompts = [chat_prompt(trained, text, system=arguments.system) for text in texts]
     else:

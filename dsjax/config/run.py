@@ -5,7 +5,7 @@ import dataclasses
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.data.config import DataConfig
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.config import AnyModelConfig, BloomConfig, ModelConfig
+from dsjax.models.config import AnyModelConfig, BloomConfig, LoRAConfig, ModelConfig
 from dsjax.observe.config import ObserveConfig
 from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
 from dsjax.train.config import EvaluateConfig, SampleConfig, TrainConfig
@@ -28,6 +28,8 @@ class RunConfig:
     """Devices."""
     model: AnyModelConfig = dataclasses.field(default_factory=BloomConfig)
     """The model."""
+    lora: LoRAConfig | None = None
+    """Train low-rank adapters beside the weights of model.init_from, which stay as they are; null trains everything."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """Text and tokens."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=AdamWConfig)

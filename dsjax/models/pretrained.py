@@ -5,6 +5,7 @@ the model.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -89,15 +90,14 @@ def load_params(
     shapes = nnx.to_pure_dict(nnx.split(abstract(config), nnx.Param)[1])
     if shardings is None:
         shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
-    names = [leaf for leaf, _ in leaf_names(shapes, config.layer_runs)]
     stored = _match(weights, config, shapes)
-    lacking = {name for layers in names for name in layers if tuple(name.split(".")) not in stored}
-    if lacking and seed is None:
+    absent = _absent(stored, config, shapes)
+    if absent and seed is None:
         raise ValueError(
-            f"{weights.path} was not made for the task {config.task}: it lacks {', '.join(sorted(lacking))}; "
+            f"{weights.path} was not made for the task {config.task}: it lacks {', '.join(sorted(absent))}; "
             "fine-tune it first, or load it for its own task"
         )
-    fresh = _drawn(config, lacking, shardings, seed) if lacking and seed is not None else {}
+    fresh = _drawn(config, absent, shardings, seed) if absent and seed is not None else {}
     place = {
         name: _one_layer(sharding, is_stack)
         for (layers, is_stack), sharding in zip(
@@ -114,6 +114,26 @@ def load_params(
 
     targets = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=s), shapes, shardings)
     return from_named(take, targets, config.layer_runs)
+
+
+def lacking(config: ModelConfig) -> set[str]:
+    """Names of the tensors that the model needs and the weights at `config.init_from` lack: a new head's."""
+    shapes = nnx.to_pure_dict(nnx.split(abstract(config), nnx.Param)[1])
+    return _absent(_match(open_weights(config.init_from), config, shapes), config, shapes)
+
+
+def _absent(stored: LazyTree, config: ModelConfig, shapes: Tree) -> set[str]:
+    names = [name for layers, _ in leaf_names(shapes, config.layer_runs) for name in layers]
+    return {name for name in names if tuple(name.split(".")) not in stored}
+
+
+def weights_hash(path: str | Path) -> str:
+    """SHA-256 of the files that hold a model's weights, in the order of their names: 0.3 s for 500 MB."""
+    path, digest = Path(path), hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with open(file, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _match(weights: TensorSource, config: ModelConfig, shapes: Tree) -> LazyTree:

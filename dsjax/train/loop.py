@@ -25,15 +25,15 @@ from dsjax.data.pipeline import Batches, validation_rows
 from dsjax.data.rows import Rows
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
-from dsjax.models.families import abstract, check_divisible, check_length, initial_params
+from dsjax.models.families import check_divisible, check_length, initial_params
 from dsjax.models.pretrained import initial_weights
 from dsjax.observe.profile import TraceWindow
 from dsjax.observe.progress import Progress
 from dsjax.observe.trackers import METRICS_FILE, make_trackers
-from dsjax.optimizers.api import StagedTransform
+from dsjax.optimizers.api import StagedTransform, Tree
 from dsjax.optimizers.create import create_optimizer
 from dsjax.optimizers.schedules import Clocks, learning_rate
-from dsjax.train import outcome
+from dsjax.train import lora, outcome
 from dsjax.train.corpus import describe, open_corpus
 from dsjax.train.folder import RunFolder, open_folder, resolved
 from dsjax.train.place import Placement, evaluation_placement, training_placement
@@ -99,11 +99,11 @@ def run(
     layout = Layout(make_mesh(config.mesh), config.mesh.zero_stage)
     check_divisible(config.model, layout.mesh.shape)
     check_length(config.model, config.data.sequence_length)
-    model = ModelTree.of(abstract(config.model))
+    model, _ = lora.split_model(config.model, config.lora)
     optimizer = create_optimizer(config.optimizer, model.shapes, model.stacked)
     shardings = state_shardings(layout, model, optimizer, ema=config.train.ema_decay > 0)
     placement = training_placement(layout, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
-    if not force:
+    if not force and config.lora is None:  # the plan counts full training, several times what adapters need
         require_memory(config, layout)
 
     corpus = open_corpus(config.data, config.model, console=console)
@@ -117,7 +117,6 @@ def run(
         ema_decay=config.train.ema_decay,
         dropout=config.model.dropout > 0 or config.model.attention_dropout > 0,
     )
-    evaluate = _evaluator(config, corpus, layout, programs)
 
     folder = open_folder(config, corpus.hash, run_dir=run_dir, resume=resume, report=report)
     store = CheckpointStore(folder.path / "checkpoints", config.checkpoint)
@@ -125,12 +124,17 @@ def run(
     total_steps = num_steps(config)
     if folder.resumed and (summary := summary_if_finished(folder, counters, total_steps, report)):
         return RunResult(folder.path, summary)
-    if saved is None:
-        state = _first_state(config, optimizer, shardings)
-    else:
+    if config.lora is not None and folder.resumed:
+        lora.check_base(folder.path, config.model)
+    state, frozen = _first_state(config, model, optimizer, layout, shardings, fresh=saved is None)
+    if saved is not None:
         state = restore(store, saved, abstract_state(model, optimizer, shardings), config.model.layer_runs)
         report(f"resumed from step {saved} of {folder.path}")
-    folder.write_start(config, describe(corpus), corpus.tokenizer.save)
+    assert state is not None
+    programs = programs.beside(frozen)
+    evaluate = _evaluator(config, corpus, layout, programs)
+    about = describe(corpus) | (lora.about_base(config.model) if config.lora is not None else {})
+    folder.write_start(config, about, corpus.tokenizer.save)
     if folder.resumed and folder.is_first_process:
         truncate_metrics(folder.path / METRICS_FILE, counters.steps)
 
@@ -168,6 +172,8 @@ def run(
         report(f"stopped by {stop.received or 'a signal'} at step {counters.steps}; to go on: {folder.how_to_resume}")
         return RunResult(folder.path, {}, stopped_by=stop.received or "SIGTERM")
     params = state.ema if state.ema is not None else state.params
+    if config.lora is not None and frozen is not None:
+        model, params = lora.folded(config.model, config.lora, params, frozen, layout=layout)
     summary = outcome.summarise(config, folder, corpus, counters, recorder, model, params, console)
     return RunResult(folder.path, summary)
 
@@ -246,12 +252,30 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _first_state(config: ResolvedRunConfig, optimizer: StagedTransform, shardings: TrainState) -> TrainState:
-    """The state before the first step: drawn, or around the weights that the run starts from."""
-    if not config.model.init_from:
-        return init_state(lambda key: initial_params(config.model, key), optimizer, shardings, seed=config.seed)
-    params = initial_weights(config.model, shardings=shardings.params, seed=config.seed)
-    return state_around(params, optimizer, shardings, seed=config.seed)
+def _first_state(
+    config: ResolvedRunConfig,
+    model: ModelTree,
+    optimizer: StagedTransform,
+    layout: Layout,
+    shardings: TrainState,
+    *,
+    fresh: bool,
+) -> tuple[TrainState | None, Tree | None]:
+    """The state before the first step, None unless it is wanted, and the parameters that are not trained.
+
+    Parameters are drawn, or are the weights that the run starts from.
+    """
+    frozen = None
+    if config.lora is not None:
+        params, frozen = lora.first_params(config.model, model, layout, seed=config.seed)
+    elif not fresh:
+        return None, None
+    elif config.model.init_from:
+        params = initial_weights(config.model, shardings=shardings.params, seed=config.seed)
+    else:
+        make = lambda key: initial_params(config.model, key)
+        return init_state(make, optimizer, shardings, seed=config.seed), None
+    return (state_around(params, optimizer, shardings, seed=config.seed) if fresh else None), frozen
 
 
 def _evaluator(

@@ -122,6 +122,8 @@ def plan(config: RunConfig, *, num_devices: int | None = None, device: DeviceSpe
         (True, True)
     """
     config = resolved(config)
+    if config.lora is not None:
+        raise ValueError("the plan counts full training; of lora: it would say too much. Plan it with --set lora=null")
     layout = abstract_layout(_sizes(config, num_devices), config.mesh.zero_stage)
     _check(config, layout)
     on_cpu = device is None and config.mesh.platform != "gpu" and bool(config.mesh.cpu_devices or layout.mesh.size == 1)

@@ -23,10 +23,13 @@ from dsjax.data.config import FileTokenizer
 from dsjax.data.tokenize import Tokenizer, load_tokenizer
 from dsjax.models.config import ModelConfig
 from dsjax.models.families import abstract, config_from_hf, label_names
-from dsjax.models.naming import abstract_named, from_flat
+from dsjax.models.lora import Adapter, merged
+from dsjax.models.naming import abstract_named, from_flat, to_named
+from dsjax.models.peft import read_adapter
 from dsjax.models.pretrained import load_pretrained, open_weights
 from dsjax.models.transformer import Transformer
 from dsjax.train.folder import read_config
+from dsjax.train.lora import applied, check_base, split_model
 from dsjax.train.state import ModelTree
 
 Kind = Literal["run", "hugging_face", "gguf"]
@@ -52,6 +55,7 @@ class TrainedModel:
         stop_tokens: ids that end a text.
         chat: the template of its conversations; None if it has none.
         labels: names of the classes of the task classification; () of another task.
+        adapter: what LoRA learned, which is merged into the model already; None if nothing was.
     """
 
     model: Transformer
@@ -64,6 +68,7 @@ class TrainedModel:
     stop_tokens: frozenset[int]
     chat: ChatTemplate | None = None
     labels: tuple[str, ...] = ()
+    adapter: Adapter | None = None
 
 
 def kind_of(path: str | Path) -> Kind:
@@ -110,12 +115,31 @@ def open_model(path: str | Path, *, report: Report) -> TrainedModel:
     return _open_run(path, report) if (kind := kind_of(path)) == "run" else _open_pretrained(path, kind)
 
 
+def with_adapter(trained: TrainedModel, path: str | Path) -> TrainedModel:
+    """The model with an adapter in PEFT's format merged into it; `trained` stays as it is.
+
+    Raises:
+        ValueError: no adapter there, or one for another model.
+    """
+    config = trained.model.config
+    adapter = read_adapter(path, config)
+    params = merged(nnx.to_pure_dict(nnx.state(trained.model, nnx.Param)), adapter, config.layer_runs)
+    model = nnx.merge(nnx.graphdef(trained.model), params)
+    return dataclasses.replace(trained, model=model, adapter=adapter, what=f"{trained.what} with the adapter {path}")
+
+
 def _open_run(path: Path, report: Report) -> TrainedModel:
     config = read_config(path)
     tokenizer = Tokenizer.load(path / "tokenizer")
     _check_vocabulary(path, config.model, tokenizer)
     tree = "ema" if config.train.ema_decay > 0 else "params"
-    step, model = _restore(path / "checkpoints", config.model, tree, report)
+    trees, adapter = split_model(config.model, config.lora)[0], None
+    step, params = _restore(path / "checkpoints", trees, config.model.layer_runs, tree, report)
+    if config.lora is not None:
+        check_base(path, config.model)
+        tensors = {name: np.asarray(value) for name, value in to_named(params, config.model.layer_runs).items()}
+        params, adapter = applied(config.model, config.lora, tensors)
+    model = nnx.merge(nnx.graphdef(abstract(config.model)), params)
     averaged = ", averaged over the last steps (train.ema_decay)" if tree == "ema" else ""
     return TrainedModel(
         model=model,
@@ -128,25 +152,26 @@ def _open_run(path: Path, report: Report) -> TrainedModel:
         stop_tokens=frozenset({tokenizer.end_of_text}),
         chat=chat_template(tokenizer.settings, str(path)),
         labels=_run_labels(path, config.model),
+        adapter=adapter,
     )
 
 
-def _restore(directory: Path, config: ModelConfig, tree: str, report: Report) -> tuple[int, Transformer]:
-    """The newest whole checkpoint's step and one of its trees of parameters, as a model; the rest stays unread."""
+def _restore(
+    directory: Path, model: ModelTree, runs: tuple[int, ...], tree: str, report: Report
+) -> tuple[int, dict[str, Any]]:
+    """The newest whole checkpoint's step and one of its trees of parameters; the rest stays unread."""
     store = CheckpointStore(directory, CheckpointConfig())
     step = store.latest_good(lambda problem: report(f"passed over: {problem}"))
     if step is None:
         why = f"none of the checkpoints {store.steps()} is whole" if store.steps() else "it holds no whole checkpoint"
         raise ValueError(f"{directory}: {why}; train on with `dsjax train ... --resume`, or give another run")
-    model = ModelTree.of(abstract(config))
     one_device = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("device",)), PartitionSpec())
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one_device)
     asked = {tree: jax.tree.map(place, model.shapes)}
-    restored = store.restore(step, abstract_named(asked, config.layer_runs), partial=True)
+    restored = store.restore(step, abstract_named(asked, runs), partial=True)
     # Layers are stacked on the host: on the device the parts and the stack would be there at once.
     flat = {name: np.asarray(restored.pop(name)) for name in list(restored)}
-    params = from_flat(flat, asked, config.layer_runs)[tree]
-    return step, nnx.merge(model.graph, jax.device_put(params, one_device))
+    return step, jax.device_put(from_flat(flat, asked, runs)[tree], one_device)
 
 
 def _open_pretrained(path: Path, kind: Kind) -> TrainedModel:

@@ -67,6 +67,10 @@ class ModelTree:
         stacked = jax.tree.map(lambda names, shape: len(shape.shape) == len(names) + 1, axes, shapes)
         return cls(graph, shapes, axes, stacked)
 
+    def part(self, keep: Callable[[str], bool]) -> "ModelTree":
+        """The same model's graph with some of its parameters only; `keep` sees names such as "classifier.kernel"."""
+        return ModelTree(self.graph, *(part_of(tree, keep) for tree in (self.shapes, self.axes, self.stacked)))
+
     def specs(self, choose: Callable[[tuple[str, ...], tuple[int, ...]], PartitionSpec]) -> Tree:
         """One spec per parameter; `choose(axes, shape)` sees one layer's tensor, a stack gets None in front."""
 
@@ -102,6 +106,40 @@ def flops_per_token(config: ModelConfig, model: ModelTree, *, sequence_length: i
         model_dim=config.num_heads * config.head_size,
         sequence_length=sequence_length,
     )
+
+
+def part_of(tree: Tree, keep: Callable[[str], bool], *, prefix: str = "") -> Tree:
+    """Some leaves of nested dicts, chosen by name.
+
+    Example:
+        >>> part_of({"a": {"b": 1, "c": 2}, "d": {"b": 3}}, lambda name: name != "d.b" and name != "a.c")
+        {'a': {'b': 1}}
+    """
+    kept = {}
+    for key, branch in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(branch, dict):
+            branch = part_of(branch, keep, prefix=f"{name}.")
+            if branch:
+                kept[key] = branch
+        elif keep(name):
+            kept[key] = branch
+    return kept
+
+
+def joined(first: Tree, second: Tree | None) -> Tree:
+    """Two parts of nested dicts as one; None has no leaves.
+
+    Example:
+        >>> joined({"a": {"b": 1}}, {"a": {"c": 2}, "d": 3})
+        {'a': {'b': 1, 'c': 2}, 'd': 3}
+    """
+    if second is None:
+        return first
+    whole = dict(first)
+    for key, branch in second.items():
+        whole[key] = joined(whole[key], branch) if key in whole else branch
+    return whole
 
 
 class Names(tuple):

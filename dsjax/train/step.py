@@ -23,7 +23,7 @@ from dsjax.layers.cross_entropy import summed_loss
 from dsjax.layers.dropout import sample_keys
 from dsjax.mesh.layout import BATCH_AXES, Layout
 from dsjax.optimizers.api import StagedTransform, Tree, UpdateInputs
-from dsjax.train.state import ModelTree, TrainState
+from dsjax.train.state import ModelTree, TrainState, joined
 
 BATCH_SPEC = PartitionSpec("data", None, BATCH_AXES)
 Batch = Mapping[str, jax.Array]
@@ -76,7 +76,9 @@ def _label_losses(
 def make_gradient(
     model: ModelTree, layout: Layout, *, per_worker: bool, dropout: bool
 ) -> Callable[[Tree, jax.Array, jax.Array, Batch], tuple[Tree, dict[str, jax.Array]]]:
-    """The gradient program: (params, run key, step, batch [W, A, b, T]) -> (gradients, figures).
+    """The gradient program: (params, run key, step, batch [W, A, b, T], frozen) -> (gradients, figures).
+
+    `frozen` are parameters that have no gradient, None when there are none.
 
     Args:
         model: the model taken apart.
@@ -94,34 +96,36 @@ def make_gradient(
     def sharded(tree: Tree) -> Tree:
         return jax.tree.map(lambda x, s: jax.lax.with_sharding_constraint(x, layout.named(s)), tree, gradient_specs)
 
-    def loss(params: Tree, part: Batch, key: jax.Array, step: jax.Array) -> jax.Array:
+    def loss(params: Tree, part: Batch, key: jax.Array, step: jax.Array, frozen: Tree | None) -> jax.Array:
         keys = sample_keys(key, step, part["sample_ids"]) if dropout else None
-        return batch_loss(nnx.merge(model.graph, params), part, keys=keys, layout=layout)[0]
+        return batch_loss(nnx.merge(model.graph, joined(params, frozen)), part, keys=keys, layout=layout)[0]
 
-    def worker(params: Tree, key: jax.Array, step: jax.Array, parts: Batch) -> tuple[Tree, jax.Array]:
+    def worker(
+        params: Tree, key: jax.Array, step: jax.Array, parts: Batch, frozen: Tree | None
+    ) -> tuple[Tree, jax.Array]:
         """Gradient and loss of one worker's rows [A, b, T], as sums over its tokens."""
         value_and_grad = jax.value_and_grad(loss)
         if parts["tokens"].shape[0] == 1:
-            value, gradient = value_and_grad(params, {name: x[0] for name, x in parts.items()}, key, step)
+            value, gradient = value_and_grad(params, {name: x[0] for name, x in parts.items()}, key, step, frozen)
             return sharded(gradient), value
 
         def accumulate(total, part):
-            value, gradient = value_and_grad(params, part, key, step)
+            value, gradient = value_and_grad(params, part, key, step, frozen)
             return sharded(jax.tree.map(jnp.add, total, sharded(gradient))), value
 
         zeros = sharded(jax.tree.map(jnp.zeros_like, params))
         total, values = jax.lax.scan(accumulate, zeros, parts)
         return total, values.sum()
 
-    def gradient(params: Tree, key: jax.Array, step: jax.Array, batch: Batch):
+    def gradient(params: Tree, key: jax.Array, step: jax.Array, batch: Batch, frozen: Tree | None = None):
         num_workers, num_parts, rows = batch["tokens"].shape[:3]
         if dropout:
             ids = jnp.arange(num_workers * num_parts * rows, dtype=jnp.int32).reshape(num_workers, num_parts, rows)
             batch = {**batch, "sample_ids": jax.lax.with_sharding_constraint(ids, layout.named(BATCH_SPEC))}
         tokens = batch["loss_mask"].sum(dtype=jnp.int32)
         per_token = 1 / jnp.maximum(tokens, 1).astype(jnp.float32)
-        gradients, losses = jax.vmap(worker, in_axes=(None, None, None, 0), spmd_axis_name="data")(
-            params, key, step, batch
+        gradients, losses = jax.vmap(worker, in_axes=(None, None, None, 0, None), spmd_axis_name="data")(
+            params, key, step, batch, frozen
         )
         if per_worker:
             gradients = jax.tree.map(lambda g: g * (num_workers * per_token), gradients)
@@ -179,8 +183,8 @@ def make_evaluate(model: ModelTree, layout: Layout) -> Callable[[Tree, Batch], d
     """
     rows_everywhere = dataclasses.replace(layout, batch_axes=("data", *BATCH_AXES))
 
-    def evaluate(params: Tree, batch: Batch) -> dict[str, jax.Array]:
-        merged = nnx.merge(model.graph, params)
+    def evaluate(params: Tree, batch: Batch, frozen: Tree | None = None) -> dict[str, jax.Array]:
+        merged = nnx.merge(model.graph, joined(params, frozen))
         if merged.config.task != "classification":
             loss, count = batch_loss(merged, batch, layout=rows_everywhere)
             return {"loss": loss, "count": count}
@@ -205,6 +209,16 @@ class Programs:
     gradient: Callable
     updates: Mapping[str, Callable]
     evaluate: Callable
+
+    def beside(self, frozen: Tree | None) -> "Programs":
+        """The same with parameters that are not trained, which gradient and evaluate take beside params."""
+        if frozen is None:
+            return self
+        return dataclasses.replace(
+            self,
+            gradient=lambda params, key, step, batch: self.gradient(params, key, step, batch, frozen),
+            evaluate=lambda params, batch: self.evaluate(params, batch, frozen),
+        )
 
 
 def make_programs(
