@@ -5,13 +5,11 @@ UTF-8, so ids that end inside a character, as a model's output may, give U+FFFD 
 is never turned into special tokens: a document that contains the characters "<|endoftext|>" does not end there.
 """
 
-import codecs
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,13 +21,19 @@ import tokenizers
 from jaxtyping import Int64
 
 from dsjax.checkpoint.gguf_file import is_gguf, open_gguf
-from dsjax.checkpoint.manifest import read_json
 from dsjax.data.config import BPETokenizer, FileTokenizer
-from dsjax.data.foreign_tokenizers import VOCAB_FILE, gguf_tokenizer, wordpiece
+from dsjax.data.pieces import StreamDecoder, library_pieces
+from dsjax.data.tokenizer_files import (
+    SETTINGS_FILE,
+    VOCAB_FILE,
+    gguf_tokenizer,
+    read_library,
+    read_settings,
+    wordpiece,
+)
 
 END_OF_TEXT = "<|endoftext|>"
 _KNOWN_ENDS = (END_OF_TEXT, "</s>", "<|im_end|>", "[SEP]")
-_SETTINGS_FILE = "tokenizer_config.json"
 _MASK_TOKENS = ("[MASK]", "<mask>")
 _BYTE_FILE = "byte_tokenizer.json"
 _BYTE_CONTENT = {"kind": "byte", "vocab_size": 257, "end_of_text": 256}
@@ -75,7 +79,7 @@ class Tokenizer:
             library.no_truncation()
             library.no_padding()
             self.end_of_text = _end_id(library, end_of_text)
-            self.pieces, self._strip = _library_pieces(library)
+            self.pieces, self._strip = library_pieces(library)
         self.vocab_size = len(self.pieces)
 
     def encode(self, text: str) -> list[int]:
@@ -215,7 +219,7 @@ class Tokenizer:
         (path / "tokenizer.json").write_text(self._library.to_str(pretty=True), encoding="utf-8")
         end = self._library.id_to_token(self.end_of_text)
         names = {**self.settings, "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
-        (path / _SETTINGS_FILE).write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
+        (path / SETTINGS_FILE).write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Tokenizer":
@@ -258,25 +262,6 @@ def _shares(first: int, second: int, room: int) -> tuple[int, int]:
     if first <= room - room // 2:
         return first, room - first
     return room - room // 2, room // 2
-
-
-class StreamDecoder:
-    """Gives text as soon as its bytes are complete UTF-8; the pieces fed so far always join to `decode` of their ids.
-
-    A space at the very beginning is kept, since what is streamed usually continues a prompt.
-    """
-
-    def __init__(self, pieces: list[bytes]) -> None:
-        self._pieces = pieces
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def feed(self, token: int) -> str:
-        """The text that became complete with `token`; often one piece, sometimes ''."""
-        return self._decoder.decode(self._pieces[token])
-
-    def finish(self) -> str:
-        """What is left: '' or one U+FFFD for a character cut off in the middle."""
-        return self._decoder.decode(b"", final=True)
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -351,8 +336,8 @@ def load_tokenizer(config: FileTokenizer) -> Tokenizer:
     if is_gguf(path):
         library, settings = gguf_tokenizer(open_gguf(path))
     elif path.is_file():
-        settings = _read_settings(path.with_name(_SETTINGS_FILE))
-        library = wordpiece(path, settings) if path.name == VOCAB_FILE else _read_library(path)
+        settings = read_settings(path.with_name(SETTINGS_FILE))
+        library = wordpiece(path, settings) if path.name == VOCAB_FILE else read_library(path)
     else:
         raise ValueError(
             f"no tokenizer at {path}: give a tokenizer.json of the `tokenizers` library, a {VOCAB_FILE} of WordPiece, "
@@ -370,23 +355,6 @@ def load_tokenizer(config: FileTokenizer) -> Tokenizer:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read_library(path: Path) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises plain Exception for every malformed file
-        raise ValueError(f"{path} is not a tokenizer.json of the `tokenizers` library: {error}") from error
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    """tokenizer_config.json, with the template of a chat_template.jinja beside it; {} if there is none."""
-    settings = read_json(path) if path.is_file() else {}
-    template = path.with_name("chat_template.jinja")
-    try:
-        return settings | ({"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else {})
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{template} is not UTF-8: byte {error.start}") from error
-
-
 def _content(token: object) -> str:
     """A special token, which is a string or an object with `content`; '' if there is none."""
     value = token.get("content") if isinstance(token, dict) else token
@@ -398,40 +366,3 @@ def _end_id(library: tokenizers.Tokenizer, name: str) -> int:
     if token is None:
         raise ValueError(f"end_of_text {name!r} is not one of the tokenizer's tokens")
     return token
-
-
-def _library_pieces(library: tokenizers.Tokenizer) -> tuple[list[bytes], bool]:
-    """The bytes of each id, and whether a text's first space was put there by the tokenizer."""
-    decoder = json.loads(library.to_str())["decoder"]
-    kinds = set(re.findall(r'"type": "(\w+)"', json.dumps(decoder)))
-    vocabulary = library.get_vocab(with_added_tokens=True)
-    pieces = [b""] * (max(vocabulary.values()) + 1)
-    for token, index in vocabulary.items():
-        if "ByteLevel" in kinds:
-            pieces[index] = _byte_level_piece(token)
-        elif kinds & {"Metaspace", "ByteFallback"}:
-            fallback = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
-            pieces[index] = bytes.fromhex(fallback[1]) if fallback else token.replace("▁", " ").encode()
-        elif "WordPiece" in kinds:
-            pieces[index] = token[2:].encode() if token.startswith("##") else f" {token}".encode()
-        else:
-            allowed = "ByteLevel, Metaspace, ByteFallback or WordPiece"
-            raise ValueError(f"cannot decode with a tokenizer whose decoder is {decoder}; allowed is {allowed}")
-    for index, added in library.get_added_tokens_decoder().items():
-        pieces[index] = b"" if added.special else added.content.encode()
-    return pieces, "ByteLevel" not in kinds
-
-
-def _byte_level_piece(token: str) -> bytes:
-    """GPT-2 writes each byte as one visible character; a token with any other character is meant literally."""
-    characters = _byte_characters()
-    if all(character in characters for character in token):
-        return bytes(characters[character] for character in token)
-    return token.encode()
-
-
-@functools.cache
-def _byte_characters() -> dict[str, int]:
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    hidden = [value for value in range(256) if value not in visible]
-    return {chr(value): value for value in visible} | {chr(256 + n): value for n, value in enumerate(hidden)}

@@ -1,6 +1,6 @@
-"""Tokenizers that are not kept as a tokenizer.json: the one inside a GGUF file, WordPiece's vocab.txt.
+"""Tokenizers as they are kept: a tokenizer.json, the one inside a GGUF file, WordPiece's vocab.txt.
 
-Each becomes one of the `tokenizers` library together with what its tokenizer_config.json would say.
+Each becomes one of the `tokenizers` library together with what its tokenizer_config.json says, or would say.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,8 +11,10 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from dsjax.checkpoint.gguf_file import GGUFFile
+from dsjax.checkpoint.manifest import read_json
 
 VOCAB_FILE = "vocab.txt"
+SETTINGS_FILE = "tokenizer_config.json"
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # of tokenizer.ggml.token_type
 _SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 _LLAMA_3 = (
@@ -39,6 +41,32 @@ _PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 }
 """tokenizer.ggml.pre -> how text is cut into words."""
 _WITH_BOS = ("llama-bpe",)  # a text begins with bos_token unless the file says otherwise
+
+
+def read_library(path: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a tokenizer.json.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises plain Exception for every malformed file
+        raise ValueError(f"{path} is not a tokenizer.json of the `tokenizers` library: {error}") from error
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with the template of a chat_template.jinja beside it; {} if there is none.
+
+    Raises:
+        ValueError: a file that is damaged.
+    """
+    settings = read_json(path) if path.is_file() else {}
+    template = path.with_name("chat_template.jinja")
+    try:
+        return settings | ({"chat_template": template.read_text(encoding="utf-8")} if template.is_file() else {})
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{template} is not UTF-8: byte {error.start}") from error
 
 
 def gguf_tokenizer(file: GGUFFile) -> tuple[tokenizers.Tokenizer, dict[str, Any]]:
