@@ -15,7 +15,7 @@ from dsjax.data.tokenize import load_tokenizer
 from dsjax.models.pretrained import load_pretrained, save_pretrained
 
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
-# Ids of QUESTION by llama.cpp's rules, from the vocabulary in the file: specials whole, words after GPT-2's split.
+# Of QUESTION, with special tokens recognised.
 QUESTION_IDS = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
 IM_END = 2
 LAYERS = (30,)  # as one loop: compiled in a tenth of the time
@@ -46,11 +46,22 @@ def test_smollm2_knows_the_capital_of_france(smollm2):
     assert tokenizer.decode(made[:-1]) == "The capital of France is Paris." and made[-1] == IM_END
 
 
+# Text -> ids, recorded from transformers 5.23.0: AutoTokenizer.from_pretrained(FOLDER, gguf_file=...).
+RECORDED = {
+    "In 1789, don't  wait\n\n\tnaïve 漢字 🙂 x=3.14": [
+        788, 216, 33, 39, 40, 41, 28, 1326, 982, 216, 5847, 1116, 197, 3546, 46494, 17097, 137, 112, 36518, 47526, 1792,
+        45, 35, 30, 33, 36,
+    ],
+    " leading  spaces": [2899, 216, 5600],
+    "def f(x):\n    return x ** 2\n": [1604, 275, 24, 104, 727, 472, 1003, 1792, 1903, 216, 34, 198],
+}  # fmt: skip
+
+
 @pytest.mark.needs_smollm2
-def test_the_tokenizer_in_the_gguf_gives_each_text_back():
+def test_the_tokenizer_in_the_gguf():
     tokenizer = load_tokenizer(FileTokenizer(path=str(models_on_disk.smollm2())))
-    for text in ("In 1789, don't  wait\n\n\tnaïve 漢字 🙂", " leading", "def f(x):\n    return x ** 2\n"):
-        assert tokenizer.decode(tokenizer.encode(text)) == text
+    for text, ids in RECORDED.items():
+        assert tokenizer.encode(text) == ids and tokenizer.decode(ids) == text
     assert [tokenizer.decode([token]) for token in tokenizer.encode("a 1789")] == ["a", " ", "1", "7", "8", "9"]
     text = QUESTION.partition("\n")[0]
     assert IM_END not in tokenizer.encode(text) and 1 not in tokenizer.encode(text), "text is never a special token"

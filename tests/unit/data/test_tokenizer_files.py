@@ -226,9 +226,7 @@ def test_vocabularies_that_are_none(tmp_path):
 def test_settings_that_are_damaged(tmp_path):
     folder_with(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
-    with pytest.raises(
-        ValueError, match=r"tokenizer_config.json is not JSON .*: it is nested too deeply"
-    ):
+    with pytest.raises(ValueError, match=r"tokenizer_config.json is not JSON .*: it is nested too deeply"):
         load_tokenizer(FileTokenizer(path=str(tmp_path)))
     (tmp_path / "tokenizer_config.json").write_text("{}")
     (tmp_path / "chat_template.jinja").write_bytes(b"a\xff")
