@@ -1,4 +1,4 @@
-"""Fine-tune all-MiniLM-L6-v2 on sentence polarity, with true and with shuffled labels; then the table and the plot.
+"""Fine-tune all-MiniLM-L6-v2 on sentence polarity: whole, by LoRA, with shuffled labels; then table and plot.
 
 python experiments/finetune_sentiment/run.py sentence_polarity.zip [--runs true-0 shuffled-0 ...]
 
@@ -27,8 +27,15 @@ from dsjax.train.source import open_model
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 DATA = ROOT / ".cache" / "finetune_sentiment"
-RUNS = [f"{labels}-{seed}" for labels in ("true", "shuffled") for seed in range(3)]
-TITLES = {"true": "full fine-tuning", "shuffled": "control: training labels shuffled"}
+RUNS = [f"{labels}-{seed}" for labels in ("true", "lora", "shuffled") for seed in range(3)]
+# Adapters begin at nothing and have few parameters: they take a larger step than whole weights do.
+LORA = {
+    "lora.rank": 8,
+    "lora.alpha": 16,
+    "lora.targets": r"'(attention\.(q|k|v|out)|mlp\.(up|down))\.kernel'",
+    "optimizer.learning_rate": 1e-3,
+}
+TITLES = {"true": "full fine-tuning", "lora": "LoRA, rank 8", "shuffled": "control: training labels shuffled"}
 
 
 def find_minilm() -> Path:
@@ -44,7 +51,7 @@ def find_minilm() -> Path:
 def train(name: str, minilm: Path) -> dict:
     """One run's figures, on the test sentences too, which nothing but this has seen."""
     labels, seed = name.split("-")
-    source = DATA / ("train.jsonl" if labels == "true" else "shuffled.jsonl")
+    source = DATA / ("shuffled.jsonl" if labels == "shuffled" else "train.jsonl")
     settings = {
         "seed": seed,
         "data.shuffle_seed": seed,
@@ -53,6 +60,8 @@ def train(name: str, minilm: Path) -> dict:
         "data.sources.0.path": source,
         "data.validation_sources.0.path": DATA / "validation.jsonl",
     }
+    if labels == "lora":
+        settings |= LORA
     config = load_run(HERE / "config.yaml", [f"{key}={value}" for key, value in settings.items()])
     folder = ROOT / "runs" / "finetune_sentiment" / name
     summary = dsjax.train.run(config, run_dir=folder, resume="if_any").summary
@@ -102,8 +111,8 @@ def plot(results: list[dict]) -> None:
     for result in results:
         losses = result["training_loss"]
         smooth = [statistics.mean(losses[max(0, at - 9) : at + 1]) for at in range(len(losses))]
-        control = result["run"].startswith("shuffled")
-        axes.plot(range(1, len(smooth) + 1), smooth, color="C1" if control else "C0", label=result["run"], lw=1)
+        color = {"true": "C0", "shuffled": "C1", "lora": "C2"}[result["run"].split("-")[0]]
+        axes.plot(range(1, len(smooth) + 1), smooth, color=color, label=result["run"], lw=1)
     axes.axhline(0.693, color="grey", ls=":", lw=1, label="ln 2, guessing")
     axes.set(xlabel="step", ylabel="training loss, nats per sentence (mean of 10 steps)", ylim=(0, None))
     axes.legend(fontsize=8)
