@@ -7,6 +7,8 @@ import re
 
 import tokenizers
 
+_MOST_UNUSED = 100_000  # ids without a token: some vocabularies are filled up, or their special tokens set apart
+
 
 class StreamDecoder:
     """Gives text as soon as its bytes are complete UTF-8; the pieces fed so far always join to `decode` of their ids.
@@ -29,10 +31,14 @@ class StreamDecoder:
 
 def library_pieces(library: tokenizers.Tokenizer) -> tuple[list[bytes], bool]:
     """The bytes of each id, and whether a text's first space was put there by the tokenizer."""
+    vocabulary = library.get_vocab(with_added_tokens=True)
+    last = max(vocabulary.values(), default=-1)
+    # Before anything else: what is made of it, here and by the library, is as long as the largest id.
+    if not 0 <= last < 2 * len(vocabulary) + _MOST_UNUSED:
+        raise ValueError(f"a tokenizer of {len(vocabulary)} tokens cannot have ids up to {last}; it is damaged")
     decoder = json.loads(library.to_str())["decoder"]
     kinds = set(re.findall(r'"type": "(\w+)"', json.dumps(decoder)))
-    vocabulary = library.get_vocab(with_added_tokens=True)
-    pieces = [b""] * (max(vocabulary.values()) + 1)
+    pieces = [b""] * (last + 1)
     for token, index in vocabulary.items():
         if "ByteLevel" in kinds:
             pieces[index] = _byte_level_piece(token)

@@ -232,3 +232,13 @@ def test_settings_that_are_damaged(tmp_path):
     (tmp_path / "chat_template.jinja").write_bytes(b"a\xff")
     with pytest.raises(ValueError, match=r"chat_template.jinja is not UTF-8: byte 1"):
         load_tokenizer(FileTokenizer(path=str(tmp_path)))
+
+
+def test_an_id_far_beyond_the_others(trained, tmp_path):
+    """The library would make a list as long as the id; it aborts the process when there is no memory for it."""
+    trained[0].save(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["a"] = 2**31
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"a tokenizer of 306 tokens cannot have ids up to 2147483648"):
+        load_tokenizer(FileTokenizer(path=str(tmp_path)))
