@@ -99,6 +99,16 @@ def test_other_families_products_are_those_of_the_formula(kind, more):
     assert needs.step_flops == needs.model_flops
 
 
+def test_whole_heads_of_keys_and_values_cost_every_device_all_of_them():
+    """Eight devices with a head of queries each, and all four heads of keys and values."""
+    run = config(kind="llama", more={"num_heads": 8, "num_kv_heads": 4, "mlp_dim": 160}, tensor=8)
+    needs = plan(run)
+    layers, width, head, kv, devices = 4, 64, 8, 4, 8
+    projected = 6 * 2 * width * head * kv * (devices - 1)
+    chosen = 4 * 2 * head * kv * devices  # products with zeros and ones, forward and backward, for keys and values
+    assert needs.step_flops == needs.model_flops + layers * (projected + chosen) * needs.step_tokens
+
+
 def test_without_remat_the_products_are_those_of_the_formula():
     run = config(kind="gpt2", remat="none")
     needs = plan(run, num_devices=1)
