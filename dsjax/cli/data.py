@@ -29,10 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     from dsjax.config.load import load_run
     from dsjax.data.build import build_corpus
+    from dsjax.train.folder import resolved
 
     if arguments.workers is not None and arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1; got {arguments.workers}")
-    config = load_run(arguments.config, arguments.set).data
+    config = resolved(load_run(arguments.config, arguments.set)).data  # the model decides what its rows are for
     corpus = build_corpus(config, progress=not arguments.json, workers=arguments.workers, out=arguments.out)
     splits = {
         name: {

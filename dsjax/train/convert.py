@@ -57,9 +57,11 @@ def to_hugging_face(trained: TrainedModel, path: str | Path) -> None:
     ids["eos_token_id"] = stops if len(stops) > 1 else end
     # Without a table of positions nothing else says how long the rows of the training were.
     length = {} if trained.model.architecture.max_positions else {"seq_length": trained.trained_length}
+    labels = {"id2label": {str(number): name for number, name in enumerate(trained.labels)}} if trained.labels else {}
+    labels |= {"label2id": {name: number for number, name in enumerate(trained.labels)}} if trained.labels else {}
     with _whole_or_nothing(Path(path)) as folder:
         params = nnx.to_pure_dict(nnx.state(trained.model, nnx.Param))
-        write_params(params, trained.model.config, folder, extra={**ids, **length})
+        write_params(params, trained.model.config, folder, extra={**ids, **length, **labels})
         write_json(folder / "generation_config.json", ids)
         trained.tokenizer.save(folder)
         if (folder / _BYTE_FILE).is_file():

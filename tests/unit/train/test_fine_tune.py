@@ -90,6 +90,11 @@ def test_a_run_learns_is_evaluated_and_resumes(place, tmp_path, capsys):
     found = {name: item["value"] for name, item in json.loads(capsys.readouterr().out).items() if name != "source"}
     assert found["rows"] == 400 and found["accuracy"] >= 0.95 and found["f1"] >= 0.95 and found["matthews"] >= 0.9
     assert open_model(folder, report=print).labels == ("neg", "pos")
+    assert main(["convert", str(folder), str(tmp_path / "hf")]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "hf"), "--data", data, "--json"]) == 0
+    again = {name: item["value"] for name, item in json.loads(capsys.readouterr().out).items() if name != "source"}
+    assert again == {**found, "nats_per_row": pytest.approx(found["nats_per_row"], rel=1e-5)}
     assert main(["evaluate", str(folder), "--task", "masked", "--data", data]) == 2
     assert "was made for the task classification" in capsys.readouterr().err
 
