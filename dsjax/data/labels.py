@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 
 from dsjax.data.read import Document
+from dsjax.data.single_rows import encode_rows
 from dsjax.data.store import TokenStore
 from dsjax.data.tokenize import Tokenizer
 
@@ -28,7 +29,7 @@ def encode_labelled(
 
     `rows` holds the number of tokens of the second text and whether the text was cut.
     """
-    rows = tokenizer.encode_rows([d.text for d in documents], [d.pair for d in documents], length=length)
+    rows = encode_rows(tokenizer, [d.text for d in documents], [d.pair for d in documents], length=length)
     labels = [document.label for document in documents]
     return [np.array(row.ids, dtype) for row in rows], {
         "labels": np.frombuffer(json.dumps(labels).encode(), np.uint8),

@@ -5,7 +5,6 @@ UTF-8, so ids that end inside a character, as a model's output may, give U+FFFD 
 is never turned into special tokens: a document that contains the characters "<|endoftext|>" does not end there.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -134,49 +133,10 @@ class Tokenizer:
         ids = [self._library.token_to_id(name) for name in _MASK_TOKENS] if self._library is not None else []
         return next((token for token in ids if token is not None), None)
 
-    def encode_rows(self, texts: Sequence[str], pairs: Sequence[str | None], *, length: int) -> "list[Row]":
-        """Each text, or pair of texts, as one row of at most `length` ids with the tokenizer's special tokens.
-
-        What is too long loses its end, of a pair the longer one first. A tokenizer without special tokens of its own
-        gives a text alone, and an end-of-text token between the texts of a pair.
-
-        Raises:
-            ValueError: `length` leaves no room for text.
-        """
-        firsts = self._encodings(texts)
-        seconds = self._encodings([pair or "" for pair in pairs])
-        rows = []
-        for first, second, pair in zip(firsts, seconds, pairs, strict=True):
-            added = self._num_added(is_pair=pair is not None)
-            room = length - added
-            if room < 1 + (pair is not None):
-                raise ValueError(f"rows of {length} tokens have no room for text beside {added} special tokens")
-            of_second = len(second) if pair is not None else 0
-            keep = _shares(len(first), of_second, room)
-            cut = len(first) + of_second > room
-            rows.append(self._row(first, second if pair is not None else None, keep, cut))
-        return rows
-
-    def _encodings(self, texts: Sequence[str]) -> list:
-        """Without special tokens; of bytes plain lists."""
-        if self._library is None:
-            return [list(text.encode()) for text in texts]
-        return self._library.encode_batch(list(texts), add_special_tokens=False)
-
-    def _num_added(self, *, is_pair: bool) -> int:
-        own = self._library.num_special_tokens_to_add(is_pair) if self._library is not None else 0
-        return own or int(is_pair)
-
-    def _row(self, first, second, keep: tuple[int, int], cut: bool) -> "Row":
-        if self._library is None or not self._library.num_special_tokens_to_add(second is not None):
-            bare = lambda encoding, size: list(encoding if self._library is None else encoding.ids)[:size]
-            rest = [] if second is None else [self.end_of_text, *bare(second, keep[1])]
-            return Row([*bare(first, keep[0]), *rest], 0, cut)
-        first.truncate(keep[0])
-        if second is not None:
-            second.truncate(keep[1])
-        whole = self._library.post_process(first, second, add_special_tokens=True)
-        return Row(whole.ids, sum(whole.type_ids), cut)
+    @property
+    def library(self) -> tokenizers.Tokenizer | None:
+        """The `tokenizers` library's own; None for bytes."""
+        return self._library
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; special tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
@@ -235,33 +195,6 @@ class Tokenizer:
                 raise ValueError(f"{path / _BYTE_FILE} is not the byte tokenizer of this version: {content}")
             return cls(None)
         return load_tokenizer(FileTokenizer(path=str(path)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A text or a pair of texts as a model reads it."""
-
-    ids: list[int]
-    num_second: int
-    """How many of the last ids are of token type 1, the second text of a pair."""
-    cut: bool
-    """Whether the text was longer."""
-
-
-def _shares(first: int, second: int, room: int) -> tuple[int, int]:
-    """How much of two texts fits when the longer one is cut first.
-
-    Example:
-        >>> _shares(10, 3, 9), _shares(10, 8, 9), _shares(2, 2, 9)
-        ((6, 3), (5, 4), (2, 2))
-    """
-    if first + second <= room:
-        return first, second
-    if second <= room // 2:
-        return room - second, second
-    if first <= room - room // 2:
-        return first, room - first
-    return room - room // 2, room // 2
 
 
 def byte_tokenizer() -> Tokenizer:

@@ -14,8 +14,9 @@ from jaxtyping import Float64, Int64
 
 from dsjax.data.config import JsonlSource, ParquetSource
 from dsjax.data.read import Undecodable, read_part
+from dsjax.data.single_rows import Row, encode_rows
 from dsjax.data.sources import open_source
-from dsjax.data.tokenize import Row, Tokenizer
+from dsjax.data.tokenize import Tokenizer
 from dsjax.models.generate import bucket
 from dsjax.models.transformer import Transformer
 from dsjax.train import metrics
@@ -80,7 +81,7 @@ def read_labelled(
                 labels.append(number)
     if not documents:
         raise ValueError("there is nothing to evaluate: no line has any text")
-    rows = tokenizer.encode_rows([d.text for d in documents], [d.pair for d in documents], length=length)
+    rows = encode_rows(tokenizer, [d.text for d in documents], [d.pair for d in documents], length=length)
     return Labelled(rows, np.array(labels, np.int64))
 
 

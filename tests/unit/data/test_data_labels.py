@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from dsjax.data.build import build_corpus
 from dsjax.data.config import ByteTokenizer, DataConfig, FileTokenizer, JsonlSource, ParquetSource, TextSource
 from dsjax.data.rows import Rows
+from dsjax.data.single_rows import encode_rows
 from dsjax.data.tokenize import byte_tokenizer
 from tests.wordpiece import SEP, WORDS, library, tokenizer
 
@@ -38,7 +39,7 @@ def test_rows_are_what_the_library_gives_when_it_truncates(texts, length):
     oracle = library()
     oracle.encode_special_tokens = True
     oracle.enable_truncation(length)  # longest first
-    rows = tokenizer().encode_rows([text for text, _ in texts], [pair for _, pair in texts], length=length)
+    rows = encode_rows(tokenizer(), [text for text, _ in texts], [pair for _, pair in texts], length=length)
     for row, (text, pair) in zip(rows, texts, strict=True):
         whole = oracle.encode(text, pair) if pair is not None else oracle.encode(text)
         types = [0] * (len(row.ids) - row.num_second) + [1] * row.num_second
@@ -53,7 +54,7 @@ def test_rows_are_what_the_library_gives_when_it_truncates(texts, length):
 @settings(deadline=None)
 @given(st.text(max_size=20), st.none() | st.text(max_size=20), st.integers(3, 30))
 def test_bytes_have_no_special_tokens_but_one_between_a_pair(text, pair, length):
-    (row,) = byte_tokenizer().encode_rows([text], [pair], length=length)
+    (row,) = encode_rows(byte_tokenizer(), [text], [pair], length=length)
     whole = [*text.encode()] if pair is None else [*text.encode(), 256, *pair.encode()]
     assert row.num_second == 0 and row.cut == (len(whole) > length)
     assert row.ids == whole if not row.cut else len(row.ids) == length
