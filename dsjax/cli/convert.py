@@ -10,10 +10,9 @@ if TYPE_CHECKING:
 HELP = "between a run folder, a Hugging Face folder and a GGUF file"
 
 _DESCRIPTION = """\
-Write the model of a run or of a GGUF file as a Hugging Face folder (float32, with its tokenizer), or a
-Hugging Face folder as a run that generates, evaluates, and is trained on by
-`dsjax train DST/config.yaml --run-dir DST --resume`. A GGUF file becomes a run, too, where --config is
-given. Nothing is ever overwritten."""
+Write the model of a run or of a GGUF file as a Hugging Face folder (float32, with its tokenizer),
+or a Hugging Face folder (with --config also a GGUF file) as a run that generates, evaluates, and is
+trained on by `dsjax train DST/config.yaml --run-dir DST --resume`. Nothing is ever overwritten."""
 
 _EPILOG = """\
   dsjax convert runs/quickstart quickstart-hf

@@ -5,11 +5,11 @@ import argparse
 HELP = "unit vectors of texts, and the cosine of each pair"
 
 _DESCRIPTION = """\
-Turn texts into unit vectors, the mean of the model's features over each text, and print the cosine of
-each pair: of two texts one number, of more a table. --json prints the vectors, too."""
+Turn texts into unit vectors, the mean of the model's features over each text, and print the cosine
+of each pair: of two texts one number, of more a table. --json prints the vectors, too."""
 
 _EPILOG = """\
-  dsjax embed all-MiniLM-L6-v2 --text "A man is playing a guitar." --text "Someone plays an instrument."
+  dsjax embed all-MiniLM-L6-v2 --text "A man plays a guitar." --text "Someone plays an instrument."
   dsjax embed all-MiniLM-L6-v2 --text - --json < sentences.txt"""
 
 

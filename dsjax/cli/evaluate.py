@@ -9,25 +9,25 @@ if TYPE_CHECKING:
 HELP = "loss, perplexity and bits per byte of a model on text; accuracy and F1 of a classifier"
 
 _DESCRIPTION = """\
-Score text with a model: a window of --length tokens slides over each document by --stride. Of a
-classifier: accuracy, F1 and correlation of Matthews on labelled texts; of an encoder: the loss on hidden tokens."""
+Score text by a sliding window; of a classifier labelled texts, of an encoder hidden tokens."""
 
 _EPILOG = """\
-  dsjax evaluate bloom-560m --data pages.jsonl --field body --stride 256 --json
   dsjax evaluate runs/reviews --task classification --data test.jsonl --label-key stars"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's arguments."""
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    parser.usage = "dsjax evaluate SOURCE --data PATH [PATH ...] [options]"
     add = parser.add_argument
     add("source", metavar="SOURCE", help="a run folder, a Hugging Face model folder or a GGUF file")
     add("--data", nargs="+", required=True, metavar="PATH", help="text files, folders of them, .jsonl files")
     add("--length", type=int, metavar="T", help="tokens in a window (default: that of the training)")
     add("--stride", type=int, metavar="N", help="tokens between windows (default: half the length)")
     add("--score-first", action="store_true", help="score each document's first token too, after an end of text")
-    add("--field", "--text-key", default="text", metavar="KEY", help="key of a .jsonl line's text (default: text)")
-    add("--task", choices=("language_model", "classification", "masked"), help="default: what the model is for")
+    add("--field", default="text", metavar="KEY", help="key of a .jsonl line's text (default: text)")
+    tasks = ("language_model", "classification", "masked")
+    add("--task", choices=tasks, metavar="TASK", help=", ".join(tasks) + " (default: what the model is for)")
     add("--label-key", default="label", metavar="KEY", help="key of a .jsonl line's label (default: label)")
     add("--pair-key", default="", metavar="KEY", help="key of a .jsonl line's second text, of pairs")
     add("--seed", type=int, default=0, metavar="N", help="of what is hidden, with --task masked (default: 0)")
