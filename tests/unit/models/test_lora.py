@@ -114,7 +114,7 @@ def test_gradients_are_the_chain_rule_of_the_merged_model(name):
     assert checked == len(factors)
 
 
-@pytest.mark.parametrize("name", ["bert"])
+@pytest.mark.parametrize("name", ["gpt2"])
 def test_it_starts_as_the_base_bit_for_bit_however_layers_are_stacked(name):
     config = MODELS[name]
     drawn = {}

@@ -13,7 +13,6 @@ MESHES = {
     "tensor, remat": {"tensor": 4, "remat": "full"},
     "llama, tensor, whole kv heads": {"tensor": 4, "kind": "llama", "more": {"num_kv_heads": 2}},
     "bert, tensor, remat": {"tensor": 2, "kind": "bert", "remat": "full", "more": {"segments": (4,)}},
-    "llama, fsdp, ZeRO 3": {"fsdp": 4, "zero_stage": 3, "kind": "llama"},
     "all three, ZeRO 3": {"data": 2, "fsdp": 2, "tensor": 2, "zero_stage": 3},
 }
 
