@@ -184,3 +184,26 @@ def write_between_marks(readme: Path, lines: Sequence[str]) -> None:
     begin, end = "<!-- results -->", "<!-- end of results -->"
     before, _, rest = readme.read_text().partition(begin)
     readme.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.partition(end)[2]}")
+
+
+def plot_pairs(
+    panels: Sequence[tuple[str, Sequence[Mapping[str, float]]]], labels: Mapping[str, str], path: Path
+) -> None:
+    """Tokens per second of every pair: one panel (title, pairs) beside the other, a line for each side in `labels`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.5 * len(panels), 3.5), squeeze=False)
+    for ax, (title, pairs) in zip(axes[0], panels, strict=True):
+        for side, label in labels.items():
+            ax.plot([pair[side] for pair in pairs], marker="o", label=label)
+        ax.set_title(title)
+        ax.set_xlabel("pair")
+        ax.set_ylabel("tokens/s")
+        ax.set_ylim(bottom=0)
+        ax.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)

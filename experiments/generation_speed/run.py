@@ -26,6 +26,7 @@ from side_by_side import (
     MOST_OTHER_CORES,
     Worker,
     machine,
+    plot_pairs,
     python_with,
     stop_on_sigterm,
     timed,
@@ -142,28 +143,8 @@ def report(result: dict[str, Any]) -> None:
         "![tokens per second of every pair](plot.png)",
     ]
     write_between_marks(HERE / "README.md", lines)
-    plot(result)
-
-
-def plot(result: dict[str, Any]) -> None:
-    """Both speeds of every pair."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(result["cases"]), figsize=(4 * len(result["cases"]), 3.4))
-    for ax, case in zip(axes, result["cases"], strict=True):
-        for side, label in (("jax", "dsjax"), ("torch", "transformers")):
-            ax.plot([pair[side] for pair in case["pairs"]], marker="o", label=label)
-        ax.set_title(f"{case['name']}: {case['median']['ratio']:.2f}x")
-        ax.set_xlabel("pair of calls")
-        ax.set_ylabel("tokens/s")
-        ax.set_ylim(bottom=0)
-        ax.legend()
-    figure.tight_layout()
-    figure.savefig(HERE / "plot.png", dpi=120, metadata={"Software": None})
-    plt.close(figure)
+    panels = [(f"{case['name']}: {case['median']['ratio']:.2f}x", case["pairs"]) for case in result["cases"]]
+    plot_pairs(panels, {"jax": "dsjax", "torch": "transformers"}, HERE / "plot.png")
 
 
 def main() -> None:

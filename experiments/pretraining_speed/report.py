@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from side_by_side import write_between_marks
+from side_by_side import plot_pairs, write_between_marks
 
 HERE = Path(__file__).parent
 NOT_RUN = "not run"
@@ -85,29 +85,9 @@ def report() -> None:
             "",
             "![tokens per second of every pair of blocks](plot.png)",
         ]
-        plot(cpu)
+        panels = [(f"GPT {size['model']}: {size['median']['ratio']:.2f}x", size["pairs"]) for size in cpu["sizes"]]
+        plot_pairs(panels, {"jax": "dsjax", "torch": "PyTorch, eager"}, HERE / "plot.png")
     write_between_marks(HERE / "README.md", lines)
-
-
-def plot(result: dict[str, Any]) -> None:
-    """Both speeds of every pair, and their ratio."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(result["sizes"]), figsize=(5 * len(result["sizes"]), 3.6), squeeze=False)
-    for ax, size in zip(axes[0], result["sizes"], strict=True):
-        for name, label in (("jax", "dsjax"), ("torch", "PyTorch, eager")):
-            ax.plot([pair[name] for pair in size["pairs"]], marker="o", label=label)
-        ax.set_title(f"GPT {size['model']}: {size['median']['ratio']:.2f}x")
-        ax.set_xlabel("pair of blocks")
-        ax.set_ylabel("tokens/s")
-        ax.set_ylim(bottom=0)
-        ax.legend()
-    figure.tight_layout()
-    figure.savefig(HERE / "plot.png", dpi=120, metadata={"Software": None})
-    plt.close(figure)
 
 
 if __name__ == "__main__":
