@@ -7,16 +7,17 @@ import json
 import lzma
 import tokenize
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
-from dsjax.data.config import JsonlSource, ParquetSource, StdlibSource, TextSource
-from dsjax.data.sources import Part
+from dsjax.data.config import JsonlSource, ParquetSource, SourceConfig, StdlibSource, TextSource
+from dsjax.data.sources import Part, open_source
 
 Undecodable = Literal["error", "replace", "skip"]
 MAX_LABELS = 1 << 16
 """More classes than this are taken for a mistake, such as a number that is no label."""
+_PART_BYTES = 1 << 26  # on disk, of what is read one part at a time
 _MARK = b"\xef\xbb\xbf"
 _HOW = "set data.undecodable (--undecodable) to 'replace' or 'skip' to go on"
 
@@ -31,6 +32,21 @@ class Document:
     """The second text, of sources with `text_pair`."""
     label: int | str | None = None
     """Of sources with `label`."""
+
+
+def read_documents(sources: Iterable[SourceConfig], *, undecodable: Undecodable = "error") -> Iterator[Document]:
+    """All documents of some sources, in order, one after the other.
+
+    Args:
+        sources: where they are.
+        undecodable: what to do with bytes that are not UTF-8.
+
+    Raises:
+        ValueError: a path that does not exist, holds no text or cannot be read.
+    """
+    for source in sources:
+        for part in open_source(source).parts(_PART_BYTES):
+            yield from read_part(part, undecodable=undecodable)
 
 
 def read_part(part: Part, *, undecodable: Undecodable = "error") -> Iterator[Document]:

@@ -3,6 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Int32
+
 from dsjax.data.tokenize import Tokenizer
 
 
@@ -45,6 +48,19 @@ def encode_rows(tokenizer: Tokenizer, texts: Sequence[str], pairs: Sequence[str 
         ids, num_second = _joined(tokenizer, first, second if pair is not None else None, keep)
         rows.append(Row(ids, num_second, cut))
     return rows
+
+
+def padded(rows: Sequence[Sequence[int]], width: int) -> tuple[Int32[np.ndarray, "B T"], Int32[np.ndarray, "B T"]]:
+    """Rows as tokens and mask [B, width], padded on the right with zeros; the mask is 1 for what is real.
+
+    Example:
+        >>> [array.tolist() for array in padded([[7, 8], [9]], 3)]
+        [[[7, 8, 0], [9, 0, 0]], [[1, 1, 0], [1, 0, 0]]]
+    """
+    tokens, mask = (np.zeros((len(rows), width), np.int32) for _ in range(2))
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)], mask[i, : len(row)] = row, 1
+    return tokens, mask
 
 
 def _encodings(tokenizer: Tokenizer, texts: Sequence[str]) -> list:

@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32
 
+from dsjax.data.single_rows import padded
 from dsjax.layers.heads import mean_pooled
 from dsjax.models.generate import bucket
 from dsjax.models.transformer import Transformer
@@ -53,7 +54,10 @@ def embed(trained: TrainedModel, texts: Sequence[str]) -> Embedded:
     rows = [[*row[:-1], full[-1]] if len(row) < len(full) else row for row, full in zip(rows, ids, strict=True)]
     graph, state = nnx.split(trained.model, nnx.Param)
     params = nnx.to_pure_dict(state)
-    parts = [_vectors(graph, params, *_padded(rows[i : i + _BATCH], limit)) for i in range(0, len(rows), _BATCH)]
+    cuts = [rows[i : i + _BATCH] for i in range(0, len(rows), _BATCH)]
+    widths = [bucket(max(map(len, cut))) for cut in cuts]
+    widths = [min(width, limit) if limit else width for width in widths]
+    parts = [_vectors(graph, params, *padded(cut, width)) for cut, width in zip(cuts, widths, strict=True)]
     vectors = np.concatenate([np.asarray(part) for part in parts])[: len(rows)]
     return Embedded(vectors, tuple(len(row) for row in ids), limit)
 
@@ -66,16 +70,6 @@ def cosines(vectors: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N N"]:
         [[1.0, 0.6000000238418579], [0.6000000238418579, 1.0]]
     """
     return vectors @ vectors.T
-
-
-def _padded(rows: Sequence[list[int]], limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and their mask, both [B, T]; T is a power of two, or the model's limit."""
-    width = bucket(max(map(len, rows)))
-    width = min(width, limit) if limit else width
-    ids, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), np.int32)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)], mask[i, : len(row)] = row, 1
-    return ids, mask
 
 
 @jax.jit(static_argnames="graph")

@@ -22,8 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int64
 
 from dsjax.data.config import SourceConfig
-from dsjax.data.read import Undecodable, read_part
-from dsjax.data.sources import open_source
+from dsjax.data.read import Undecodable, read_documents
 from dsjax.data.tokenize import Tokenizer
 from dsjax.layers.cross_entropy import token_losses
 from dsjax.models.generate import bucket
@@ -32,7 +31,6 @@ from dsjax.models.transformer import Transformer
 BATCH_TOKENS = 8192
 """Tokens at a time on each device, unless told otherwise."""
 _CHUNK_ELEMENTS = 1 << 26  # logits that exist at a time on each device
-_PART_BYTES = 1 << 26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +76,14 @@ def read_text(
         ValueError: a path that does not exist, holds no text or cannot be read.
     """
     documents, num_bytes, num_lossy = [], 0, 0
-    for source in sources:
-        for part in open_source(source).parts(_PART_BYTES):
-            for document in read_part(part, undecodable=undecodable):
-                ids = tokenizer.encode(document.text)
-                num_lossy += tokenizer.decode(ids) != document.text
-                num_bytes += len(document.text.encode())
-                if not score_first and ids:
-                    num_bytes -= int(tokenizer.byte_lengths[ids[0]])
-                lead = [tokenizer.end_of_text] if score_first else []
-                documents.append(np.array([*lead, *ids], np.int32))
+    for document in read_documents(sources, undecodable=undecodable):
+        ids = tokenizer.encode(document.text)
+        num_lossy += tokenizer.decode(ids) != document.text
+        num_bytes += len(document.text.encode())
+        if not score_first and ids:
+            num_bytes -= int(tokenizer.byte_lengths[ids[0]])
+        lead = [tokenizer.end_of_text] if score_first else []
+        documents.append(np.array([*lead, *ids], np.int32))
     return Text(documents, num_bytes, num_lossy)
 
 

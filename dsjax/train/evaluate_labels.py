@@ -13,9 +13,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from dsjax.data.config import JsonlSource, ParquetSource
-from dsjax.data.read import Undecodable, read_part
+from dsjax.data.read import Undecodable, read_documents
 from dsjax.data.single_rows import Row, encode_rows
-from dsjax.data.sources import open_source
 from dsjax.data.tokenize import Tokenizer
 from dsjax.models.generate import bucket
 from dsjax.models.transformer import Transformer
@@ -23,7 +22,6 @@ from dsjax.train import metrics
 
 BATCH_TOKENS = 8192
 """Tokens at a time, unless told otherwise."""
-_PART_BYTES = 1 << 26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,18 +65,17 @@ def read_labelled(
     documents, labels = [], []
     numbers = {name: number for number, name in enumerate(names)}
     for source in sources:
-        for part in open_source(source).parts(_PART_BYTES):
-            for document in read_part(part, undecodable=undecodable):
-                label = document.label
-                number = numbers.get(label, -1) if isinstance(label, str) else label
-                if number is None or not 0 <= number < len(names):
-                    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-                    raise ValueError(
-                        f"{source.path}: {document.name} has the label {label!r}; the model's are {shown} (0 to "
-                        f"{len(names) - 1})"
-                    )
-                documents.append(document)
-                labels.append(number)
+        for document in read_documents([source], undecodable=undecodable):
+            label = document.label
+            number = numbers.get(label, -1) if isinstance(label, str) else label
+            if number is None or not 0 <= number < len(names):
+                shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+                raise ValueError(
+                    f"{source.path}: {document.name} has the label {label!r}; the model's are {shown} (0 to "
+                    f"{len(names) - 1})"
+                )
+            documents.append(document)
+            labels.append(number)
     if not documents:
         raise ValueError("there is nothing to evaluate: no line has any text")
     rows = encode_rows(tokenizer, [d.text for d in documents], [d.pair for d in documents], length=length)

@@ -16,15 +16,13 @@ from dsjax.data.config import SourceConfig
 from dsjax.data.encode import encode_documents
 from dsjax.data.masked import Masker
 from dsjax.data.pipeline import FixedBatches
-from dsjax.data.read import Undecodable, read_part
+from dsjax.data.read import Undecodable, read_documents
 from dsjax.data.rows import Rows
-from dsjax.data.sources import open_source
 from dsjax.data.store import TokenStore
 from dsjax.data.tokenize import Tokenizer
 from dsjax.models.transformer import Transformer
 from dsjax.train.step import batch_loss
 
-_PART_BYTES = 1 << 26
 _SHARE = 0.15
 
 
@@ -71,12 +69,7 @@ def score_masked(
     """
     if tokenizer.mask_token is None:
         raise ValueError("the model's tokenizer has no token [MASK] or <mask>; the task masked is for encoders")
-    texts = [
-        document.text
-        for source in sources
-        for part in open_source(source).parts(_PART_BYTES)
-        for document in read_part(part, undecodable=undecodable)
-    ]
+    texts = [document.text for document in read_documents(sources, undecodable=undecodable)]
     documents = encode_documents(texts, tokenizer, np.dtype(np.uint32), framed=True)
     if not documents:
         raise ValueError("there is nothing to score: no document has any text")

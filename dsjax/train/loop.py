@@ -103,7 +103,9 @@ def run(
     optimizer = create_optimizer(config.optimizer, model.shapes, model.stacked)
     shardings = state_shardings(layout, model, optimizer, ema=config.train.ema_decay > 0)
     placement = training_placement(layout, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
-    if not force and config.lora is None:  # the plan counts full training, several times what adapters need
+    if config.lora is not None:  # the plan counts full training, several times what adapters need
+        report("lora: whether memory will do is not checked before the first step")
+    elif not force:
         require_memory(config, layout)
 
     corpus = open_corpus(config.data, config.model, console=console)
@@ -124,20 +126,58 @@ def run(
     total_steps = num_steps(config)
     if folder.resumed and (summary := summary_if_finished(folder, counters, total_steps, report)):
         return RunResult(folder.path, summary)
-    if config.lora is not None and folder.resumed:
-        lora.check_base(folder.path, config.model)
-    state, frozen = _first_state(config, model, optimizer, layout, shardings, fresh=saved is None)
+    about = describe(corpus)
+    if config.lora is not None:
+        about |= lora.base_of_run(config.model, folder.path if folder.resumed else None)
+    state, frozen = _state(config, model, optimizer, layout, shardings, store, saved)
     if saved is not None:
-        state = restore(store, saved, abstract_state(model, optimizer, shardings), config.model.layer_runs)
         report(f"resumed from step {saved} of {folder.path}")
-    assert state is not None
     programs = programs.beside(frozen)
-    evaluate = _evaluator(config, corpus, layout, programs)
-    about = describe(corpus) | (lora.about_base(config.model) if config.lora is not None else {})
     folder.write_start(config, about, corpus.tokenizer.save)
     if folder.resumed and folder.is_first_process:
         truncate_metrics(folder.path / METRICS_FILE, counters.steps)
 
+    state, recorder, stopped_by = _train(
+        config, state, programs, optimizer, model, layout, rows, placement, corpus, folder, store, counters, console
+    )
+    barrier("finished")
+    if counters.steps < total_steps:
+        report(f"stopped by {stopped_by or 'a signal'} at step {counters.steps}; to go on: {folder.how_to_resume}")
+        return RunResult(folder.path, {}, stopped_by=stopped_by or "SIGTERM")
+    params = state.ema if state.ema is not None else state.params
+    if config.lora is not None and frozen is not None:
+        model, params = lora.folded(config.model, config.lora, params, frozen, layout=layout)
+    summary = outcome.summarise(config, folder, corpus, counters, recorder, model, params, console)
+    return RunResult(folder.path, summary)
+
+
+def tokens_per_step(config: RunConfig) -> int:
+    """Effective tokens of one step: all positions of all rows."""
+    return config.train.batch_size * config.data.sequence_length
+
+
+def num_steps(config: RunConfig) -> int:
+    """Steps of the whole run: as given, or until the first that reaches the tokens asked for."""
+    return config.train.steps or math.ceil(config.train.tokens / tokens_per_step(config))
+
+
+def _train(
+    config: ResolvedRunConfig,
+    state: TrainState,
+    programs: Programs,
+    optimizer: StagedTransform,
+    model: ModelTree,
+    layout: Layout,
+    rows: Rows,
+    placement: Placement,
+    corpus: Corpus,
+    folder: RunFolder,
+    store: CheckpointStore,
+    counters: Counters,
+    console: Console,
+) -> tuple[TrainState, Recorder, str]:
+    """All steps that are left, with what is open meanwhile; also the name of the signal that came, or ''."""
+    evaluate = _evaluator(config, corpus, layout, programs)
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)  # also when a step fails: a save in flight cannot end once Python shuts down
         trackers = []
@@ -146,7 +186,7 @@ def run(
             trackers = make_trackers(config.observe, folder.path, resume_step=resume_step, settings=to_dict(config))
         for tracker in trackers:
             stack.callback(tracker.close)
-        progress = stack.enter_context(Progress(total_steps, start_step=counters.steps, console=console))
+        progress = stack.enter_context(Progress(num_steps(config), start_step=counters.steps, console=console))
         stop = stack.enter_context(StopRequest())
         recorder = Recorder(
             counters,
@@ -166,29 +206,11 @@ def run(
         )
         stack.enter_context(batches)
         saver = Saver(store, config.model.layer_runs, counters, corpus.hash, progress, folder)
-        state = _train(config, state, programs, optimizer, placement, batches, recorder, evaluate, saver, stop, folder)
-    barrier("finished")
-    if counters.steps < total_steps:
-        report(f"stopped by {stop.received or 'a signal'} at step {counters.steps}; to go on: {folder.how_to_resume}")
-        return RunResult(folder.path, {}, stopped_by=stop.received or "SIGTERM")
-    params = state.ema if state.ema is not None else state.params
-    if config.lora is not None and frozen is not None:
-        model, params = lora.folded(config.model, config.lora, params, frozen, layout=layout)
-    summary = outcome.summarise(config, folder, corpus, counters, recorder, model, params, console)
-    return RunResult(folder.path, summary)
+        state = _steps(config, state, programs, optimizer, placement, batches, recorder, evaluate, saver, stop, folder)
+    return state, recorder, stop.received
 
 
-def tokens_per_step(config: RunConfig) -> int:
-    """Effective tokens of one step: all positions of all rows."""
-    return config.train.batch_size * config.data.sequence_length
-
-
-def num_steps(config: RunConfig) -> int:
-    """Steps of the whole run: as given, or until the first that reaches the tokens asked for."""
-    return config.train.steps or math.ceil(config.train.tokens / tokens_per_step(config))
-
-
-def _train(
+def _steps(
     config: ResolvedRunConfig,
     state: TrainState,
     programs: Programs,
@@ -252,30 +274,32 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _first_state(
+def _state(
     config: ResolvedRunConfig,
     model: ModelTree,
     optimizer: StagedTransform,
     layout: Layout,
     shardings: TrainState,
-    *,
-    fresh: bool,
-) -> tuple[TrainState | None, Tree | None]:
-    """The state before the first step, None unless it is wanted, and the parameters that are not trained.
+    store: CheckpointStore,
+    saved: int | None,
+) -> tuple[TrainState, Tree | None]:
+    """The state to go on from, and the parameters that are not trained: None when all are.
 
-    Parameters are drawn, or are the weights that the run starts from.
+    The state is that of the checkpoint `saved`. Without one, parameters are the weights that the run starts from, or
+    are drawn.
     """
-    frozen = None
+    params = frozen = None
     if config.lora is not None:
         params, frozen = lora.first_params(config.model, model, layout, seed=config.seed)
-    elif not fresh:
-        return None, None
-    elif config.model.init_from:
+    elif config.model.init_from and saved is None:
         params = initial_weights(config.model, shardings=shardings.params, seed=config.seed)
-    else:
-        make = lambda key: initial_params(config.model, key)
-        return init_state(make, optimizer, shardings, seed=config.seed), None
-    return (state_around(params, optimizer, shardings, seed=config.seed) if fresh else None), frozen
+    if saved is not None:
+        shapes = abstract_state(model, optimizer, shardings)
+        return restore(store, saved, shapes, config.model.layer_runs), frozen
+    if params is not None:
+        return state_around(params, optimizer, shardings, seed=config.seed), frozen
+    make = lambda key: initial_params(config.model, key)
+    return init_state(make, optimizer, shardings, seed=config.seed), None
 
 
 def _evaluator(

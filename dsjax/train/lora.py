@@ -88,8 +88,15 @@ def folded(
     return model, run(params, frozen)
 
 
-def about_base(config: ModelConfig) -> dict[str, Any]:
-    """What data.json says of the base."""
+def base_of_run(config: ModelConfig, resumed: Path | None) -> dict[str, Any]:
+    """What data.json says of the base; of a run that is resumed, in its folder, it must say so already.
+
+    Raises:
+        ValueError: as `check_base`.
+    """
+    if resumed is not None:
+        check_base(resumed, config)
+        return {}
     return {"base": {"path": config.init_from, "sha256": weights_hash(config.init_from)}}
 
 

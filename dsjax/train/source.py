@@ -24,7 +24,7 @@ from dsjax.data.tokenize import Tokenizer, load_tokenizer
 from dsjax.models.config import ModelConfig
 from dsjax.models.families import abstract, config_from_hf, label_names
 from dsjax.models.lora import Adapter, merged
-from dsjax.models.naming import abstract_named, from_flat, to_named
+from dsjax.models.naming import abstract_named, from_named, to_named
 from dsjax.models.peft import read_adapter
 from dsjax.models.pretrained import load_pretrained, open_weights
 from dsjax.models.transformer import Transformer
@@ -133,13 +133,15 @@ def _open_run(path: Path, report: Report) -> TrainedModel:
     tokenizer = Tokenizer.load(path / "tokenizer")
     _check_vocabulary(path, config.model, tokenizer)
     tree = "ema" if config.train.ema_decay > 0 else "params"
-    trees, adapter = split_model(config.model, config.lora)[0], None
-    step, params = _restore(path / "checkpoints", trees, config.model.layer_runs, tree, report)
+    # Layers apart, as in every model that is used and not trained: see `load_pretrained`.
+    shape = dataclasses.replace(config.model, segments=(1,) * config.model.num_layers)
+    trees, adapter = split_model(shape, config.lora)[0], None
+    step, params = _restore(path / "checkpoints", trees, shape.layer_runs, tree, report)
     if config.lora is not None:
-        check_base(path, config.model)
-        tensors = {name: np.asarray(value) for name, value in to_named(params, config.model.layer_runs).items()}
-        params, adapter = applied(config.model, config.lora, tensors)
-    model = nnx.merge(nnx.graphdef(abstract(config.model)), params)
+        check_base(path, shape)
+        tensors = {name: np.asarray(value) for name, value in to_named(params, shape.layer_runs).items()}
+        params, adapter = applied(shape, config.lora, tensors)
+    model = nnx.merge(nnx.graphdef(abstract(shape)), params)
     averaged = ", averaged over the last steps (train.ema_decay)" if tree == "ema" else ""
     return TrainedModel(
         model=model,
@@ -169,9 +171,7 @@ def _restore(
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one_device)
     asked = {tree: jax.tree.map(place, model.shapes)}
     restored = store.restore(step, abstract_named(asked, runs), partial=True)
-    # Layers are stacked on the host: on the device the parts and the stack would be there at once.
-    flat = {name: np.asarray(restored.pop(name)) for name in list(restored)}
-    return step, jax.device_put(from_flat(flat, asked, runs)[tree], one_device)
+    return step, from_named(restored.pop, asked, runs)[tree]
 
 
 def _open_pretrained(path: Path, kind: Kind) -> TrainedModel:

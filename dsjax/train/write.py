@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-import numpy as np
 from flax import nnx
 
+from dsjax.data.single_rows import padded
 from dsjax.models.families import abstract
 from dsjax.models.generate import Generation, stream
 from dsjax.models.transformer import Transformer
@@ -119,7 +119,8 @@ def write(
     if not prompts or "" in stop:
         raise ValueError("a stop string is empty" if prompts else "there is no prompt; give at least one")
     rows = [_Row(prompt, trained, stop) for prompt in prompts]
-    ids, mask = _padded(prompts)
+    tokens = [prompt.ids for prompt in prompts]
+    ids, mask = padded(tokens, max(map(len, tokens)))
     front = 0
     for tokens in stream(without_unused_tokens(trained), ids, how=how, attention_mask=mask):
         for row, token in zip(rows, tokens, strict=True):
@@ -131,15 +132,6 @@ def write(
         row.finish()
     _show(rows, front, show)
     return [row.written() for row in rows]
-
-
-def _padded(prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and mask [B, T] int32, padded on the right."""
-    shape = (len(prompts), max(len(prompt.ids) for prompt in prompts))
-    ids, mask = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt.ids)], mask[row, : len(prompt.ids)] = prompt.ids, 1
-    return ids, mask
 
 
 def _show(rows: list["_Row"], front: int, show: Callable[[str], None]) -> int:
