@@ -102,4 +102,4 @@ test-oldest: .venv-oldest/installed
 
 clean:
 	@rm -rf .venv .venv-oldest models .cache .pytest_cache .ruff_cache .hypothesis build dsjax.egg-info
-	@find dsjax launch tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find dsjax pallas_kernels launch tests experiments -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,7 +20,7 @@ ALLOWED = {
     "observe": set(),
     "mesh": {"observe"},
     "pallas_kernels": set(),
-    "collectives": BASE,
+    "collectives": BASE | KERNELS,
     "data": BASE | {"checkpoint"},  # a GGUF file holds weights and a tokenizer
     "checkpoint": BASE,
     "layers": BASE | KERNELS,
