@@ -1,0 +1,129 @@
+"""The numpy oracle, speaking DeepSpeed 0.19.6's dialect in float32, replays every recorded run: so it is right.
+
+Flags, counters and schedules exactly; parameters, moments and coefficients to 1e-5 of the tensor's largest value at
+that step, errors to 1e-5 of their largest in that run (one step's may be nothing but rounding); the collective alone to
+1e-4, since its rounds span four decades and a scale carries the error of the largest. A sign that flipped would show as
+a jump of twice the scale, far above either.
+"""
+
+import numpy as np
+import optimizer_recordings as recordings
+import pytest
+from one_bit_oracle import PEER, AllReduce, OneBitAdam, OneBitLamb, ZeroOneAdam
+
+OPTIMIZERS = {"adam": OneBitAdam, "lamb": OneBitLamb, "zoadam": ZeroOneAdam}
+TOLERANCE, TOLERANCE_ALONE = 1e-5, 1e-4
+ERRORS = ("worker_error", "server_error", "worker_error_flat", "server_error_flat")
+
+
+def assert_near(actual, recorded, what: str, tolerance: float = TOLERANCE, largest: float | None = None) -> None:
+    """Equal to a share of the recorded tensor's largest value, or of `largest`."""
+    actual, recorded = np.asarray(actual), np.asarray(recorded)
+    assert actual.shape == recorded.shape, f"{what}: shape {actual.shape}, recorded {recorded.shape}"
+    worst = np.abs(actual.astype(np.float64) - recorded).max(initial=0)
+    largest = np.abs(recorded).max(initial=0) if largest is None else largest
+    assert worst <= tolerance * largest, f"{what}: off by {worst} of {largest}"
+
+
+def state_of(optimizer, workers: int) -> dict[str, list]:
+    """What the oracle has of each recorded name: tensors [W, ...], or numbers, per tensor."""
+    everywhere = lambda xs: [np.broadcast_to(x, (workers, *x.shape)) for x in xs]
+    if isinstance(optimizer, OneBitLamb):
+        return {
+            "param": everywhere(optimizer.params),
+            "m": everywhere(optimizer.m),
+            "v": everywhere(optimizer.v),
+            "exp_avg_sq_fresh": everywhere(optimizer.w),
+            "lamb_coeff_freeze": optimizer.C,
+            "last_factor": optimizer.factors,
+            "scaling_coeff": optimizer.scaling,
+            "worker_error_flat": optimizer.average.worker_error,
+            "server_error_flat": optimizer.average.server_error,
+            "exp_avg_flat": everywhere([np.concatenate([*map(np.ravel, optimizer.m), optimizer.tail])])[0],
+        }
+    state = {
+        "worker_error": [buffer.worker_error for buffer in optimizer.average.buffers],
+        "server_error": [buffer.server_error for buffer in optimizer.average.buffers],
+        "v": everywhere(optimizer.v),
+    }
+    if isinstance(optimizer, OneBitAdam):
+        return state | {"param": everywhere(optimizer.params), "m": everywhere(optimizer.m)}
+    return state | {"param": optimizer.params, "m": optimizer.m, "momentum_accumulator": optimizer.u}
+
+
+def counters_of(optimizer) -> dict[str, float]:
+    """Numbers of 0/1 Adam that all its tensors share."""
+    if not isinstance(optimizer, ZeroOneAdam):
+        return {}
+    names = ("var_interval", "var_counter", "local_step_interval", "local_step_counter")
+    return {name: vars(optimizer.schedule)[name] for name in names}
+
+
+@pytest.mark.parametrize("path", recordings.runs(), ids=lambda path: path.stem)
+def test_the_oracle_replays_a_recorded_run(path):
+    run = recordings.Run(path)
+    optimizer = OPTIMIZERS[run.kind](run.params, num_workers=run.workers, masks=run.masks, rules=PEER, **run.arguments)
+    if run.lost_before:
+        assert optimizer.step([np.zeros_like(g) for g in run.gradients(0)], lr=run.lr[0]) == "lost"
+    errors = {name: run.largest(name) for name in ERRORS}
+    compared = 0
+    for t in range(run.steps):
+        kind = optimizer.step(run.gradients(t), lr=run.lr[t])
+        assert (kind in ("lost", "full")) == run.flag[t], f"step {t} was {kind}"
+        own_t = optimizer.schedule.t if isinstance(optimizer, ZeroOneAdam) else optimizer.t
+        assert own_t == run.step[t]
+        if isinstance(optimizer, ZeroOneAdam):
+            assert optimizer.schedule.frozen == run.frozen_after[t]
+        else:
+            assert (own_t >= optimizer.freeze_step) == run.frozen_after[t]
+        if isinstance(optimizer, OneBitLamb) and optimizer.coefficients:
+            assert_near(optimizer.coefficients, run.coefficients[t], f"coefficients at {t}")
+        state, counters = state_of(optimizer, run.workers), counters_of(optimizer)
+        for name, k, recorded in run.recorded(t):
+            if name in counters:
+                assert counters[name] == recorded, f"{name} at {t}"
+            elif name == "lrs":
+                assert_near(optimizer.lrs[0], recorded, f"lrs at {t}")
+            elif name in state:
+                own = state[name] if k is None else state[name][k]
+                assert_near(own, recorded, f"{name} {k} at {t}", largest=errors[name][k] if name in ERRORS else None)
+            else:
+                continue
+            compared += 1
+    assert compared >= 3 * run.steps
+
+
+@pytest.mark.parametrize("path", recordings.collectives(), ids=lambda path: path.stem)
+def test_the_oracle_replays_the_recorded_collective(path):
+    record = recordings.load(path)
+    sizes = [int(name.removeprefix("x_")) for name in record if name.startswith("x_")]
+    assert sizes
+    for n in sizes:
+        rounds, workers, _ = record[f"x_{n}"].shape
+        average = AllReduce(n, workers, PEER)
+        for r in range(rounds):
+            result = average(record[f"x_{n}"][r])
+            for i in range(workers):
+                assert_near(result, record[f"y_{n}"][r, i], f"{n} values, round {r}, worker {i}", TOLERANCE_ALONE)
+            assert_near(average.worker_error, record[f"we_{n}"][r], f"worker error, round {r}", TOLERANCE_ALONE)
+            assert_near(average.server_error, record[f"se_{n}"][r], f"server error, round {r}", TOLERANCE_ALONE)
+
+
+@pytest.mark.parametrize("path", recordings.collectives(), ids=lambda path: path.stem)
+@pytest.mark.parametrize(("name", "value"), [("nan", np.nan), ("inf", np.inf), ("big", 1e30), ("zero", 0)])
+def test_the_oracle_replays_what_is_not_finite(path, name, value):
+    record = recordings.load(path)
+    if f"sp_{name}_y" not in record:
+        pytest.skip(f"no sp_{name} in {path.name}")
+    y = record[f"sp_{name}_y"]
+    x = np.full(y.shape, 0 if name == "zero" else 1, np.float32)
+    # Where the value lay is seen only in the error that Inf left: NaN there, -Inf elsewhere.
+    place = np.argmax(np.isnan(record["sp_inf_we"][0]))
+    x[0, place] = value
+    average = AllReduce(y.shape[1], y.shape[0], PEER)
+    with np.errstate(invalid="ignore", over="ignore"):
+        result = average(x)
+    np.testing.assert_allclose(np.broadcast_to(result, y.shape), y, rtol=1e-6)
+    size = average.worker_error.shape
+    np.testing.assert_allclose(average.worker_error, record[f"sp_{name}_we"].reshape(size), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(average.server_error, record[f"sp_{name}_se"], rtol=1e-6, atol=1e-6)
