@@ -179,9 +179,11 @@ def machine() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "commit": commit}
 
 
-def write_between_marks(readme: Path, lines: Sequence[str]) -> None:
+def write_between_marks(
+    readme: Path, lines: Sequence[str], *, marks: tuple[str, str] = ("<!-- results -->", "<!-- end of results -->")
+) -> None:
     """Replace what stands between the two marks of a README."""
-    begin, end = "<!-- results -->", "<!-- end of results -->"
+    begin, end = marks
     before, _, rest = readme.read_text().partition(begin)
     readme.write_text(f"{before}{begin}\n" + "\n".join(lines) + f"\n{end}{rest.partition(end)[2]}")
 

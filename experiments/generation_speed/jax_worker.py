@@ -39,8 +39,8 @@ def load(path: str, threads: int, platform: str):
         made = model.generate(np.array(tokens), max_new_tokens=new_tokens)
         return {"tokens": made[:, len(tokens[0]) :].tolist()}
 
-    def bandwidth(repeats: int) -> dict[str, Any]:
-        """Bytes per second at which the threads read as much memory as the weights take; the best of the repeats."""
+    def bandwidth(repeats: int, threads: int = threads) -> dict[str, Any]:
+        """Bytes per second at which so many threads read as much memory as the weights take; the best repeat."""
         size = sum(x.nbytes for x in jax.tree.leaves(params)) // 8
         parts = np.array_split(np.arange(size, dtype=np.int64), threads)
         best = 0.0
