@@ -1,0 +1,234 @@
+"""The mean over workers at one bit a value: an all-reduce in two phases with error feedback (arXiv 2102.02888, 4.2).
+
+Worker i of W holds x_i, a tensor of n values, and the error e_i that it owes since the last call:
+
+    b_i = x_i + e_i      s_i = |b_i| / sqrt(n)      sends s_i and sgn(b_i), one bit a value      e_i <- b_i - s_i sgn(b_i)
+
+Server j is worker j again; it has chunk j of every tensor, and owes d_j:
+
+    a_j = 1/W sum_i s_i sgn(b_i)_j + d_j      sends |a_j|^2 and sgn(a_j) to all
+    S = |a| / sqrt(n)                         d_j <- a_j - S sgn(a_j)                            result: S sgn(a)
+
+Errors are not lost, only late: result_j + d_j' + mean_i e_i' = mean_i (x_i + e_i) + d_j (primes: after the call).
+
+Three things differ from the usual presentation, none of them in the numbers above. An error is never written: what is
+kept is b and its scale s (the *carry*), and e = b - s sgn(b) is computed when it is next needed, so that a phase is one
+pass over memory. Scales travel in the bytes of the payload: however many tensors there are, a call is one all-to-all and
+one all-gather of uint8. And S is that of the whole tensor, which the gathered |a_j|^2 give: results do not depend on how
+a tensor is cut over devices or layers are stacked (`server_scale="chunk"` is the published form, S_j = |a_j| / sqrt(n/W)).
+
+n counts the values that are not masked. Tensors are padded to N, a multiple of 8 W, with values that stay zero and are
+counted nowhere. Everything here runs inside a manual shard_map on this device's parts.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from dsjax.collectives.shards import Rows, Shards
+from pallas_kernels.sign_pack.api import sign_pack, unpack, unpack_average
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """Which one-bit mean.
+
+    Attributes:
+        scale: "l2": s = |b| / sqrt(n). "l1": s = mean of |b|, which never enlarges the error.
+        server_scale: "tensor": one S for a tensor. "chunk": one for each server's chunk.
+        peer_padding: pad as DeepSpeed 0.19.6 does, to a multiple of W lcm(W, 8), and count the padding as values.
+    """
+
+    scale: Literal["l2", "l1"] = "l2"
+    server_scale: Literal["tensor", "chunk"] = "tensor"
+    peer_padding: bool = False
+
+    def padded(self, size: int, num_workers: int) -> int:
+        """The padded size N of a tensor of `size` values.
+
+        Example:
+            >>> Scheme().padded(35, 3), Scheme(peer_padding=True).padded(35, 3)
+            (48, 72)
+        """
+        unit = num_workers * math.lcm(num_workers, 8) if self.peer_padding else 8 * num_workers
+        return -(-size // unit) * unit
+
+
+@dataclasses.dataclass(frozen=True)
+class Feedback:
+    """What the error feedback keeps on one device, for each tensor.
+
+    Attributes:
+        worker: what this worker compressed last, b: [S, N] float32.
+        worker_scale: with which scale, s: [S] float32.
+        server: what this device compressed as server, a: [S, N / W] float32.
+        server_scale: with which scale, S: [S] float32.
+    """
+
+    worker: Rows
+    worker_scale: Rows
+    server: Rows
+    server_scale: Rows
+
+    @classmethod
+    def zeros(cls, sizes: Sequence[tuple[int, int]], num_workers: int, scheme: Scheme) -> "Feedback":
+        """That of the first call, which owes nothing, for tensors of the shapes [S, n]."""
+        padded = [(layers, scheme.padded(size, num_workers)) for layers, size in sizes]
+        scales = [jnp.zeros(layers) for layers, _ in sizes]
+        server = [jnp.zeros((layers, size // num_workers)) for layers, size in padded]
+        return cls([jnp.zeros(shape) for shape in padded], scales, server, list(scales))
+
+
+jax.tree_util.register_dataclass(Feedback)
+
+
+def owed(carry: jax.Array, scale: jax.Array) -> jax.Array:
+    """The error that a carry [S, N] and its scale [S] stand for.
+
+    Example:
+        >>> owed(jnp.array([[1.0, -3.0]]), jnp.array([2.0])).tolist()
+        [[-1.0, -1.0]]
+    """
+    return carry - jnp.where(carry >= 0, scale[:, None], -scale[:, None])
+
+
+def one_bit_mean(
+    tensors: Rows,
+    feedback: Feedback,
+    *,
+    axis: str,
+    num_workers: int,
+    masks: Sequence[jax.Array | None] | None = None,
+    shards: Shards | None = None,
+    scheme: Scheme = Scheme(),  # noqa: B008 (frozen)
+) -> tuple[Rows, Feedback]:
+    """The mean of tensors over the workers along a mesh axis, one bit a value.
+
+    Args:
+        tensors: this worker's, [S, n] float32: each of the S rows (layers) is a tensor with a scale of its own.
+        feedback: from the last call.
+        axis: the workers' mesh axis.
+        num_workers: its size, W. With one worker the result is its own tensor, and nothing is owed.
+        masks: for each tensor None or [S, n] bool, the same on all workers: where it is False the result is zero, and
+            the value takes no part in scales and errors.
+        shards: how tensors are split over other axes; whole by default.
+        scheme: which scales and padding.
+
+    Returns:
+        the means [S, n], equal on all workers, and the feedback for the next call.
+    """
+    masks = [None] * len(tensors) if masks is None else list(masks)
+    if num_workers == 1 or not tensors:
+        return [_masked(x, mask) for x, mask in zip(tensors, masks, strict=True)], feedback
+    shards = shards or Shards.whole(len(tensors))
+    sizes = [scheme.padded(x.shape[1], num_workers) for x in tensors]
+    # The values that take part end here; behind them is padding.
+    ends = sizes if scheme.peer_padding else [x.shape[1] for x in tensors]
+    masks = [None if mask is None else _pad(mask, size) for mask, size in zip(masks, sizes, strict=True)]
+
+    # Phase 1: every worker packs all of its tensors, and sends chunk j of each to server j.
+    packed = [
+        sign_pack(_pad(x, size), carry, scale, mask=mask, length=end)
+        for x, size, carry, scale, mask, end in zip(
+            tensors, sizes, feedback.worker, feedback.worker_scale, masks, ends, strict=True
+        )
+    ]
+    carries, bits, squares = map(list, zip(*packed, strict=True))
+    counts = [_count(mask, x, end) for mask, x, end in zip(masks, tensors, ends, strict=True)]
+    totals = shards.sums([*_moments(carries, squares, scheme), *counts])
+    counts = totals[len(tensors) :]
+    scales = [_scale(total, count, scheme) for total, count in zip(totals, counts, strict=False)]
+    by_server = [b.reshape(b.shape[0], num_workers, -1).swapaxes(0, 1) for b in bits]
+    arrived = jax.lax.all_to_all(_payload(by_server, scales), axis, 0, 0, tiled=True)
+    bits, received = _opened(arrived, by_server)
+
+    # Phase 2: every server averages its chunk of each tensor, packs it again, and sends it to all.
+    here = jax.lax.axis_index(axis)
+    chunks = [
+        _chunk(mask, end, size // num_workers, here) for mask, end, size in zip(masks, ends, sizes, strict=True)
+    ]
+    packed = [
+        unpack_average(*each, mask=mask, length=end)
+        for *each, (mask, end) in zip(bits, received, feedback.server, feedback.server_scale, chunks, strict=True)
+    ]
+    servers, bits, squares = map(list, zip(*packed, strict=True))
+    moments = _moments(servers, squares, scheme)
+    if scheme.server_scale == "chunk":
+        counts = [_count(mask, a, end) for (mask, end), a in zip(chunks, servers, strict=True)]
+        totals = shards.sums([*moments, *counts])
+        own = told = [_scale(total, count, scheme) for total, count in zip(totals, totals[len(tensors) :], strict=False)]
+    else:
+        own, told = [], shards.sums(moments)
+    by_server = [b[None] for b in bits]
+    gathered = jax.lax.all_gather(_payload(by_server, told), axis, to="invarying", tiled=True)
+    bits, told = _opened(gathered, by_server)
+    if scheme.server_scale == "tensor":
+        own = [_scale(parts.sum(0), count, scheme) for parts, count in zip(told, counts, strict=True)]
+        told = [jnp.broadcast_to(scale, parts.shape) for scale, parts in zip(own, told, strict=True)]
+
+    means = [
+        _masked(unpack(b, scale), mask)[:, : x.shape[1]] for b, scale, mask, x in zip(bits, told, masks, tensors, strict=True)
+    ]
+    return means, Feedback(carries, scales, servers, own)
+
+
+def _pad(x: jax.Array, size: int) -> jax.Array:
+    """Rows [S, n] with zeros (or False) behind them, [S, size]."""
+    return x if x.shape[1] == size else jnp.pad(x, ((0, 0), (0, size - x.shape[1])))
+
+
+def _masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:
+    return x if mask is None else jnp.where(mask, x, 0)
+
+
+def _chunk(
+    mask: jax.Array | None, end: int, size: int, here: jax.Array
+) -> tuple[jax.Array | None, jax.Array | int]:
+    """The mask [S, size] of chunk number `here`, and where the padding in it begins."""
+    if mask is not None:
+        return jax.lax.dynamic_slice_in_dim(mask, here * size, size, axis=1), size
+    return None, size if end % size == 0 else jnp.clip(end - here * size, 0, size)
+
+
+def _count(mask: jax.Array | None, rows: jax.Array, end: jax.Array | int) -> jax.Array:
+    """How many values of each of the rows [S, ...] take part: [S] float32."""
+    if mask is None:
+        return jnp.broadcast_to(jnp.asarray(end, jnp.float32), rows.shape[:1])
+    return jnp.sum(mask, axis=1, dtype=jnp.float32)
+
+
+def _moments(carries: Rows, squares: Rows, scheme: Scheme) -> Rows:
+    """What a scale is made of, summed over this device's part: [S] for each tensor."""
+    return squares if scheme.scale == "l2" else [jnp.sum(jnp.abs(carry), axis=1) for carry in carries]
+
+
+def _scale(total: jax.Array, count: jax.Array, scheme: Scheme) -> jax.Array:
+    """The scale of a tensor from its sum and its number of values, [S]; 0 where there are none."""
+    mean = total / jnp.maximum(count, 1)
+    return jnp.sqrt(mean) if scheme.scale == "l2" else mean
+
+
+def _payload(bits: Sequence[jax.Array], scales: Rows) -> jax.Array:
+    """Bits [R, S, k] and scales [S] of all tensors as one message to each of R receivers: [R, bytes] uint8."""
+    receivers = bits[0].shape[0]
+    tail = jax.lax.bitcast_convert_type(jnp.concatenate(scales), jnp.uint8).reshape(1, -1)
+    return jnp.concatenate(
+        [*(b.reshape(receivers, -1) for b in bits), jnp.broadcast_to(tail, (receivers, tail.shape[1]))], axis=1
+    )
+
+
+def _opened(messages: jax.Array, like: Sequence[jax.Array]) -> tuple[list[jax.Array], Rows]:
+    """The inverse: messages [W, bytes] from all workers -> bits [W, S, k] and scales [W, S] of each tensor."""
+    senders, bits, scales, at = messages.shape[0], [], [], 0
+    for _, layers, k in (b.shape for b in like):
+        bits.append(messages[:, at : at + layers * k].reshape(senders, layers, k))
+        at += layers * k
+    for layers in (b.shape[1] for b in like):
+        as_bytes = messages[:, at : at + 4 * layers].reshape(senders, layers, 4)
+        scales.append(jax.lax.bitcast_convert_type(as_bytes, jnp.float32))
+        at += 4 * layers
+    return bits, scales

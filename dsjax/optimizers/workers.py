@@ -1,0 +1,230 @@
+"""What the optimizers that talk in bits share: trees of tensors on one device of a mesh, seen as workers' parts.
+
+All of it runs inside a manual shard_map: an array is this device's part. A tensor is one layer's tensor also where a
+stack of layers is one array; `rows` makes [S, n] of every leaf, S layers (1 if it is no stack) of n values.
+
+Arrays that differ between workers carry a dimension W, sharded over the workers' axis, behind the dimension of a stack:
+[W, ...] or [S, W, ...]. Nothing that differs between devices hides in an array that calls itself replicated.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from dsjax.collectives.one_bit import Feedback, Scheme, one_bit_mean
+from dsjax.collectives.shards import Rows, Shards, axes_of
+
+Tree = Any
+Granularity = Literal["fused", "tensor", "group"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Workers:
+    """The workers of an optimizer, and how its tensors lie on them.
+
+    Attributes:
+        axis: mesh axis along which they are counted.
+        num: how many there are, W.
+        model_axes: the mesh's other axes and their sizes; tensors may be split over them.
+        specs: tree of the parameters' PartitionSpecs over model_axes; None: every device holds whole tensors.
+        stacked: tree of bools, True where the first dimension counts layers; None: nowhere.
+        granularity: "fused": a scale for each tensor, all in one message. "tensor": the same numbers, a message for each
+            tensor. "group": all tensors of a device joined to one, with one scale.
+        scheme: scales and padding of the one-bit mean.
+    """
+
+    axis: str
+    num: int
+    model_axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    specs: Tree = None
+    stacked: Tree = None
+    granularity: Granularity = "fused"
+    scheme: Scheme = Scheme()
+
+    def stacks(self, tree: Tree) -> list[bool]:
+        """For each leaf whether its first dimension counts layers."""
+        leaves = jax.tree.leaves(tree)
+        return [False] * len(leaves) if self.stacked is None else jax.tree.leaves(self.stacked)
+
+    def spec_leaves(self, tree: Tree) -> list[PartitionSpec]:
+        """The leaves' specs over model_axes."""
+        if self.specs is None:
+            return [PartitionSpec()] * len(jax.tree.leaves(tree))
+        return jax.tree.leaves(self.specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+
+    def shards(self, tree: Tree) -> Shards:
+        """How the leaves are split over model_axes."""
+        return Shards.of(self.spec_leaves(tree), self.model_axes)
+
+    def rows(self, tree: Tree) -> Rows:
+        """Every leaf as [S, n]."""
+        leaves = jax.tree.leaves(tree)
+        return [x.reshape(x.shape[0] if s else 1, -1) for x, s in zip(leaves, self.stacks(tree), strict=True)]
+
+    def unrows(self, rows: Rows, like: Tree) -> Tree:
+        """Rows [S, n] in the shapes of a tree's leaves; rows [S] as [S] for a stack, else as scalars."""
+        leaves, treedef = jax.tree.flatten(like)
+        shaped = [
+            row.reshape(x.shape if row.ndim == 2 else x.shape[:1] if s else ())
+            for row, x, s in zip(rows, leaves, self.stacks(like), strict=True)
+        ]
+        return jax.tree.unflatten(treedef, shaped)
+
+    def spread(self, values: Tree, like: Tree) -> Tree:
+        """One value per tensor, [S] or a scalar, shaped so that it multiplies the leaves of `like`."""
+        return jax.tree.map(lambda v, x: v.reshape(v.shape + (1,) * (x.ndim - v.ndim)), values, like)
+
+    def sums(self, *trees: Tree) -> list[Tree]:
+        """The sum of every tensor, over all devices that hold a part of it: trees of [S] or scalars; one collective."""
+        rows = [jnp.sum(row.astype(jnp.float32), axis=1) for tree in trees for row in self.rows(tree)]
+        return self._split(self.shards(trees[0]).sums(rows), trees)
+
+    def maxima(self, tree: Tree) -> Tree:
+        """The largest value of every tensor, likewise."""
+        rows = [jnp.max(row, axis=1) for row in self.rows(tree)]
+        return self._split(self.shards(tree).maxima(rows), (tree,))[0]
+
+    def _split(self, rows: Rows, trees: tuple[Tree, ...]) -> list[Tree]:
+        step = len(rows) // len(trees)
+        return [self.unrows(rows[i * step : (i + 1) * step], tree) for i, tree in enumerate(trees)]
+
+    def norms(self, *trees: Tree) -> list[Tree]:
+        """The Euclidean norm of every tensor, likewise."""
+        squares = self.sums(*(jax.tree.map(jnp.square, tree) for tree in trees))
+        return [jax.tree.map(jnp.sqrt, tree) for tree in squares]
+
+    def sizes(self, tree: Tree) -> Tree:
+        """The number of values of every tensor (one layer's), all parts together, as Python ints."""
+        sizes = [row.shape[1] * part for row, part in zip(self.rows(tree), self.shards(tree).parts, strict=True)]
+        return jax.tree.unflatten(jax.tree.structure(tree), sizes)
+
+    def mean(self, tree: Tree) -> Tree:
+        """The mean over the workers, float32 on the wire."""
+        return jax.tree.map(lambda x: jax.lax.pmean(x, self.axis), tree)
+
+    def mean_of_scalars(self, *values: jax.Array) -> list[jax.Array]:
+        """Means of scalars over the workers: one collective for all."""
+        return list(jax.lax.pmean(jnp.stack(values), self.axis))
+
+    # What is kept per worker
+
+    def own(self, tree: Tree) -> Tree:
+        """This worker's part of arrays with a dimension W: without it."""
+        leaves, treedef = jax.tree.flatten(tree)
+        return jax.tree.unflatten(treedef, [x.squeeze(int(s)) for x, s in zip(leaves, self.stacks(tree), strict=True)])
+
+    def kept(self, tree: Tree) -> Tree:
+        """The inverse."""
+        leaves, treedef = jax.tree.flatten(tree)
+        wide = [jnp.expand_dims(x, int(s)) for x, s in zip(leaves, self.stacks(tree), strict=True)]
+        return jax.tree.unflatten(treedef, wide)
+
+    def zeros(self, params: Tree) -> Tree:
+        """Zeros for every worker, in global shapes: [W, ...], of a stack [S, W, ...]; float32."""
+        leaves, treedef = jax.tree.flatten(params)
+        shapes = [
+            (*x.shape[: int(s)], self.num, *x.shape[int(s) :]) for x, s in zip(leaves, self.stacks(params), strict=True)
+        ]
+        return jax.tree.unflatten(treedef, [jnp.zeros(shape, jnp.float32) for shape in shapes])
+
+    def specs_of_kept(self, params: Tree) -> Tree:
+        """The specs of `zeros`."""
+        leaves, treedef = jax.tree.flatten(params)
+        found = []
+        for x, s, spec in zip(leaves, self.stacks(params), self.spec_leaves(params), strict=True):
+            entries = (*spec, *[None] * (x.ndim - len(spec)))
+            found.append(PartitionSpec(*entries[: int(s)], self.axis, *entries[int(s) :]))
+        return jax.tree.unflatten(treedef, found)
+
+    # The one-bit mean
+
+    def feedback(self, params: Tree) -> Feedback:
+        """Feedback that owes nothing, in global shapes.
+
+        [W, M, N] for each tensor ([S, W, M, N] for a stack), M devices of a worker, N its padded part; scales [W].
+        """
+        devices = math.prod(self.model_axes.values())
+        leaves, treedef = jax.tree.flatten(params)
+        lengths = [
+            math.prod(x.shape[int(s) :]) // part
+            for x, s, part in zip(leaves, self.stacks(params), self.shards(params).parts, strict=True)
+        ]
+        stacks = [x.shape[:1] if s else () for x, s in zip(leaves, self.stacks(params), strict=True)]
+        if self.granularity == "group":
+            whole = sum(n * math.prod(stack) for n, stack in zip(lengths, stacks, strict=True))
+            lengths, stacks, treedef = [whole], [()], jax.tree.structure([0])
+        sizes = [self.scheme.padded(n, self.num) for n in lengths]
+        scale = lambda: jax.tree.unflatten(treedef, [jnp.zeros((*stack, self.num)) for stack in stacks])
+        carry = lambda share: jax.tree.unflatten(
+            treedef,
+            [jnp.zeros((*stack, self.num, devices, n // share)) for stack, n in zip(stacks, sizes, strict=True)],
+        )
+        return Feedback(carry(1), scale(), carry(self.num), scale())
+
+    def feedback_specs(self, params: Tree) -> Feedback:
+        """The specs of `feedback`."""
+        leaves, treedef = jax.tree.flatten(params)
+        stacks = [(None,) if s else () for s in self.stacks(params)]
+        if self.granularity == "group":
+            stacks, treedef = [()], jax.tree.structure([0])
+        others = tuple(self.model_axes) or None
+        scale = jax.tree.unflatten(treedef, [PartitionSpec(*stack, self.axis) for stack in stacks])
+        carry = jax.tree.unflatten(treedef, [PartitionSpec(*stack, self.axis, others, None) for stack in stacks])
+        return Feedback(carry, scale, carry, scale)
+
+    def one_bit_mean(self, tree: Tree, feedback: Feedback, masks: Tree | None) -> tuple[Tree, Feedback]:
+        """The mean over the workers at one bit a value.
+
+        Args:
+            tree: this worker's tensors, float32.
+            feedback: as it is kept, [.., 1, 1, N].
+            masks: tree of bools, False for values that are left out; None: no value is.
+        """
+        tensors, shards = self.rows(tree), self.shards(tree)
+        chosen = [None] * len(tensors) if masks is None else self.rows(masks)
+        if self.granularity == "group":
+            shards = Shards(shards.axes, (math.prod(self.model_axes.values()),), (1,))
+            joined = jnp.concatenate([x.ravel() for x in tensors])[None]
+            mask = None if masks is None else jnp.concatenate([m.ravel() for m in chosen])[None]
+            (mean,), feedback = self._call([joined], feedback, [mask], shards)
+            ends = [sum(x.size for x in tensors[: i + 1]) for i in range(len(tensors))]
+            means = [mean[0, end - x.size : end].reshape(x.shape) for x, end in zip(tensors, ends, strict=True)]
+        else:
+            means, feedback = self._call(tensors, feedback, chosen, shards)
+        return self.unrows(means, tree), feedback
+
+    def _call(self, tensors: Rows, feedback: Feedback, masks: list, shards: Shards) -> tuple[Rows, Feedback]:
+        """The collective on rows: all in one call, or one call each."""
+        leaves, treedef = jax.tree.flatten(feedback)
+        count = len(tensors)
+        flat = [x.reshape(tensors[i % count].shape[0], -1) for i, x in enumerate(leaves)]
+        flat = [x[:, 0] if (i // count) % 2 else x for i, x in enumerate(flat)]
+        local = Feedback(*(flat[i * count : (i + 1) * count] for i in range(4)))
+        how = {"axis": self.axis, "num_workers": self.num, "scheme": self.scheme}
+        if self.granularity == "tensor":
+            means, parts = [], []
+            for i, x in enumerate(tensors):
+                one = Feedback(*([field[i]] for field in (local.worker, local.worker_scale, local.server, local.server_scale)))
+                mine = Shards(shards.axes, shards.parts[i : i + 1], shards.copies[i : i + 1])
+                (mean,), after = one_bit_mean([x], one, masks=masks[i : i + 1], shards=mine, **how)
+                means.append(mean)
+                parts.append(jax.tree.leaves(after))
+            new = [part[i] for i in range(4) for part in parts]
+        else:
+            means, after = one_bit_mean(tensors, local, masks=masks, shards=shards, **how)
+            new = jax.tree.leaves(after)
+        shaped = [x.reshape(old.shape) for x, old in zip(new, leaves, strict=True)]
+        return means, jax.tree.unflatten(treedef, shaped)
+
+
+def keep(accept: jax.Array, new: Tree, old: Tree) -> Tree:
+    """`new` where a step is accepted, else `old`."""
+    return jax.tree.map(lambda n, o: jnp.where(accept, n, o), new, old)
+
+
+__all__ = ["Granularity", "Tree", "Workers", "axes_of", "keep"]
