@@ -2,7 +2,7 @@
 
 Worker i of W holds x_i, a tensor of n values, and the error e_i that it owes since the last call:
 
-    b_i = x_i + e_i      s_i = |b_i| / sqrt(n)      sends s_i and sgn(b_i), one bit a value      e_i <- b_i - s_i sgn(b_i)
+    b_i = x_i + e_i      s_i = |b_i| / sqrt(n)      sends s_i and sgn(b_i), a bit a value      e_i <- b_i - s_i sgn(b_i)
 
 Server j is worker j again; it has chunk j of every tensor, and owes d_j:
 
@@ -11,11 +11,12 @@ Server j is worker j again; it has chunk j of every tensor, and owes d_j:
 
 Errors are not lost, only late: result_j + d_j' + mean_i e_i' = mean_i (x_i + e_i) + d_j (primes: after the call).
 
-Three things differ from the usual presentation, none of them in the numbers above. An error is never written: what is
-kept is b and its scale s (the *carry*), and e = b - s sgn(b) is computed when it is next needed, so that a phase is one
-pass over memory. Scales travel in the bytes of the payload: however many tensors there are, a call is one all-to-all and
-one all-gather of uint8. And S is that of the whole tensor, which the gathered |a_j|^2 give: results do not depend on how
-a tensor is cut over devices or layers are stacked (`server_scale="chunk"` is the published form, S_j = |a_j| / sqrt(n/W)).
+Three things differ from the usual presentation, none of them in the numbers above. An error is never written: what
+is kept is b and its scale s (the *carry*), and e = b - s sgn(b) is computed when it is next needed, so that a phase is
+one pass over memory. Scales travel in the bytes of the payload: however many tensors there are, a call is one
+all-to-all and one all-gather of uint8. And S is that of the whole tensor, which the gathered |a_j|^2 give: results do
+not depend on how a tensor is cut over devices or layers are stacked (`server_scale="chunk"` is the published form,
+S_j = |a_j| / sqrt(n / W)).
 
 n counts the values that are not masked. Tensors are padded to N, a multiple of 8 W, with values that stay zero and are
 counted nowhere. Everything here runs inside a manual shard_map on this device's parts.
@@ -104,7 +105,7 @@ def one_bit_mean(
     num_workers: int,
     masks: Sequence[jax.Array | None] | None = None,
     shards: Shards | None = None,
-    scheme: Scheme = Scheme(),  # noqa: B008 (frozen)
+    scheme: Scheme = Scheme(),
 ) -> tuple[Rows, Feedback]:
     """The mean of tensors over the workers along a mesh axis, one bit a value.
 
@@ -148,9 +149,7 @@ def one_bit_mean(
 
     # Phase 2: every server averages its chunk of each tensor, packs it again, and sends it to all.
     here = jax.lax.axis_index(axis)
-    chunks = [
-        _chunk(mask, end, size // num_workers, here) for mask, end, size in zip(masks, ends, sizes, strict=True)
-    ]
+    chunks = [_chunk(mask, end, size // num_workers, here) for mask, end, size in zip(masks, ends, sizes, strict=True)]
     packed = [
         unpack_average(*each, mask=mask, length=end)
         for *each, (mask, end) in zip(bits, received, feedback.server, feedback.server_scale, chunks, strict=True)
@@ -160,7 +159,9 @@ def one_bit_mean(
     if scheme.server_scale == "chunk":
         counts = [_count(mask, a, end) for (mask, end), a in zip(chunks, servers, strict=True)]
         totals = shards.sums([*moments, *counts])
-        own = told = [_scale(total, count, scheme) for total, count in zip(totals, totals[len(tensors) :], strict=False)]
+        own = told = [
+            _scale(total, count, scheme) for total, count in zip(totals, totals[len(tensors) :], strict=False)
+        ]
     else:
         own, told = [], shards.sums(moments)
     by_server = [b[None] for b in bits]
@@ -171,9 +172,32 @@ def one_bit_mean(
         told = [jnp.broadcast_to(scale, parts.shape) for scale, parts in zip(own, told, strict=True)]
 
     means = [
-        _masked(unpack(b, scale), mask)[:, : x.shape[1]] for b, scale, mask, x in zip(bits, told, masks, tensors, strict=True)
+        _masked(unpack(b, scale), mask)[:, : x.shape[1]]
+        for b, scale, mask, x in zip(bits, told, masks, tensors, strict=True)
     ]
     return means, Feedback(carries, scales, servers, own)
+
+
+def forgiven(feedback: Feedback, where: Rows, *, axis: str, num_workers: int) -> Feedback:
+    """Feedback that owes nothing for some values: those that had been masked, and are no longer.
+
+    Args:
+        feedback: of the last call.
+        where: for each tensor [S, n] bool, the same on all workers.
+        axis: the workers' mesh axis.
+        num_workers: its size.
+    """
+    here = jax.lax.axis_index(axis)
+    # b = s stands for no error.
+    clear = lambda chosen, carry, scale: jnp.where(chosen, scale[:, None], carry)
+    worker, server = [], []
+    for i, chosen in enumerate(where):
+        size = feedback.worker[i].shape[1]
+        padded = _pad(chosen, size)
+        chunk, _ = _chunk(padded, size, size // num_workers, here)
+        worker.append(clear(padded, feedback.worker[i], feedback.worker_scale[i]))
+        server.append(clear(chunk, feedback.server[i], feedback.server_scale[i]))
+    return dataclasses.replace(feedback, worker=worker, server=server)
 
 
 def _pad(x: jax.Array, size: int) -> jax.Array:
@@ -185,9 +209,7 @@ def _masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     return x if mask is None else jnp.where(mask, x, 0)
 
 
-def _chunk(
-    mask: jax.Array | None, end: int, size: int, here: jax.Array
-) -> tuple[jax.Array | None, jax.Array | int]:
+def _chunk(mask: jax.Array | None, end: int, size: int, here: jax.Array) -> tuple[jax.Array | None, jax.Array | int]:
     """The mask [S, size] of chunk number `here`, and where the padding in it begins."""
     if mask is not None:
         return jax.lax.dynamic_slice_in_dim(mask, here * size, size, axis=1), size

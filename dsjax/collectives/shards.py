@@ -5,6 +5,7 @@ here: one collective for all tensors together, over the mesh axes that split ten
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -71,10 +72,8 @@ class Shards:
         if not rows:
             return rows
         joined = reduce(jnp.concatenate(rows))
-        ends = [0]
-        for row in rows:
-            ends.append(ends[-1] + row.shape[0])
-        return [joined[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        ends = itertools.accumulate((row.shape[0] for row in rows), initial=0)
+        return [joined[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def axes_of(spec: PartitionSpec) -> tuple[str, ...]:

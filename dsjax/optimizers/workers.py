@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from dsjax.collectives.one_bit import Feedback, Scheme, one_bit_mean
-from dsjax.collectives.shards import Rows, Shards, axes_of
+from dsjax.collectives.one_bit import Feedback, Scheme, forgiven, one_bit_mean
+from dsjax.collectives.shards import Rows, Shards
 
 Tree = Any
 Granularity = Literal["fused", "tensor", "group"]
@@ -33,8 +33,8 @@ class Workers:
         model_axes: the mesh's other axes and their sizes; tensors may be split over them.
         specs: tree of the parameters' PartitionSpecs over model_axes; None: every device holds whole tensors.
         stacked: tree of bools, True where the first dimension counts layers; None: nowhere.
-        granularity: "fused": a scale for each tensor, all in one message. "tensor": the same numbers, a message for each
-            tensor. "group": all tensors of a device joined to one, with one scale.
+        granularity: "fused": a scale for each tensor, all in one message. "tensor": the same numbers, a message for
+            each tensor. "group": all tensors of a device joined to one, with one scale.
         scheme: scales and padding of the one-bit mean.
     """
 
@@ -44,7 +44,7 @@ class Workers:
     specs: Tree = None
     stacked: Tree = None
     granularity: Granularity = "fused"
-    scheme: Scheme = Scheme()
+    scheme: Scheme = dataclasses.field(default_factory=Scheme)
 
     def stacks(self, tree: Tree) -> list[bool]:
         """For each leaf whether its first dimension counts layers."""
@@ -56,6 +56,16 @@ class Workers:
         if self.specs is None:
             return [PartitionSpec()] * len(jax.tree.leaves(tree))
         return jax.tree.leaves(self.specs, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+
+    def spec_tree(self, tree: Tree) -> Tree:
+        """The same as a tree."""
+        return jax.tree.unflatten(jax.tree.structure(tree), self.spec_leaves(tree))
+
+    def each(self, tree: Tree, value: float) -> Tree:
+        """A value for every tensor: [S] for a stack, else a scalar; float32."""
+        leaves, treedef = jax.tree.flatten(tree)
+        shapes = [x.shape[:1] if s else () for x, s in zip(leaves, self.stacks(tree), strict=True)]
+        return jax.tree.unflatten(treedef, [jnp.full(shape, value, jnp.float32) for shape in shapes])
 
     def shards(self, tree: Tree) -> Shards:
         """How the leaves are split over model_axes."""
@@ -168,7 +178,7 @@ class Workers:
 
     def feedback_specs(self, params: Tree) -> Feedback:
         """The specs of `feedback`."""
-        leaves, treedef = jax.tree.flatten(params)
+        treedef = jax.tree.structure(params)
         stacks = [(None,) if s else () for s in self.stacks(params)]
         if self.granularity == "group":
             stacks, treedef = [()], jax.tree.structure([0])
@@ -186,45 +196,83 @@ class Workers:
             masks: tree of bools, False for values that are left out; None: no value is.
         """
         tensors, shards = self.rows(tree), self.shards(tree)
-        chosen = [None] * len(tensors) if masks is None else self.rows(masks)
         if self.granularity == "group":
+            # A part that several devices hold counts once for each of them, so that one psum serves.
             shards = Shards(shards.axes, (math.prod(self.model_axes.values()),), (1,))
-            joined = jnp.concatenate([x.ravel() for x in tensors])[None]
-            mask = None if masks is None else jnp.concatenate([m.ravel() for m in chosen])[None]
-            (mean,), feedback = self._call([joined], feedback, [mask], shards)
-            ends = [sum(x.size for x in tensors[: i + 1]) for i in range(len(tensors))]
-            means = [mean[0, end - x.size : end].reshape(x.shape) for x, end in zip(tensors, ends, strict=True)]
-        else:
-            means, feedback = self._call(tensors, feedback, chosen, shards)
+            mask = None if masks is None else _joined(self.rows(masks))
+            (mean,), feedback = self._call([_joined(tensors)], feedback, [mask], shards)
+            return self.unrows(_apart(mean, tensors), tree), feedback
+        chosen = [None] * len(tensors) if masks is None else self.rows(masks)
+        means, feedback = self._call(tensors, feedback, chosen, shards)
         return self.unrows(means, tree), feedback
+
+    def tail(self, params: Tree) -> jax.Array:
+        """The padding behind a group of tensors, which DeepSpeed 0.19.6 takes for values: zeros at first."""
+        size = sum(x.size for x in jax.tree.leaves(params))
+        return jnp.zeros(self.scheme.padded(size, self.num) - size)
+
+    def one_bit_mean_with_tail(
+        self, tree: Tree, tail: jax.Array, feedback: Feedback
+    ) -> tuple[Tree, jax.Array, Feedback]:
+        """The same of a group and the padding behind it, which comes back changed."""
+        tensors = self.rows(tree)
+        joined = jnp.concatenate([_joined(tensors), tail[None]], axis=1)
+        (mean,), feedback = self._call([joined], feedback, [None], Shards.whole(1))
+        return self.unrows(_apart(mean, tensors), tree), mean[0, mean.shape[1] - tail.size :], feedback
+
+    def forgiven(self, feedback: Feedback, where: Tree) -> Feedback:
+        """Feedback that owes nothing for the values chosen by a tree of bools."""
+        if self.num == 1:
+            return feedback
+        rows = self.rows(where)
+        rows = [_joined(rows)] if self.granularity == "group" else rows
+        local = self._local(feedback, rows)
+        return self._kept(forgiven(local, rows, axis=self.axis, num_workers=self.num), feedback)
 
     def _call(self, tensors: Rows, feedback: Feedback, masks: list, shards: Shards) -> tuple[Rows, Feedback]:
         """The collective on rows: all in one call, or one call each."""
-        leaves, treedef = jax.tree.flatten(feedback)
+        local, how = self._local(feedback, tensors), {"axis": self.axis, "num_workers": self.num, "scheme": self.scheme}
+        if self.granularity != "tensor":
+            means, local = one_bit_mean(tensors, local, masks=masks, shards=shards, **how)
+            return means, self._kept(local, feedback)
+        means, after = [], []
+        for i, x in enumerate(tensors):
+            one = jax.tree.map(lambda rows, i=i: rows[i : i + 1], local, is_leaf=lambda leaf: isinstance(leaf, list))
+            mine = Shards(shards.axes, shards.parts[i : i + 1], shards.copies[i : i + 1])
+            (mean,), one = one_bit_mean([x], one, masks=masks[i : i + 1], shards=mine, **how)
+            means.append(mean)
+            after.append(jax.tree.leaves(one))
         count = len(tensors)
-        flat = [x.reshape(tensors[i % count].shape[0], -1) for i, x in enumerate(leaves)]
-        flat = [x[:, 0] if (i // count) % 2 else x for i, x in enumerate(flat)]
-        local = Feedback(*(flat[i * count : (i + 1) * count] for i in range(4)))
-        how = {"axis": self.axis, "num_workers": self.num, "scheme": self.scheme}
-        if self.granularity == "tensor":
-            means, parts = [], []
-            for i, x in enumerate(tensors):
-                one = Feedback(*([field[i]] for field in (local.worker, local.worker_scale, local.server, local.server_scale)))
-                mine = Shards(shards.axes, shards.parts[i : i + 1], shards.copies[i : i + 1])
-                (mean,), after = one_bit_mean([x], one, masks=masks[i : i + 1], shards=mine, **how)
-                means.append(mean)
-                parts.append(jax.tree.leaves(after))
-            new = [part[i] for i in range(4) for part in parts]
-        else:
-            means, after = one_bit_mean(tensors, local, masks=masks, shards=shards, **how)
-            new = jax.tree.leaves(after)
-        shaped = [x.reshape(old.shape) for x, old in zip(new, leaves, strict=True)]
-        return means, jax.tree.unflatten(treedef, shaped)
+        flat = [after[i % count][i // count] for i in range(4 * count)]
+        return means, self._kept(jax.tree.unflatten(jax.tree.structure(local), flat), feedback)
+
+    def _local(self, feedback: Feedback, rows: Rows) -> Feedback:
+        """Feedback as it is kept -> as lists of rows [S, N] and [S]."""
+        layers = [row.shape[0] for row in rows]
+        shaped = lambda tree, *rest: [x.reshape(s, *rest) for x, s in zip(jax.tree.leaves(tree), layers, strict=True)]
+        return Feedback(
+            shaped(feedback.worker, -1), shaped(feedback.worker_scale), shaped(feedback.server, -1),
+            shaped(feedback.server_scale),
+        )  # fmt: skip
+
+    def _kept(self, local: Feedback, like: Feedback) -> Feedback:
+        """The inverse."""
+        leaves, treedef = jax.tree.flatten(like)
+        shaped = [x.reshape(old.shape) for x, old in zip(jax.tree.leaves(local), leaves, strict=True)]
+        return jax.tree.unflatten(treedef, shaped)
+
+
+def _joined(rows: Rows) -> jax.Array:
+    """All tensors as one, [1, n]."""
+    return jnp.concatenate([row.ravel() for row in rows])[None]
+
+
+def _apart(joined: jax.Array, like: Rows) -> Rows:
+    """The inverse."""
+    ends = [sum(row.size for row in like[: i + 1]) for i in range(len(like))]
+    return [joined[0, end - row.size : end].reshape(row.shape) for row, end in zip(like, ends, strict=True)]
 
 
 def keep(accept: jax.Array, new: Tree, old: Tree) -> Tree:
     """`new` where a step is accepted, else `old`."""
     return jax.tree.map(lambda n, o: jnp.where(accept, n, o), new, old)
-
-
-__all__ = ["Granularity", "Tree", "Workers", "axes_of", "keep"]
