@@ -11,7 +11,8 @@ needed, which saves a pass over memory:
 servers, K values of a tensor in one server's chunk. Bits are packed most significant first, as numpy packs them.
 
 Masked elements have b' = 0, do not count in squares, and have no error, in this call and the next; so does the padding
-tail, the elements at `length` and beyond. Their bits are 1. Padding therefore never reaches a norm or an error.
+tail, the elements at `length` and beyond. Their bits are 1. Padding therefore never reaches a norm or an error. The
+next call must have the same mask and length: start anew from zeros when they change.
 The functions can be traced, and used in shard_map. Donate `carry` (and what the outputs can reuse) to the enclosing
 jit: a fresh array of this size costs more than the arithmetic.
 """
@@ -43,7 +44,7 @@ def sign_pack(
         scale: of the last call's carry, zeros at first.
         mask: bool or int8, false for elements that are not sent; None: all are.
         length: number of elements of each tensor that are not padding, an int or an int32 scalar; None: N.
-        implementation: 'auto', 'xla' or 'mosaic'.
+        implementation: 'auto', 'xla' or 'mosaic' (N a multiple of 512; give it an int8 mask: bool is converted).
 
     Returns:
         The new carry [S, N] float32, its signs [S, N // 8] uint8, and the sums of its squares [S] float32.
@@ -65,7 +66,11 @@ def sign_pack(
     shapes.check_same("x", x, shape, ("float32", "bfloat16"))
     shapes.check_state(carry, scale, shape)
     shapes.check_mask(mask, length, shape)
-    choose("sign_pack", implementation, kernels=())
+    length = None if isinstance(length, int) and length == shape[1] else length
+    if choose("sign_pack", implementation) == "mosaic":
+        from pallas_kernels.sign_pack import mosaic  # only here: it loads Pallas
+
+        return mosaic.sign_pack(x, carry, scale, mask=mask, length=length)
     return reference.feed_back(x, carry, scale, mask=mask, length=length)
 
 
@@ -88,7 +93,7 @@ def unpack_average(
         scale: of the last call's carry, zeros at first.
         mask: as in sign_pack, for this chunk [S, K].
         length: as in sign_pack, of this chunk; an int32 scalar where the servers share a program.
-        implementation: 'auto', 'xla' or 'mosaic'.
+        implementation: 'auto', 'xla' or 'mosaic' (N a multiple of 512; give it an int8 mask: bool is converted).
 
     Returns:
         The new carry [S, K] float32, its signs [S, K // 8] uint8, and the sums of its squares [S] float32.
@@ -107,7 +112,11 @@ def unpack_average(
     _, num_tensors, size = shapes.check_bits(bits, scales)
     shapes.check_state(carry, scale, (num_tensors, size))
     shapes.check_mask(mask, length, (num_tensors, size))
-    choose("unpack_average", implementation, kernels=())
+    length = None if isinstance(length, int) and length == size else length
+    if choose("unpack_average", implementation) == "mosaic":
+        from pallas_kernels.sign_pack import mosaic  # only here: it loads Pallas
+
+        return mosaic.unpack_average(bits, scales, carry, scale, mask=mask, length=length)
     return reference.feed_back(reference.average(bits, scales), carry, scale, mask=mask, length=length)
 
 

@@ -16,7 +16,7 @@ def sign(x: jax.Array) -> jax.Array:
 def kept(shape: tuple[int, int], mask: jax.Array | None, length: int | jax.Array | None) -> jax.Array | None:
     """The mask [S, N] with the padding tail taken out, bool; None when everything counts."""
     keep = None if mask is None else mask.astype(bool)
-    if length is None or (isinstance(length, int) and length == shape[1]):
+    if length is None:
         return keep
     real = jax.lax.broadcasted_iota(jnp.int32, shape, 1) < length
     return real if keep is None else keep & real

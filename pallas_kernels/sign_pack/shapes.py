@@ -1,5 +1,8 @@
 """What the three phases accept: every mistake in a shape or a dtype is named here, before anything is traced."""
 
+import math
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -47,3 +50,41 @@ def check_mask(mask: jax.Array | None, length: int | jax.Array | None, shape: tu
             raise ValueError(f"length is {length.dtype}{list(length.shape)}: must be an int or an int32 scalar")
     elif length is not None and not 0 <= length <= shape[1]:
         raise ValueError(f"length is {length}: must be between 0 and the {shape[1]} values of a tensor")
+
+
+class Tiling(NamedTuple):
+    """How a thread block of the Mosaic kernel walks a tensor: `per_block` tiles of `rows` rows of 8 values."""
+
+    rows: int
+    per_block: int
+
+    def blocks(self, size: int) -> int:
+        """Number of thread blocks for a tensor of `size` values."""
+        return math.ceil(size / (8 * self.rows * self.per_block))
+
+
+def tiling(shape: tuple[int, ...]) -> Tiling:
+    """The tiles of the S tensors of N values of a shape (S, N): 64 to 256 rows, up to 8 tiles to a block.
+
+    Raises:
+        ValueError: unless N is a multiple of 512, the smallest tile, and S at most 65,535, a grid's second dimension.
+
+    Example:
+        >>> tiling((24, 1024 * 1024))
+        Tiling(rows=256, per_block=8)
+        >>> tiling((24, 1000))
+        Traceback (most recent call last):
+        ...
+        ValueError: the Mosaic kernel needs a multiple of 512 values in a tensor, not 1000: pad with zeros ...
+    """
+    num_tensors, size = shape
+    if num_tensors > 65535:
+        raise ValueError(
+            f"the Mosaic kernel takes at most 65535 tensors in a call, not {num_tensors}: use several calls"
+        )
+    if size % 512 or not 0 < size < 2**31:  # places are int32
+        raise ValueError(
+            f"the Mosaic kernel needs a multiple of 512 values in a tensor, not {size}: pad with zeros (`length` keeps"
+            " the padding out of norms and errors), or use implementation='xla'"
+        )
+    return Tiling(rows=8 * math.gcd(size // 64, 32), per_block=8)
