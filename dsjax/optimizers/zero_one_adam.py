@@ -170,7 +170,9 @@ class ZeroOneAdam:
         else:
             gradients, feedback = workers.one_bit_mean(gradients, feedback, moments.sent(nu))
             gradients = moments.held(gradients)
-        count, mu = state.count + 1, moments.step(workers.own(displaced.mu), gradients)
+        count, mu = state.count + 1, workers.own(displaced.mu)
+        if not (moments.peer and stage == "compressed" and workers.num == 1):  # alone, it then learns nothing
+            mu = moments.step(mu, gradients)
         direction = moments.decayed(moments.direction(mu, nu, count, nu_count), params)
         changes = jax.tree.map(lambda u: -learning_rate * u, direction)
         new = dataclasses.replace(

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+TOLERANCE, TOLERANCE_ALONE = 1e-5, 1e-4
+ERRORS = ("worker_error", "server_error", "worker_error_flat", "server_error_flat")
+WITHOUT_EFFECT = ("bias_correction", "eps_inside_sqrt", "max_grad_norm", "cuda_aware", "comm_backend_name")
 FOLDER = Path(os.environ.get("DSJAX_GOLDEN_OPTIMIZERS", Path(__file__).parent / "optimizers"))
 
 
@@ -37,6 +40,15 @@ def load(path: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
+def assert_near(actual, recorded, what: str, tolerance: float = TOLERANCE, largest: float | None = None) -> None:
+    """Equal to a share of the recorded tensor's largest value, or of `largest`."""
+    actual, recorded = np.asarray(actual), np.asarray(recorded)
+    assert actual.shape == recorded.shape, f"{what}: shape {actual.shape}, recorded {recorded.shape}"
+    worst = np.abs(actual.astype(np.float64) - recorded).max(initial=0)
+    largest = np.abs(recorded).max(initial=0) if largest is None else largest
+    assert worst <= tolerance * largest, f"{what}: off by {worst} of {largest}"
+
+
 class Run:
     """One recorded run. Tensors are those that the optimizer was given: one, where a group was raveled into one."""
 
@@ -45,7 +57,9 @@ class Run:
         case = json.loads(str(self.record["case"]))
         self.kind: str = case["opt"]
         self.workers: int = case["world"]
-        self.arguments: dict = case["kw"]
+        self.arguments: dict = {name: value for name, value in case["kw"].items() if name not in WITHOUT_EFFECT}
+        if "betas" in self.arguments:
+            self.arguments["b1"], self.arguments["b2"] = self.arguments.pop("betas")
         self.lost_before = bool(case.get("init_step", 0))
         self.lr = [float(x) for x in self.record["lr"]]
         self.steps = len(self.lr)
@@ -73,6 +87,10 @@ class Run:
     def gradients(self, t: int) -> list[np.ndarray]:
         """Every worker's gradients at a step, [W, ...]."""
         return [g[:, t] for g in self._gradients]
+
+    def all_gradients(self, k: int) -> np.ndarray:
+        """Every worker's gradients of a tensor at all steps, [W, T, ...]."""
+        return self._gradients[k]
 
     def largest(self, name: str) -> dict[int | None, float]:
         """Largest value over all steps of what was recorded as `name`, by tensor."""

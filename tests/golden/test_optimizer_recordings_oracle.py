@@ -10,19 +10,9 @@ import numpy as np
 import optimizer_recordings as recordings
 import pytest
 from one_bit_oracle import PEER, AllReduce, OneBitAdam, OneBitLamb, ZeroOneAdam
+from optimizer_recordings import ERRORS, TOLERANCE_ALONE, assert_near
 
 OPTIMIZERS = {"adam": OneBitAdam, "lamb": OneBitLamb, "zoadam": ZeroOneAdam}
-TOLERANCE, TOLERANCE_ALONE = 1e-5, 1e-4
-ERRORS = ("worker_error", "server_error", "worker_error_flat", "server_error_flat")
-
-
-def assert_near(actual, recorded, what: str, tolerance: float = TOLERANCE, largest: float | None = None) -> None:
-    """Equal to a share of the recorded tensor's largest value, or of `largest`."""
-    actual, recorded = np.asarray(actual), np.asarray(recorded)
-    assert actual.shape == recorded.shape, f"{what}: shape {actual.shape}, recorded {recorded.shape}"
-    worst = np.abs(actual.astype(np.float64) - recorded).max(initial=0)
-    largest = np.abs(recorded).max(initial=0) if largest is None else largest
-    assert worst <= tolerance * largest, f"{what}: off by {worst} of {largest}"
 
 
 def state_of(optimizer, workers: int) -> dict[str, list]:

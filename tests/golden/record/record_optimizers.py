@@ -34,13 +34,13 @@ ZERO_ONE = {"var_freeze_step": 20, "var_update_scaler": 3, "local_step_scaler": 
 SHORT = {"var_freeze_step": 12, "var_update_scaler": 2, "local_step_scaler": 4, "local_step_clipper": 4}
 RARE = {"var_freeze_step": 100, "var_update_scaler": 3}
 RUNS = {
-    "adam_w1": {"opt": "adam", "world": 1, "steps": 16, "lr_warm": 5, "kw": ADAM},
+    "adam_w1": {"opt": "adam", "world": 1, "steps": 16, "lr_warm": 5, "shapes": SMALL, "kw": ADAM},
     "adam_w3": {"opt": "adam", "world": 3, "steps": 20, "lr_warm": 5, "kw": ADAM},
-    "adam_w4": {"opt": "adam", "world": 4, "steps": 20, "lr_warm": 5, "kw": ADAM},
+    "adam_w4": {"opt": "adam", "world": 4, "steps": 20, "lr_warm": 5, "shapes": SMALL, "kw": ADAM},
     "adam_w2_nomask": {"opt": "adam", "world": 2, "steps": 24, "zero_rows": 4, "kw": {"freeze_step": 9}},
     "adam_w2_flat": {"opt": "adam", "world": 2, "steps": 24, "init_step": 1, "shapes": FLAT, "kw": ADAM},
     "lamb_w1": {"opt": "lamb", "world": 1, "steps": 20, "kw": LAMB},
-    "lamb_w3": {"opt": "lamb", "world": 3, "steps": 18, "lr_warm": 4, "kw": LAMB},
+    "lamb_w3": {"opt": "lamb", "world": 3, "steps": 18, "lr_warm": 4, "shapes": SMALL, "kw": LAMB},
     "lamb_w4": {"opt": "lamb", "world": 4, "steps": 28, "lr_warm": 4, "kw": LAMB},
     "lamb_w2_mask": {"opt": "lamb", "world": 2, "steps": 28, "zero_rows": 4, "mask": 1, "kw": LAMB},
     "lamb_w2_loose": {"opt": "lamb", "world": 2, "steps": 28, "kw": LOOSE},
@@ -51,7 +51,7 @@ RUNS = {
     "zoadam_w2_nofreeze": {"opt": "zoadam", "world": 2, "steps": 40, "kw": RARE},
     "zoadam_w2_flat": {"opt": "zoadam", "world": 2, "steps": 48, "init_step": 1, "shapes": FLAT, "kw": ZERO_ONE},
 }
-COLLECTIVES = {"op_w1": 1, "op_w3": 3, "op_w4": 4}
+COLLECTIVES = {"op_w3": 3, "op_w4": 4}
 CLASSES = {"adam": OnebitAdam, "lamb": OnebitLamb, "zoadam": ZeroOneAdam}
 BY_PARAMETER = {
     "adam": ("worker_error", "server_error"),
