@@ -8,11 +8,19 @@ FLOPs: 6 for each of the N parameters in a matrix product (a multiplication and 
 backward), and 12 for each of the H Q T products of queries with keys and weights with values of a layer. PaLM counts
 all T keys for every query. A causal model needs half of them on average, which `causal=True` counts (6 L H Q T): that
 gives a smaller, stricter utilisation. Say which one a figure uses.
+
+Of F parameters that are frozen beside N trained ones (LoRA) no gradient is computed: 6 N + 4 F + 12 L H Q T.
 """
 
 
 def model_flops_per_token(
-    num_parameters: int, *, num_layers: int, model_dim: int, sequence_length: int, causal: bool = False
+    num_parameters: int,
+    *,
+    num_layers: int,
+    model_dim: int,
+    sequence_length: int,
+    num_frozen: int = 0,
+    causal: bool = False,
 ) -> float:
     """FLOPs of one training step per token.
 
@@ -22,6 +30,7 @@ def model_flops_per_token(
         num_layers: L.
         model_dim: width of all heads together, H Q.
         sequence_length: T, keys that a query can see.
+        num_frozen: F, parameters in matrix products that are not trained and not among the N.
         causal: count only the keys up to the query, T/2 on average.
 
     Example:
@@ -29,7 +38,7 @@ def model_flops_per_token(
         7572864.0
     """
     attention = 12.0 * num_layers * model_dim * sequence_length
-    return 6.0 * num_parameters + (attention / 2 if causal else attention)
+    return 6.0 * num_parameters + 4.0 * num_frozen + (attention / 2 if causal else attention)
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, *, peak_flops: float, num_devices: int = 1) -> float:

@@ -42,7 +42,15 @@ from dsjax.train.processes import agree_any, barrier, num_processes, start_proce
 from dsjax.train.record import Counters, Recorder, StepFigures
 from dsjax.train.saving import Saver, newest_checkpoint, restore, summary_if_finished
 from dsjax.train.signals import StopRequest
-from dsjax.train.state import ModelTree, TrainState, abstract_state, init_state, state_around, state_shardings
+from dsjax.train.state import (
+    ModelTree,
+    TrainState,
+    abstract_state,
+    count_parameters,
+    init_state,
+    state_around,
+    state_shardings,
+)
 from dsjax.train.step import Programs, make_programs
 
 Resume = Literal["no", "must", "if_any"]
@@ -99,13 +107,11 @@ def run(
     layout = Layout(make_mesh(config.mesh), config.mesh.zero_stage)
     check_divisible(config.model, layout.mesh.shape)
     check_length(config.model, config.data.sequence_length)
-    model, _ = lora.split_model(config.model, config.lora)
+    model, untrained = lora.split_model(config.model, config.lora)
     optimizer = create_optimizer(config.optimizer, model.shapes, model.stacked)
     shardings = state_shardings(layout, model, optimizer, ema=config.train.ema_decay > 0)
     placement = training_placement(layout, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
-    if config.lora is not None:  # the plan counts full training, several times what adapters need
-        report("lora: whether memory will do is not checked before the first step")
-    elif not force:
+    if not force:
         require_memory(config, layout)
 
     corpus = open_corpus(config.data, config.model, console=console)
@@ -137,17 +143,20 @@ def run(
     if folder.resumed and folder.is_first_process:
         truncate_metrics(folder.path / METRICS_FILE, counters.steps)
 
+    use = outcome.utilisation(config, model, frozen=untrained, num_devices=layout.mesh.size)
     state, recorder, stopped_by = _train(
-        config, state, programs, optimizer, model, layout, rows, placement, corpus, folder, store, counters, console
+        config, state, programs, optimizer, use, layout, rows, placement, corpus, folder, store, counters, console
     )
     barrier("finished")
     if counters.steps < total_steps:
         report(f"stopped by {stopped_by or 'a signal'} at step {counters.steps}; to go on: {folder.how_to_resume}")
         return RunResult(folder.path, {}, stopped_by=stopped_by or "SIGTERM")
-    params = state.ema if state.ema is not None else state.params
+    params, num_trained = state.ema if state.ema is not None else state.params, count_parameters(model)
     if config.lora is not None and frozen is not None:
         model, params = lora.folded(config.model, config.lora, params, frozen, layout=layout)
-    summary = outcome.summarise(config, folder, corpus, counters, recorder, model, params, console)
+    summary = outcome.summarise(
+        config, folder, corpus, counters, recorder, model, params, console, num_trained=num_trained, use=use
+    )
     return RunResult(folder.path, summary)
 
 
@@ -166,7 +175,7 @@ def _train(
     state: TrainState,
     programs: Programs,
     optimizer: StagedTransform,
-    model: ModelTree,
+    use: outcome.Utilisation,
     layout: Layout,
     rows: Rows,
     placement: Placement,
@@ -193,7 +202,7 @@ def _train(
             trackers,
             progress,
             max_skipped=config.train.max_nonfinite_steps,
-            utilisation=outcome.utilisation(config, model, layout.mesh.size),
+            utilisation=use,
             layer_runs=config.model.layer_runs,
         )
         batches = Batches(

@@ -25,12 +25,17 @@ from dsjax.observe.trackers import METRICS_FILE, read_metrics
 from dsjax.train.folder import SUMMARY_FILE, RunFolder, write_json
 from dsjax.train.record import Counters, Recorder
 from dsjax.train.source import TrainedModel
-from dsjax.train.state import ModelTree, flops_per_token
+from dsjax.train.state import ModelTree, count_parameters, flops_per_token
 from dsjax.train.write import plain_prompt, write
 
+Utilisation = Callable[[float], float] | None
+"""Tokens per second -> model FLOPs utilisation; None when nobody knows the device's peak."""
 
-def utilisation(config: ResolvedRunConfig, model: ModelTree, num_devices: int) -> Callable[[float], float] | None:
-    """Tokens per second -> model FLOPs utilisation; None when nobody knows the device's peak."""
+
+def utilisation(
+    config: ResolvedRunConfig, model: ModelTree, *, frozen: ModelTree | None, num_devices: int
+) -> Utilisation:
+    """How the utilisation of a run's devices follows from its speed; `frozen` is what is not trained of the model."""
     peak = config.observe.peak_tflops
     if not peak:
         spec = from_jax_device_kind(jax.devices()[0].device_kind)
@@ -38,7 +43,7 @@ def utilisation(config: ResolvedRunConfig, model: ModelTree, num_devices: int) -
             return None
         bf16 = config.model.compute_dtype == "bfloat16"
         peak = (spec.peak_bf16_tflops if bf16 else spec.peak_tf32_tflops) or spec.peak_f32_tflops
-    flops = flops_per_token(config.model, model, sequence_length=config.data.sequence_length)
+    flops = flops_per_token(config.model, model, frozen=frozen, sequence_length=config.data.sequence_length)
     return lambda tokens_per_second: mfu(tokens_per_second, flops, peak_flops=peak * 1e12, num_devices=num_devices)
 
 
@@ -51,13 +56,26 @@ def summarise(
     model: ModelTree,
     params: Any,
     console: Console,
+    *,
+    num_trained: int,
+    use: Utilisation,
 ) -> dict[str, Any]:
-    """Write summary.json, loss.png and the sample; print the table. Returns the summary."""
+    """Write summary.json, loss.png and the sample; print the table. Returns the summary.
+
+    Args:
+        config, folder, corpus, counters, recorder, console: of the run.
+        model, params: what came of it, adapters merged.
+        num_trained: how many parameters were trained.
+        use: from `utilisation`.
+    """
     sample = _sample(config, folder, corpus, model, params, console)
     if not folder.is_first_process:
         return {}
     rows = read_metrics(folder.path / METRICS_FILE)
-    figures = _figures(config, corpus, counters, recorder, model, rows)
+    figures = _figures(config, corpus, counters, recorder, rows, parameters=count_parameters(model), use=use)
+    if config.lora is not None:
+        how = "counted: adapters, and what the weights lacked for the task"
+        figures = {"parameters": figures["parameters"], "trained_parameters": (num_trained, how)} | figures
     # JSON has no NaN: what is not finite is null there.
     finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
     summary = {"name": config.name, **{name: {"value": finite(v), "how": how} for name, (v, how) in figures.items()}}
@@ -78,11 +96,12 @@ def _figures(
     corpus: Corpus,
     counters: Counters,
     recorder: Recorder,
-    model: ModelTree,
     rows: list[dict[str, Any]],
+    *,
+    parameters: int,
+    use: Utilisation,
 ) -> dict[str, tuple[Any, str]]:
     """name -> (value, how it was obtained)."""
-    parameters = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(model.shapes))
     figures: dict[str, tuple[Any, str]] = {
         "parameters": (parameters, "counted"),
         "steps": (counters.steps, "counted, skipped ones included"),
@@ -105,9 +124,9 @@ def _figures(
             float(waiting),
             "share of the step time in which the device was idle while rows were fetched and placed",
         )
-        use = utilisation(config, model, jax.device_count())
         if use is not None:
-            how = "tokens/s x (6 N + 12 L D T) / (devices x peak)"
+            matrices = "6 N" if config.lora is None else "6 N trained + 4 N frozen"
+            how = f"tokens/s x ({matrices} + 12 L D T) / (devices x peak)"
             figures["mfu"] = (use(figures["tokens_per_second"][0]), how)
     figures["training_seconds"] = (counters.seconds, "sum of step times; compiling and evaluating left out")
     figures["peak_host_bytes"] = (peak_host_bytes(), "peak resident memory of the first process")

@@ -17,15 +17,16 @@ from dsjax.config.run import ResolvedRunConfig, RunConfig
 from dsjax.mesh.build import resolve_sizes
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import BATCH_AXES, Layout
-from dsjax.models.families import abstract, check_divisible
+from dsjax.models.families import check_divisible
 from dsjax.observe.devices import DeviceSpec
 from dsjax.observe.memory import available_memory_bytes, device_memory_report, format_bytes
 from dsjax.optimizers.create import create_optimizer
 from dsjax.train.folder import resolved
+from dsjax.train.lora import split_model
 from dsjax.train.place import evaluation_placement, training_placement
 from dsjax.train.plan_trace import OneDevice, Traced, abstract_layout, batch_shapes, shard_bytes, state_specs, trace
 from dsjax.train.plan_traffic import Traffic, predict_traffic
-from dsjax.train.state import ModelTree, abstract_state, flops_per_token, state_shardings
+from dsjax.train.state import abstract_state, count_parameters, flops_per_token, state_shardings
 from dsjax.train.step import BATCH_SPEC
 
 _SCALARS = 12  # step and key
@@ -36,6 +37,7 @@ class Memory:
     """Bytes on one device."""
 
     parameters: int
+    frozen: int
     gradients: int
     optimizer: int
     ema: int
@@ -60,7 +62,8 @@ class Plan:
         name: of the run.
         axis_sizes: the mesh.
         zero_stage: what is split over fsdp.
-        num_parameters: of the model.
+        num_parameters: of the model, adapters included.
+        num_trained: of those, what is trained: all of them, but of a run with lora.
         memory: bytes per device by what they are; their sum is `peak`.
         gradient, update: bytes of the two programs.
         peak: most bytes on one device during a step.
@@ -78,6 +81,7 @@ class Plan:
     axis_sizes: dict[str, int]
     zero_stage: int
     num_parameters: int
+    num_trained: int
     memory: Memory
     gradient: ProgramBytes
     update: ProgramBytes
@@ -122,8 +126,6 @@ def plan(config: RunConfig, *, num_devices: int | None = None, device: DeviceSpe
         (True, True)
     """
     config = resolved(config)
-    if config.lora is not None:
-        raise ValueError("the plan counts full training; of lora: it would say too much. Plan it with --set lora=null")
     layout = abstract_layout(_sizes(config, num_devices), config.mesh.zero_stage)
     _check(config, layout)
     on_cpu = device is None and config.mesh.platform != "gpu" and bool(config.mesh.cpu_devices or layout.mesh.size == 1)
@@ -200,11 +202,11 @@ def _check(config: ResolvedRunConfig, layout: Layout) -> None:
 def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: int | None, available_from: str) -> Plan:
     """The plan on a layout whose mesh divides everything."""
     sizes, train, length = dict(layout.mesh.shape), config.train, config.data.sequence_length
-    model = ModelTree.of(abstract(config.model))
+    model, frozen = split_model(config.model, config.lora)
     optimizer = create_optimizer(config.optimizer, model.shapes, model.stacked)
     batch = batch_shapes(config.data, train.batch_size, workers=sizes["data"], accumulation=train.accumulation)
     dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
-    one = OneDevice.of(config.model, model, layout, batch)
+    one = OneDevice.of(config.model, model, layout, batch, frozen=frozen, lora=config.lora)
     traced = trace(one, optimizer, clip_norm=train.clip_norm, ema_decay=train.ema_decay, dropout=dropout)
 
     shardings = state_shardings(layout, model, optimizer, ema=train.ema_decay > 0)
@@ -212,19 +214,21 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
     specs = state_specs(model, optimizer, layout, ema=train.ema_decay > 0)
     size = lambda tree, spec: shard_bytes(tree, spec, sizes)
     parameters = size(state.params, specs.params)
+    untrained = 0 if frozen is None else size(frozen.shapes, frozen.specs(layout.parameter))
     gradients = size(model.shapes, model.specs(layout.gradient))
     opt_state = size(state.opt_state, specs.opt_state)
     ema = size(state.ema, specs.ema) if state.ema is not None else 0
     rows = size(batch, dict.fromkeys(batch, BATCH_SPEC))
 
     whole = parameters + opt_state + ema + _SCALARS
-    gradient = ProgramBytes(arguments=parameters + _SCALARS + rows, temporary=traced.gradient_temporary)
+    gradient = ProgramBytes(arguments=parameters + untrained + _SCALARS + rows, temporary=traced.gradient_temporary)
     update = ProgramBytes(arguments=whole + gradients + 8, temporary=traced.update_temporary)
     temporary = max(gradient.temporary, update.temporary)
     # Outside a scan XLA computes some of them again where they are read, and then holds less than all of them.
     residuals = min(traced.residuals, temporary)
     memory = Memory(
         parameters=parameters,
+        frozen=untrained,
         gradients=gradients,
         optimizer=opt_state,
         ema=ema,
@@ -232,13 +236,15 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
         residuals=residuals,
         working=temporary - residuals,
     )
+    per_token = flops_per_token(config.model, model, frozen=frozen, sequence_length=length)
     peak = sum(dataclasses.asdict(memory).values())
     needed = peak * sharing
     return Plan(
         name=config.name,
         axis_sizes=sizes,
         zero_stage=layout.zero_stage,
-        num_parameters=sum(math.prod(x.shape) for x in jax.tree.leaves(model.shapes)),
+        num_parameters=count_parameters(model) + (0 if frozen is None else count_parameters(frozen)),
+        num_trained=count_parameters(model),
         memory=memory,
         gradient=gradient,
         update=update,
@@ -251,9 +257,10 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
             length=length,
             accumulation=train.accumulation,
             mean=optimizer.gradients == "mean",
+            frozen=frozen,
         ),
         step_flops=traced.flops * layout.mesh.size,
-        model_flops=flops_per_token(config.model, model, sequence_length=length) * train.batch_size * length,
+        model_flops=per_token * train.batch_size * length,
         step_tokens=train.batch_size * length,
         needed=needed,
         available=available,
@@ -267,7 +274,7 @@ def _advice(config: ResolvedRunConfig, layout: Layout, memory: Memory, traced: T
     parts = sorted(dataclasses.asdict(memory).items(), key=lambda part: -part[1])[:2]
     largest = " and ".join(f"{name} {format_bytes(size)}" for name, size in parts)
     shards = layout.size(("fsdp", "expert"))
-    states = memory.parameters + memory.gradients + memory.optimizer + memory.ema
+    states = memory.parameters + memory.frozen + memory.gradients + memory.optimizer + memory.ema
     if states > peak / 2:
         if shards > 1 and layout.zero_stage < 3:
             change = f"mesh.zero_stage=3 splits all states over {shards} devices"

@@ -20,11 +20,11 @@ from dsjax.config.load import from_dict, to_dict
 from dsjax.config.run import RunConfig
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.layout import Layout
-from dsjax.models.families import abstract
 from dsjax.optimizers.create import create_optimizer
 from dsjax.train.folder import resolved
+from dsjax.train.lora import split_model
 from dsjax.train.plan_trace import batch_shapes
-from dsjax.train.state import ModelTree, abstract_state, state_shardings
+from dsjax.train.state import abstract_state, state_shardings
 from dsjax.train.step import BATCH_SPEC, make_programs
 
 
@@ -32,7 +32,7 @@ def lower_programs(config: RunConfig, layout: Layout) -> dict[str, Any]:
     """The gradient and the first stage's update, lowered from shapes alone: name -> jax.stages.Lowered."""
     config = resolved(config)
     train = config.train
-    model = ModelTree.of(abstract(config.model))
+    model, frozen = split_model(config.model, config.lora)
     optimizer = create_optimizer(config.optimizer, model.shapes, model.stacked)
     shardings = state_shardings(layout, model, optimizer, ema=train.ema_decay > 0)
     programs = make_programs(
@@ -49,12 +49,14 @@ def lower_programs(config: RunConfig, layout: Layout) -> dict[str, Any]:
     shapes = batch_shapes(config.data, train.batch_size, workers=workers, accumulation=train.accumulation)
     rows = layout.named(BATCH_SPEC)
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in shapes.items()}
-    gradient = programs.gradient.lower(state.params, state.key, state.step, batch)
-    gradients = jax.tree.map(
+    placed = lambda part, choose: jax.tree.map(
         lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.named(spec)),
-        model.shapes,
-        model.specs(layout.gradient),
+        part.shapes,
+        part.specs(choose),
     )
+    untrained = None if frozen is None else placed(frozen, layout.parameter)
+    gradient = programs.gradient.lower(state.params, state.key, state.step, batch, untrained)
+    gradients = placed(model, layout.gradient)
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     update = programs.updates[optimizer.stage(0)].lower(state, gradients, scalar, scalar)
     return {"gradient": gradient, "update": update}

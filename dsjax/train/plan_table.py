@@ -12,7 +12,8 @@ from dsjax.observe.memory import format_bytes
 from dsjax.train.plan import Plan, gpu_share
 
 _WHAT = {
-    "parameters": "float32, in their shards",
+    "parameters": "float32, in their shards; of a run with lora those that are trained",
+    "frozen": "parameters that are not trained, float32, in their shards",
     "gradients": "float32, in their shards",
     "optimizer": "moments, and error buffers where an optimizer keeps any",
     "ema": "moving average of the parameters",
@@ -47,7 +48,8 @@ def verdict(plan: Plan) -> str:
 
 def _memory(plan: Plan) -> Table:
     mesh = " x ".join(f"{axis} {plan.axis_sizes[axis]}" for axis in AXES if plan.axis_sizes[axis] > 1) or "one device"
-    title = f"{plan.name}: {plan.num_parameters:,} parameters on {mesh}, ZeRO {plan.zero_stage}"
+    trained = f" ({plan.num_trained:,} trained)" if plan.num_trained < plan.num_parameters else ""
+    title = f"{plan.name}: {plan.num_parameters:,} parameters{trained} on {mesh}, ZeRO {plan.zero_stage}"
     table = Table(title=title, width=100)
     table.add_column("on one device")
     table.add_column("bytes", justify="right")
@@ -72,8 +74,9 @@ def _traffic(plan: Plan) -> Table:
 
 def _flops(plan: Plan) -> str:
     ratio = plan.step_flops / plan.model_flops
+    matrices = "6 N" if plan.num_trained == plan.num_parameters else "6 N trained + 4 N frozen"
     return (
-        f"FLOPs of a step of {plan.step_tokens:,} tokens: {plan.model_flops:.3g} by 6 N + 12 L D T, "
+        f"FLOPs of a step of {plan.step_tokens:,} tokens: {plan.model_flops:.3g} by {matrices} + 12 L D T, "
         f"{plan.step_flops:.3g} in the\ntraced matrix products ({ratio:.2f}x)"
     )
 

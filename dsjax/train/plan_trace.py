@@ -16,12 +16,13 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from dsjax.data.config import DataConfig
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import ZERO_AXES, Layout
-from dsjax.models.config import LlamaConfig, ModelConfig
+from dsjax.models.config import LlamaConfig, LoRAConfig, ModelConfig
 from dsjax.models.families import abstract
+from dsjax.models.lora import with_adapters
 from dsjax.optimizers.api import StagedTransform, Tree
 from dsjax.train.plan_jaxpr import aval_bytes, dot_flops, flatten
 from dsjax.train.plan_memory import peak_bytes, residual_bytes
-from dsjax.train.state import ModelTree, TrainState, abstract_state
+from dsjax.train.state import ModelTree, TrainState, abstract_state, joined
 from dsjax.train.step import batch_loss, make_gradient, make_update
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
@@ -59,19 +60,35 @@ class OneDevice:
         model: the model taken apart, with the shapes that `tensor` leaves.
         layout: a mesh of which only the axes of ZeRO have a size; rows are not split any further.
         batch: one device's rows, [1, A, b, T].
+        frozen: the part of the model that is not trained, with its shapes; None when all of it is.
     """
 
     model: ModelTree
     layout: Layout
     batch: Shapes
+    frozen: ModelTree | None = None
 
     @classmethod
-    def of(cls, config: ModelConfig, model: ModelTree, layout: Layout, batch: Shapes) -> "OneDevice":
-        """Divide a model and its global batch by a layout's mesh."""
+    def of(
+        cls,
+        config: ModelConfig,
+        model: ModelTree,
+        layout: Layout,
+        batch: Shapes,
+        *,
+        frozen: ModelTree | None = None,
+        lora: LoRAConfig | None = None,
+    ) -> "OneDevice":
+        """Divide a model and its global batch by a layout's mesh; of a run with `lora` the model is what is trained."""
         sizes = dict(layout.mesh.shape)
-        local = local_shapes(model.shapes, model.specs(layout.gathered), sizes)
         tensor = sizes["tensor"]
-        graph = model.graph if tensor == 1 else ModelTree.of(abstract(_narrow(config, tensor))).graph
+        graph = model.graph
+        if tensor > 1:
+            narrow = abstract(_narrow(config, tensor))
+            graph = ModelTree.of(narrow if lora is None else with_adapters(narrow, lora)).graph
+        divided = lambda part: dataclasses.replace(
+            part, graph=graph, shapes=local_shapes(part.shapes, part.specs(layout.gathered), sizes)
+        )
         zero = abstract_layout(dict.fromkeys(AXES, 1) | {a: sizes[a] for a in ZERO_AXES}, layout.zero_stage)
         rows = {
             name: jax.ShapeDtypeStruct(
@@ -80,7 +97,10 @@ class OneDevice:
             for name, x in batch.items()
         }
         return cls(
-            dataclasses.replace(model, graph=graph, shapes=local), dataclasses.replace(zero, batch_axes=()), rows
+            divided(model),
+            dataclasses.replace(zero, batch_axes=()),
+            rows,
+            None if frozen is None else divided(frozen),
         )
 
 
@@ -121,9 +141,10 @@ def trace(one: OneDevice, optimizer: StagedTransform, *, clip_norm: float, ema_d
     key, step = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
     # Gradients per worker only leave out the sum over the first dimension, which is 1 here.
     gradient = make_gradient(model, layout, per_worker=False, dropout=dropout)
-    jaxpr = jax.make_jaxpr(gradient)(model.shapes, key, step, one.batch).jaxpr
+    frozen, frozen_divisors = _frozen(one)
+    jaxpr = jax.make_jaxpr(gradient)(model.shapes, key, step, one.batch, frozen).jaxpr
     parameters = zero_divisors(model.specs(layout.parameter), layout)
-    rest = [1] * (len(jaxpr.invars) - len(parameters))
+    rest = [*[1] * (len(jaxpr.invars) - len(parameters) - len(frozen_divisors)), *frozen_divisors]
     update = max(_update_peak(one, optimizer, stage, clip_norm, ema_decay) for stage in optimizer.updates)
     return Traced(
         residuals=_residuals(one, parameters, dropout=dropout),
@@ -133,19 +154,28 @@ def trace(one: OneDevice, optimizer: StagedTransform, *, clip_norm: float, ema_d
     )
 
 
+def _frozen(one: OneDevice) -> tuple[Tree, list[int]]:
+    """Shapes of what is not trained, None if there is nothing, and over how many devices ZeRO splits each."""
+    if one.frozen is None:
+        return None, []
+    return one.frozen.shapes, zero_divisors(one.frozen.specs(one.layout.parameter), one.layout)
+
+
 def _residuals(one: OneDevice, parameters: list[int], *, dropout: bool) -> int:
     """Bytes of what the backward pass of a micro-batch needs of the forward pass, from the results of its vjp."""
     rows = {name: jax.ShapeDtypeStruct(x.shape[2:], x.dtype) for name, x in one.batch.items()}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows["tokens"].shape[0]))
 
-    def forward(params: Tree, batch: Any, keys: jax.Array):
+    def forward(params: Tree, batch: Any, keys: jax.Array, frozen: Tree):
         loss = lambda p: batch_loss(
-            nnx.merge(one.model.graph, p), batch, keys=keys if dropout else None, layout=one.layout
+            nnx.merge(one.model.graph, joined(p, frozen)), batch, keys=keys if dropout else None, layout=one.layout
         )[0]
         return jax.vjp(loss, params)[1]
 
-    jaxpr = jax.make_jaxpr(forward)(one.model.shapes, rows, keys).jaxpr
-    return residual_bytes(jaxpr, [*parameters, *[1] * (len(jaxpr.invars) - len(parameters))])
+    frozen, frozen_divisors = _frozen(one)
+    jaxpr = jax.make_jaxpr(forward)(one.model.shapes, rows, keys, frozen).jaxpr
+    between = [1] * (len(jaxpr.invars) - len(parameters) - len(frozen_divisors))
+    return residual_bytes(jaxpr, [*parameters, *between, *frozen_divisors])
 
 
 def _update_peak(one: OneDevice, optimizer: StagedTransform, stage: str, clip_norm: float, ema_decay: float) -> int:

@@ -83,8 +83,8 @@ class ModelTree:
     def matrix_parameters(self, task: str) -> int:
         """How many parameters every token is multiplied with: N of observe/flops.py.
 
-        All kernels but those that see one position of a row (pooler, classifier), and of a language model the table of
-        the logits, also where it is the embedding's.
+        All kernels and adapters but those that see one position of a row (pooler, classifier), and of a language model
+        the table of the logits, also where it is the embedding's.
 
         Args:
             task: of the model's config.
@@ -93,15 +93,30 @@ class ModelTree:
         total = 0
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.shapes):
             names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
-            kernel = names[-1] == "kernel" and names[0] not in ("pooler", "classifier")
+            kernel = names[-1] in ("kernel", "lora_a", "lora_b") and names[0] not in ("pooler", "classifier")
             total += math.prod(leaf.shape) if kernel or names == [tables.get(task), "table"] else 0
         return total
 
 
-def flops_per_token(config: ModelConfig, model: ModelTree, *, sequence_length: int) -> float:
-    """FLOPs of a training step per position by PaLM's formula, with the parameters counted from the model's shapes."""
+def count_parameters(model: ModelTree) -> int:
+    """How many numbers its tensors hold."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.shapes))
+
+
+def flops_per_token(
+    config: ModelConfig, model: ModelTree, *, frozen: ModelTree | None = None, sequence_length: int
+) -> float:
+    """FLOPs of a training step per position by PaLM's formula, with the parameters counted from the shapes.
+
+    Args:
+        config: the model.
+        model: what is trained.
+        frozen: the rest of it, None when all is trained.
+        sequence_length: T.
+    """
     return model_flops_per_token(
         model.matrix_parameters(config.task),
+        num_frozen=0 if frozen is None else frozen.matrix_parameters(config.task),
         num_layers=config.num_layers,
         model_dim=config.num_heads * config.head_size,
         sequence_length=sequence_length,

@@ -11,6 +11,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import dsjax.train
+import dsjax.train.plan as plan_module
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.store import CheckpointStore
 from dsjax.cli.main import main
@@ -141,8 +142,14 @@ def test_another_base_is_refused(folder, config, base, tmp_path):
         open_model(tmp_path / "run", report=print)
 
 
-def test_a_plan_does_not_know_adapters(config):
-    from dsjax.train.plan import plan
+def test_the_summary_says_how_much_was_trained(folder):
+    """The base: 260 x 16 + 32 x 16 in tables, 12 D^2 + 13 D a layer, 2 D at the end; of A and B two kernels a layer."""
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["parameters"]["value"] == 292 * 16 + 2 * (12 * 16**2 + 13 * 16) + 2 * 16
+    assert summary["trained_parameters"]["value"] == 2 * 2 * ((16 + 3 * 16) + (4 * 16 + 16))
 
-    with pytest.raises(ValueError, match=r"--set lora=null"):
-        plan(config, num_devices=8)
+
+def test_a_run_that_memory_will_not_hold_is_refused(config, monkeypatch):
+    monkeypatch.setattr(plan_module, "available_memory_bytes", lambda: 10_000)
+    with pytest.raises(ValueError, match=r"this run needs .* for 8 devices .* largest are .* --force"):
+        dsjax.train.run(config)
