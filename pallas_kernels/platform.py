@@ -11,9 +11,10 @@ log = logging.getLogger("pallas_kernels")
 def choose(op: str, implementation: str, *, kernels: tuple[str, ...] = ("mosaic",)) -> str:
     """'xla' or one of an op's kernels; a line in the log `pallas_kernels` (INFO) the first time that 'auto' chose.
 
-    'auto' is XLA everywhere: the tests interpret the Mosaic kernels and lower them for CUDA, and an emulator has run their
-    PTX (experiments/sign_pack_without_gpu), but no GPU has yet, so nobody gets one unasked. 'mosaic' is taken at its word
-    also on a host without a GPU: that is how a program is lowered for CUDA there; compiling it for a CPU fails in JAX.
+    'auto' is XLA everywhere: the tests interpret the Mosaic kernels and lower them for CUDA, and an emulator has run
+    their PTX (experiments/sign_pack_without_gpu), but no GPU has yet, so nobody gets one unasked. 'mosaic' is taken
+    at its word also on a host without a GPU: that is how a program is lowered for CUDA there; compiling it for a CPU
+    fails in JAX.
 
     Raises:
         ValueError: for another name.
