@@ -14,8 +14,8 @@ x = [b, T, D] one device's activations of a micro-batch, L layers:
             pass computes layers again, 2 L if norms come after the residuals; A times three [b, T] inside the loss
 
 With adapters (lora) only what is trained is reduced, but all is gathered. What XLA then finds not to be needed, such as
-gradients below the first adapter, or has to sum for the adapters is not counted. Seen with models 64 wide: over `tensor`
-8% too low to 6% too high, with ZeRO 3 and no remat 31% and 37% too high; over `data` and with ZeRO 1 and 2 exact.
+gradients below the first adapter, or has to sum for the adapters is not counted. Seen with models 64 wide: `tensor` 8%
+too low to 6% too high, ZeRO 3 without remat 31% and 37% too high; `data`, ZeRO 2 and ZeRO 3 with remat exact.
 
 XLA:CPU widens bfloat16 to float32 in collectives, and adds small ones (norms, indices) that are left out here.
 """
