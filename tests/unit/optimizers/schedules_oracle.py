@@ -32,7 +32,6 @@ class ZeroOneSchedule:
     t: int = 0
     var_interval: int = 1
     var_counter: int = 0
-    num_var_updates: int = 0
     local_step_interval: int = 1
     local_step_counter: int = 0
 
@@ -52,7 +51,6 @@ class ZeroOneSchedule:
     def _variance_step(self) -> Kind:
         if self.t % self.var_interval:
             return "onebit"
-        self.num_var_updates += 1
         self.var_counter += 1
         if self.var_counter == self.var_update_scaler:
             self.var_counter = 0

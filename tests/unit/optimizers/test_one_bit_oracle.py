@@ -127,9 +127,9 @@ class Mean:
         pass
 
 
-def test_without_compression_zero_one_adam_with_an_interval_of_one_is_onebit_adam():
-    """Then u sqrt(v^) / lr is m^, so that m is m^ after every step and bias correction must be off to compare."""
-    rules = dataclasses.replace(OURS, bias_correction=False)
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_without_compression_zero_one_adam_with_an_interval_of_one_is_onebit_adam(bias_correction):
+    rules = dataclasses.replace(OURS, bias_correction=bias_correction)
     one = OneBitAdam(params(), num_workers=3, freeze_step=4, rules=rules)
     other = ZeroOneAdam(params(), num_workers=3, var_freeze_step=4, rules=rules)
     one.average = other.average = Mean()

@@ -3,13 +3,14 @@
   t <= freeze_step:  g = mean_i g_i    m = b1 m + (1 - b1) g    v = b2 v + (1 - b2) g^2
   t >  freeze_step:  m_i = b1 m + (1 - b1) g_i    m = AllReduce(m_i)    v stays
   p = p - lr (m^ / (sqrt(v^) + eps) + decay p)
-with m^ = m / (1 - b1^t), v^ = v / (1 - b2^min(t, freeze_step)), or m and v themselves without bias correction.
+with m^ = m / (1 - b1^(number of updates of m)), v^ alike, or m and v themselves without bias correction. A step with a
+gradient that is not finite does nothing, but it is counted in t.
 """
 
 import numpy as np
 
 from one_bit_oracle.allreduce import ListAllReduce
-from one_bit_oracle.rules import OURS, Kind, Rules, clip, corrected, finite
+from one_bit_oracle.rules import OURS, Kind, Rules, clip, correction, finite
 
 
 class OneBitAdam:
@@ -43,6 +44,7 @@ class OneBitAdam:
         self.m = [np.zeros_like(p) for p in self.params]
         self.v = [np.zeros_like(p) for p in self.params]
         self.t, self.freeze_step, self.rules = 0, freeze_step, rules
+        self.m_updates, self.v_updates = 0, 0
         self.b1, self.b2, self.eps, self.weight_decay = b1, b2, eps, weight_decay
         self.masks = [np.ones(p.shape, bool) for p in self.params] if masks is None else masks
         self.average = ListAllReduce([p.shape for p in self.params], num_workers, rules)
@@ -56,7 +58,9 @@ class OneBitAdam:
             return "skipped"
         kind: Kind = "full" if self.t <= self.freeze_step else "onebit"
         gradients = clip([np.asarray(g, self.rules.dtype) for g in gradients], kind, self.rules)
+        self.m_updates += 1
         if kind == "full":
+            self.v_updates += 1
             mean = [g.mean(axis=0) for g in gradients]
             self.m = [self.b1 * m + (1 - self.b1) * g for m, g in zip(self.m, mean, strict=True)]
             self.v = [self.b2 * v + (1 - self.b2) * g**2 for v, g in zip(self.v, mean, strict=True)]
@@ -68,7 +72,7 @@ class OneBitAdam:
                 live = [mask & (v > 0) for mask, v in zip(self.masks, self.v, strict=True)]
                 self.m = self.average(local, live)
         for k, p in enumerate(self.params):
-            m = corrected(self.m[k], self.b1, self.t, self.rules)
-            v = corrected(self.v[k], self.b2, min(self.t, self.freeze_step), self.rules)
+            m = self.m[k] / correction(self.b1, self.m_updates, self.rules)
+            v = self.v[k] / correction(self.b2, self.v_updates, self.rules)
             self.params[k] = p - lr * (m / (np.sqrt(v) + self.eps) + self.weight_decay * p)
         return kind

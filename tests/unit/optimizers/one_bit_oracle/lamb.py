@@ -3,21 +3,23 @@
 t <= freeze_step:
   g = mean_i g_i    m = b1 m + (1 - b1) g    v = b2 v + (1 - b2) g^2    u = m^ / (sqrt(v^) + eps) + decay p
   c = clip(|p| / |u|, min_coeff, max_coeff), 1 where a norm is 0;  C = beta C + (1 - beta) c unless c = 1
-  p = p - lr c u;  at t = freeze_step: w = v (the "fresh" variance)
-before the first compressed step, if all tensors share a scale: r_l = |m_l| / sqrt(n_l), s_l = mean(r) / r_l (else 1)
+  p = p - lr c u
+then the "fresh" variance w = v, and with r_l = |m_l| / sqrt(n_l): s_l = mean(r) / r_l, 1 where that is 0
 t > freeze_step:
   m' = AllReduce(s (b1 m + (1 - b1) g_i)) / s
   w = b2 w + (1 - b2) ((m' - b1 m) / (1 - b1))^2;  m = m'
   u0 = m^ / (sqrt(v^) + eps);  u = u0 + decay p
-  f = max((sqrt(v) + eps) / (sqrt(w) + eps));  if decay: q = min(1, |u0| / |u|), f = f q + 1 - q
+  f = max((sqrt(v^) + eps) / (sqrt(w^) + eps)) over what is not masked (the peer: over all)
+  if decay: q = min(1, |u0| / |u|), f = f q + 1 - q
   f = clip(f, factor_min, factor_max), then clip(f, f_last (1 - threshold), f_last (1 + threshold)), f_last = f
   p = p - lr C f u
+with m^ = m / (1 - b1^(number of updates of m)), v^ and w^ alike.
 """
 
 import numpy as np
 
 from one_bit_oracle.allreduce import AllReduce, ListAllReduce, padded_size
-from one_bit_oracle.rules import OURS, Kind, Rules, clip, corrected, finite
+from one_bit_oracle.rules import OURS, Kind, Rules, clip, correction, finite
 
 
 def norm(x: np.ndarray) -> float:
@@ -55,13 +57,14 @@ class OneBitLamb:
         self.v = [np.zeros_like(p) for p in self.params]
         self.w = [np.zeros_like(p) for p in self.params]
         self.t, self.freeze_step, self.num_workers, self.rules = 0, freeze_step, num_workers, rules
+        self.m_updates, self.v_updates = 0, 0
         self.b1, self.b2, self.eps, self.weight_decay = b1, b2, eps, weight_decay
         self.max_coeff, self.min_coeff, self.coeff_beta = max_coeff, min_coeff, coeff_beta
         self.factor_max, self.factor_min, self.threshold = factor_max, factor_min, factor_threshold
         self.C = [0.0 for _ in self.params]
         self.factors = [1.0 for _ in self.params]
         self.coefficients: list[float] = []
-        self.scaling: list[float] | None = None
+        self.scaling = [1.0 for _ in self.params]
         self.masks = [np.ones(p.shape, bool) for p in self.params] if masks is None else masks
         size = sum(p.size for p in self.params)
         if rules.peer:
@@ -74,11 +77,19 @@ class OneBitLamb:
     def step(self, gradients: list[np.ndarray], *, lr: float) -> Kind:
         """One step with gradients [W, ...] of every worker. Returns what kind of step it was."""
         self.t += 1
+        done = self._step(gradients, lr)
+        if self.t == self.freeze_step:
+            self.w = [v.copy() for v in self.v]
+            self.scaling = self._scaling_coefficients()
+        return done
+
+    def _step(self, gradients: list[np.ndarray], lr: float) -> Kind:
         if self.rules.peer and self.t == 1:
             return "lost"
         if not self.rules.peer and not finite(gradients).all():
             return "skipped"
         kind: Kind = "full" if self.t <= self.freeze_step else "onebit"
+        self.m_updates += 1
         gradients = clip([np.asarray(g, self.rules.dtype) for g in gradients], kind, self.rules)
         self.coefficients = []
         if kind == "full":
@@ -90,8 +101,7 @@ class OneBitLamb:
     def _warm_up(self, mean: list[np.ndarray], lr: float) -> None:
         self.m = [self.b1 * m + (1 - self.b1) * g for m, g in zip(self.m, mean, strict=True)]
         self.v = [self.b2 * v + (1 - self.b2) * g**2 for v, g in zip(self.v, mean, strict=True)]
-        if self.t == self.freeze_step:
-            self.w = [v.copy() for v in self.v]
+        self.v_updates += 1
         for k, p in enumerate(self.params):
             u = self._direction(k) + self.weight_decay * p
             c = 1.0
@@ -104,8 +114,6 @@ class OneBitLamb:
 
     def _compressed(self, gradients: list[np.ndarray], lr: float) -> None:
         live = [mask & (v > 0) for mask, v in zip(self.masks, self.v, strict=True)]
-        if self.scaling is None:
-            self.scaling = self._scaling_coefficients(live)
         local = [s * (self.b1 * m + (1 - self.b1) * g) for s, m, g in zip(self.scaling, self.m, gradients, strict=True)]
         averages = self._average_with_tail(local) if self.rules.peer else self.average(local, live)
         for k, p in enumerate(self.params):
@@ -120,17 +128,16 @@ class OneBitLamb:
 
     def _direction(self, k: int) -> np.ndarray:
         """m^ / (sqrt(v^) + eps)."""
-        m = corrected(self.m[k], self.b1, self.t, self.rules)
-        v = corrected(self.v[k], self.b2, min(self.t, self.freeze_step), self.rules)
-        return m / (np.sqrt(v) + self.eps)
+        return (
+            self.m[k] / correction(self.b1, self.m_updates, self.rules) / self._denominator(self.v[k], self.v_updates)
+        )
 
-    def _scaling_coefficients(self, live: list[np.ndarray]) -> list[float]:
-        if not self.rules.peer and self.rules.granularity == "tensor":
-            return [1.0 for _ in self.m]
-        if self.rules.peer:
-            r = [norm(m) / np.sqrt(m.size) for m in self.m]
-        else:
-            r = [norm(m * keep) / np.sqrt(max(keep.sum(), 1)) for m, keep in zip(self.m, live, strict=True)]
+    def _denominator(self, v: np.ndarray, num_updates: int) -> np.ndarray:
+        """sqrt(v^) + eps."""
+        return np.sqrt(v / correction(self.b2, num_updates, self.rules)) + self.eps
+
+    def _scaling_coefficients(self) -> list[float]:
+        r = [norm(m) / np.sqrt(m.size) for m in self.m]
         return [float(np.mean(r) / x) if x else 1.0 for x in r]
 
     def _average_with_tail(self, local: list[np.ndarray]) -> list[np.ndarray]:
@@ -143,12 +150,10 @@ class OneBitLamb:
         return [part.reshape(p.shape) * mask for part, p, mask in zip(parts, self.params, self.masks, strict=True)]
 
     def _factor(self, k: int, live: np.ndarray, norm_u0: float, norm_u: float) -> float:
-        ratio = (np.sqrt(self.v[k]) + self.eps) / (np.sqrt(self.w[k]) + self.eps)
-        if not self.rules.peer:
-            ratio = ratio[live]
-        f = float(ratio.max()) if ratio.size else 1.0
+        ratio = self._denominator(self.v[k], self.v_updates) / self._denominator(self.w[k], self.m_updates)
+        f = float(np.max(ratio if self.rules.peer else ratio[live], initial=0))
         if self.weight_decay > 0:
-            q = min(1.0, norm_u0 / norm_u) if norm_u else 1.0
+            q = min(1.0, norm_u0 / norm_u) if norm_u else 0.0
             f = f * q + 1 - q
         f = min(max(f, self.factor_min), self.factor_max)
         low, high = self.factors[k] * (1 - self.threshold), self.factors[k] * (1 + self.threshold)

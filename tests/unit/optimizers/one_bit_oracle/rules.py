@@ -62,6 +62,6 @@ def clip(gradients: list[np.ndarray], kind: Kind, rules: Rules) -> list[np.ndarr
     return [g * factor.reshape(-1, *[1] * (g.ndim - 1)) for g in gradients]
 
 
-def corrected(moment: np.ndarray, decay: float, num_updates: int, rules: Rules) -> np.ndarray:
-    """m^ = m / (1 - b^t), or m itself without bias correction or before the first update (then it is zero)."""
-    return moment / (1 - decay**num_updates) if rules.bias_correction and num_updates else moment
+def correction(decay: float, num_updates: int, rules: Rules) -> float:
+    """1 - b^t, by which a moment is divided after t updates; 1 without bias correction or before the first (m is 0)."""
+    return 1 - decay**num_updates if rules.bias_correction and num_updates else 1.0

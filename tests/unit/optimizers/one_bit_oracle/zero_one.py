@@ -6,16 +6,17 @@ Until the variance is frozen, at step t:
 then the errors are forgotten, and every worker goes on alone, u_i being how far from p it has gone:
   m_i = b1 m_i + (1 - b1) g_i    lrs_i = lrs_i + lr    u_i = u_i - lr (m_i^ / (sqrt(v^) + eps) + decay (p + u_i))
   if t mod local_step_interval = 0:
-    B = AllReduce(u_i (sqrt(v^) + eps))    m_i = -B / mean_i lrs_i    p = p + B / (sqrt(v^) + eps)    u_i = lrs_i = 0
-with v^ = v / (1 - b2^(number of updates of v)). dsjax keeps p and u_i; the peer keeps p_i = p + u_i and u_i, and takes
-u_i from p_i before every synchronisation.
+    B = AllReduce(u_i (sqrt(v^) + eps))    m_i^ = -B / mean_i lrs_i    p = p + B / (sqrt(v^) + eps)    u_i = lrs_i = 0
+with m^ = m / (1 - b1^(number of updates of m)), v^ alike. dsjax keeps p and u_i; the peer keeps p_i = p + u_i and u_i,
+and takes u_i from p_i before every synchronisation. In dsjax, masked elements stay where they are once workers are
+alone: a gradient that comes after the freeze where v is zero would be divided by eps.
 """
 
 import numpy as np
 from schedules_oracle import ZeroOneSchedule
 
 from one_bit_oracle.allreduce import ListAllReduce
-from one_bit_oracle.rules import OURS, Kind, Rules, clip, corrected, finite
+from one_bit_oracle.rules import OURS, Kind, Rules, clip, correction, finite
 
 
 class ZeroOneAdam:
@@ -55,6 +56,7 @@ class ZeroOneAdam:
         self.u = [np.zeros_like(x) for x in rows]
         self.v = [np.zeros_like(p) for p in params]
         self.lrs = np.zeros(num_workers, rules.dtype)
+        self.m_updates, self.v_updates = 0, 0
         self.num_workers, self.rules = num_workers, rules
         self.b1, self.b2, self.eps, self.weight_decay = b1, b2, eps, weight_decay
         self.masks = [np.ones(p.shape, bool) for p in params] if masks is None else masks
@@ -73,6 +75,7 @@ class ZeroOneAdam:
             done: Kind = "lost" if kind == "lost" else "skipped"
         else:
             done = kind
+            self.m_updates += 1
             gradients = [np.where(use.reshape(-1, *[1] * (g.ndim - 1)), g, 0) for g in gradients]
             gradients = clip([np.asarray(g, self.rules.dtype) for g in gradients], kind, self.rules)
             if kind in ("full", "onebit"):
@@ -87,6 +90,7 @@ class ZeroOneAdam:
 
     def _together(self, gradients: list[np.ndarray], kind: Kind, lr: float) -> None:
         if kind == "full":
+            self.v_updates += 1
             mean = [g.mean(axis=0) for g in gradients]
             self.v = [self.b2 * v + (1 - self.b2) * g**2 for v, g in zip(self.v, mean, strict=True)]
         else:
@@ -96,16 +100,18 @@ class ZeroOneAdam:
             self.m = [self.b1 * m + (1 - self.b1) * g for m, g in zip(self.m, mean, strict=True)]
         for k, p in enumerate(self.params):
             m = self.m[k] if self.rules.peer else self.m[k][0]
-            m = corrected(m, self.b1, self.schedule.t, self.rules)
+            m = m / self._m_correction()
             self.params[k] = p - lr * (m / self._denominator(k) + self.weight_decay * p)
 
     def _alone(self, gradients: list[np.ndarray], use: np.ndarray, lr: float) -> None:
         self.lrs = self.lrs + np.where(use, np.asarray(lr, self.rules.dtype), 0)
         for k, p in enumerate(self.worker_params):
             keep = use.reshape(-1, *[1] * (p.ndim - 1))
-            self.m[k] = np.where(keep, self.b1 * self.m[k] + (1 - self.b1) * gradients[k], self.m[k])
-            m = corrected(self.m[k], self.b1, self.schedule.t, self.rules)
-            U = np.where(keep, m / self._denominator(k) + self.weight_decay * p, 0)
+            live = np.ones(p.shape, bool) if self.rules.peer else self.masks[k] & (self.v[k] > 0)
+            m = np.where(live, self.b1 * self.m[k] + (1 - self.b1) * gradients[k], 0)
+            self.m[k] = np.where(keep, m, self.m[k])
+            U = m / self._m_correction() / self._denominator(k) + self.weight_decay * p
+            U = np.where(keep & live, U, 0)
             self.u[k] = self.u[k] - lr * U
             if self.rules.peer:
                 self.params[k] = p - lr * U
@@ -118,14 +124,17 @@ class ZeroOneAdam:
             return
         B = self._one_bit([u * self._denominator(k) for k, u in enumerate(self.u)])
         for k, p in enumerate(self.params):
-            self.m[k] = np.broadcast_to(-B[k] / lrs, self.m[k].shape)
+            self.m[k] = np.broadcast_to(-B[k] / lrs * self._m_correction(), self.m[k].shape)
             self.params[k] = p + B[k] / self._denominator(k)
             self.u[k] = np.zeros_like(self.u[k])
         self.lrs = np.zeros_like(self.lrs)
 
+    def _m_correction(self) -> float:
+        return correction(self.b1, self.m_updates, self.rules)
+
     def _denominator(self, k: int) -> np.ndarray:
         """sqrt(v^) + eps."""
-        return np.sqrt(corrected(self.v[k], self.b2, self.schedule.num_var_updates, self.rules)) + self.eps
+        return np.sqrt(self.v[k] / correction(self.b2, self.v_updates, self.rules)) + self.eps
 
     def _one_bit(self, tensors: list[np.ndarray]) -> list[np.ndarray]:
         if not self.rules.peer:
