@@ -14,8 +14,9 @@ workers go on by themselves, w_i = w + u_i, from a w that all of them share:
                                              w += B / (sqrt(v^) + eps)                   u_i = 0      L = 0
 
 that interval beginning at 1 and doubling every local_step_scaler steps, up to local_step_clipper. Errors, which were
-those of gradients, begin anew at the freeze. Between syncs the model's parameters are w: evaluation and weights that
-are written use it, and a checkpoint has every worker's u_i and m_i beside it.
+those of gradients, begin anew at the freeze. From then on values that are masked, or have no variance, stay as they
+are. Between syncs the model's parameters are w: evaluation and weights that are written use it, and a checkpoint has
+every worker's u_i and m_i beside it.
 """
 
 import dataclasses
@@ -189,7 +190,12 @@ class ZeroOneAdam:
         old_mu, old_shift = workers.own(displaced.mu), workers.own(displaced.shift)
         mu = moments.step(old_mu, gradients)
         here = jax.tree.map(jnp.add, params, old_shift)
+        sent = moments.sent(state.nu)
+        if sent is not None:  # a first gradient after the freeze would be divided by eps: such values stay
+            mu = jax.tree.map(lambda m, is_sent: jnp.where(is_sent, m, 0), mu, sent)
         direction = moments.decayed(moments.direction(mu, state.nu, count, state.nu_count), here)
+        if sent is not None:
+            direction = jax.tree.map(lambda u, is_sent: jnp.where(is_sent, u, 0), direction, sent)
         shift = jax.tree.map(lambda s, u: s - learning_rate * u, old_shift, direction)
         walked = Displaced(
             mu=workers.kept(keep(accept, mu, old_mu)),
