@@ -78,7 +78,7 @@ def variance_steps(end: int, kappa: int, *, start: int = 1) -> np.ndarray:
 
     Example:
         >>> variance_steps(24, 3).tolist()
-        [1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24]
+        [1, 2, 3, 4, 6, 8, 12, 16, 20, 24]
     """
     steps, interval, updates, t = [], 1, 0, start
     while t <= end:
