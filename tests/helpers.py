@@ -14,11 +14,10 @@ from dsjax.mesh.layout import Layout
 from dsjax.models.config import BloomConfig, ModelConfig
 from dsjax.models.families import abstract, initial_params
 from dsjax.models.naming import from_flat, leaf_names, to_named
-from dsjax.optimizers.api import StagedTransform, UpdateInputs
+from dsjax.optimizers.api import Measured, StagedTransform, UpdateInputs
 from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
-from dsjax.optimizers.create import create_optimizer
 from dsjax.train.place import training_placement
-from dsjax.train.state import ModelTree, TrainState, init_state, state_shardings
+from dsjax.train.state import ModelTree, TrainState, init_state, make_optimizer, state_shardings
 from dsjax.train.step import Programs, make_programs
 
 TINY = BloomConfig(vocab_size=64, num_layers=2, model_dim=32, num_heads=8, dropout=0.1, segments=(2,))
@@ -96,16 +95,20 @@ class Training:
     def state(self, named: dict[str, np.ndarray] | None = None) -> TrainState:
         """A state that starts from given parameters."""
         params = self.params(named)
-        zeros = lambda x: jnp.zeros(x.shape, x.dtype)
         state = TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            # All the optimizers here start from zeros.
-            opt_state=jax.tree.map(zeros, jax.eval_shape(self.optimizer.init, self.model.shapes)),
+            opt_state=self._first_opt_state(),
             key=jax.random.key(5),
             ema=None if self.shardings.ema is None else jax.tree.map(jnp.copy, params),
         )
         return jax.device_put(state, self.shardings)
+
+    def _first_opt_state(self) -> Any:
+        shapes = jax.eval_shape(self.optimizer.init, self.model.shapes)
+        if self.optimizer.gradients == "per_worker":
+            return jax.jit(lambda: self.optimizer.init(self.model.shapes))()
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # the others start from zeros
 
     def fresh_state(self, *, seed: int = 0) -> TrainState:
         """A state as a run makes it."""
@@ -116,23 +119,28 @@ class Training:
         """Rows [B, T] on the mesh as [W, A, b, T]."""
         return training_placement(self.layout, batch_size=len(rows["tokens"]), accumulation=accumulation)(rows)
 
-    def gradient(self, state: TrainState, rows: dict[str, np.ndarray], *, accumulation: int = 1):
-        """Gradients and figures."""
+    def gradient(self, state: TrainState, rows: dict[str, np.ndarray], *, accumulation: int = 1, stage: str = "full"):
+        """Gradients and figures, as an update of this stage wants them."""
         batch = self.place(rows, accumulation=accumulation)
-        return self._fast("gradient", self.programs.gradient, state.params, state.key, state.step, batch)
+        arguments = (state.params, state.key, state.step, batch)
+        if stage not in self.optimizer.alone:
+            return self._fast("gradient", self.programs.gradient, *arguments)
+        assert self.programs.alone is not None and self.optimizer.shift is not None
+        return self._fast("alone", self.programs.alone, *arguments, self.optimizer.shift(state.opt_state))
 
-    def update(self, state: TrainState, gradients: Any, loss: Any, *, learning_rate: float = 1e-2):
+    def update(self, state: TrainState, gradients: Any, loss: Any, *, learning_rate: float = 1e-2, stage: str = "full"):
         """The state after a step, and figures; the given state is donated."""
-        arguments = (state, gradients, jnp.float32(loss), jnp.float32(learning_rate))
-        return self._fast("update", self.programs.updates["full"], *arguments)
+        arguments = (state, gradients, jnp.asarray(loss, jnp.float32), jnp.float32(learning_rate))
+        return self._fast(f"update {stage}", self.programs.updates[stage], *arguments)
 
     def train(self, state: TrainState, steps: int, *, accumulation: int = 1):
         """Steps over fresh rows each; the state and one dict of figures a step."""
         history = []
         for number in range(steps):
             rows = make_rows(vocab=self.config.vocab_size, seed=number)
-            gradients, figures = self.gradient(state, rows, accumulation=accumulation)
-            state, more = self.update(state, gradients, figures["loss"])
+            stage = self.optimizer.stage(number, None)
+            gradients, figures = self.gradient(state, rows, accumulation=accumulation, stage=stage)
+            state, more = self.update(state, gradients, figures["loss"], stage=stage)
             history.append({**jax.device_get(figures), **jax.device_get(more)})
         return state, history
 
@@ -180,12 +188,13 @@ def make_training(
     clip_norm: float = 1.0,
     ema_decay: float = 0.0,
     per_worker: bool = False,
+    steps: int = 0,
 ) -> Training:
     """A training set-up on as many of the devices as the mesh needs; the same arguments give the same programs."""
     devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.expert * mesh.tensor]
     layout = Layout(make_mesh(mesh, devices=devices), mesh.zero_stage)
     model = ModelTree.of(abstract(config))
-    transform = create_optimizer(optimizer, model.shapes, model.stacked)
+    transform = make_optimizer(optimizer, model, layout, steps=steps)
     if per_worker:
         transform = _per_worker(transform)
     shardings = state_shardings(layout, model, transform, ema=ema_decay > 0)
@@ -204,8 +213,10 @@ def make_training(
 def _per_worker(transform: StagedTransform) -> StagedTransform:
     """The same optimizer, but handed one gradient per worker, which it averages itself."""
 
-    def update(gradients: Any, state: Any, inputs: UpdateInputs):
-        return transform.updates["full"](jax.tree.map(lambda g: g.mean(0), gradients), state, inputs)
+    def update(gradients: Any, state: Any, inputs: UpdateInputs, loss: jax.Array, clip_norm: float):
+        assert not clip_norm
+        changes, state = transform.updates["full"](jax.tree.map(lambda g: g.mean(0), gradients), state, inputs)
+        return changes, state, Measured(loss, jnp.isfinite(loss), jnp.int32(-1))
 
     return dataclasses.replace(transform, updates={"full": update}, gradients="per_worker")
 

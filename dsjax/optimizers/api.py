@@ -35,23 +35,75 @@ Update = Callable[[Tree, Tree, UpdateInputs], tuple[Tree, Tree]]
 
 
 @dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a step found in its gradients: scalars, or [W] where workers do not talk to each other.
+
+    Attributes:
+        norm: the norm that clipping goes by, before it, float32.
+        finite: whether the step is done.
+        first_bad: number of the first tensor (layers of a stack counted one by one) that is not finite, -1 if all are.
+        variance: the sum of the second moments, where a stage that depends on it may end; else None.
+        worker_skips: steps that single workers have skipped up to now, where they tell each other; else None.
+    """
+
+    norm: Any
+    finite: Any
+    first_bad: Any
+    variance: Any = None
+    worker_skips: Any = None
+
+
+jax.tree_util.register_dataclass(Measured)
+
+WorkerUpdate = Callable[[Tree, Tree, UpdateInputs, jax.Array, float], tuple[Tree | None, Tree, Measured]]
+
+
+@dataclasses.dataclass(frozen=True)
 class StagedTransform:
     """An optimizer.
 
     Attributes:
         init: params -> state.
-        updates: stage -> update; update(gradients, state, inputs) -> (what to add to the parameters, state).
-        stage: number of a step (from 0) -> the stage it runs in.
-        gradients: 'mean': the update gets the gradient of the whole batch. 'per_worker': it gets one gradient per
-            worker along a first dimension W, which is sharded over `data`, and reduces them itself.
+        updates: stage -> update. 'mean': update(gradients, state, inputs) -> (what to add to the parameters, state).
+            'per_worker': update(gradients, state, inputs, loss, clip_norm) -> (what to add, or None; state; Measured).
+        stage: (number of a step from 0, the last step before the freeze if that was decided during the run, else
+            None) -> the stage it runs in.
+        gradients: 'mean': the update gets the gradient of the whole batch, clipped, and is undone if that is not
+            finite. 'per_worker': it gets one gradient per worker along a first dimension W, which is sharded over
+            `data`; it reduces, clips and skips by itself.
         state_specs: (abstract state, tree of params' specs) -> tree of the state's specs.
+        alone: stages in which workers do not talk to each other: a worker takes its gradient at its own parameters,
+            and loss and figures are [W].
+        silent: those of them in which nothing at all crosses the workers' axis.
+        shift: state -> what a worker's parameters in these stages differ by from the shared ones, [W, ...] ([S, W, ...]
+            for a stack of layers).
+        freeze: how a freeze may be decided during the run, or None.
     """
 
     init: Callable[[Tree], Tree]
-    updates: Mapping[str, Update]
-    stage: Callable[[int], str]
+    updates: Mapping[str, Callable]
+    stage: Callable[[int, int | None], str]
     gradients: Literal["mean", "per_worker"]
     state_specs: Callable[[Tree, Tree], Tree]
+    alone: frozenset[str] = frozenset()
+    silent: frozenset[str] = frozenset()
+    shift: Callable[[Tree], Tree] | None = None
+    freeze: "FreezeRule | None" = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FreezeRule:
+    """The variance is frozen when it has settled: when |log(|v_t|_1 / |v_{t-every}|_1)| < tolerance.
+
+    Attributes:
+        tolerance: of the logarithm.
+        every: steps between two looks.
+        lag: steps from the look to the last step before the freeze: what the host can know by then.
+    """
+
+    tolerance: float
+    every: int
+    lag: int
 
 
 def lift(transform: optax.GradientTransformation) -> StagedTransform:
@@ -82,4 +134,4 @@ def lift(transform: optax.GradientTransformation) -> StagedTransform:
             is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
         )
 
-    return StagedTransform(transform.init, {"full": update}, lambda step: "full", "mean", state_specs)
+    return StagedTransform(transform.init, {"full": update}, lambda step, freeze: "full", "mean", state_specs)

@@ -88,4 +88,121 @@ class SGDConfig(_Common):
     """Look ahead along the velocity."""
 
 
-OptimizerConfig = AdamWConfig | LambConfig | SGDConfig
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _OneBit(_Common):
+    b1: float = 0.9
+    """Decay rate of the momentum."""
+    b2: float = 0.999
+    """Decay rate of the variance."""
+    eps: float = 1e-8
+    """Added to the root of the variance."""
+    bias_correction: bool = True
+    """Divide moments by 1 - b^t."""
+    granularity: Literal["fused", "tensor", "group"] = "fused"
+    """A scale per tensor in one message, a message per tensor, or one scale for all tensors of a device."""
+    scale: Literal["l2", "l1"] = "l2"
+    """The scale of a tensor's signs: the root of its mean square, or its mean absolute value."""
+    clip: Literal["mean", "local"] = "mean"
+    """In compressed steps: clip all workers by the root mean square of their norms, or each by its own norm."""
+
+    def __post_init__(self) -> None:
+        _Common.__post_init__(self)
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)}")
+        if self.eps <= 0:
+            raise ValueError(f"eps must be above 0; got {self.eps}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Freezing(_OneBit):
+    freeze_step: int = 0
+    """Steps of the full-precision stage, after which the variance is frozen; 0 means a fifth of the run."""
+    freeze_tolerance: float = 0.0
+    """Freeze earlier: once the logarithm of the variance's sum changes by less than this in freeze_every steps."""
+    freeze_every: int = 100
+    """Steps between two looks at the variance."""
+
+    def __post_init__(self) -> None:
+        _OneBit.__post_init__(self)
+        if self.freeze_step < 0 or self.freeze_tolerance < 0 or self.freeze_every < 1:
+            raise ValueError(
+                "freeze_step and freeze_tolerance must be 0 or more and freeze_every 1 or more; got "
+                f"{self.freeze_step}, {self.freeze_tolerance} and {self.freeze_every}"
+            )
+
+    def last_full(self, steps: int) -> int:
+        """The last step of the full-precision stage in a run of so many steps.
+
+        Raises:
+            ValueError: the run ends before it.
+        """
+        if self.freeze_step >= steps > 0 and not self.freeze_tolerance:
+            raise ValueError(
+                f"optimizer.freeze_step = {self.freeze_step} is not before the end of the run, {steps} steps: nothing "
+                "would be compressed; give 15 to 25 % of the steps, or 0 for a fifth of them"
+            )
+        return self.freeze_step or max(2, round(0.2 * steps))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class OneBitAdamConfig(_Freezing):
+    """1-bit Adam (arXiv 2102.02888): after a warm-up momenta are averaged over `data` at one bit a value."""
+
+    kind: Literal["onebit_adam"] = "onebit_adam"
+    """The optimizer."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class OneBitLambConfig(_Freezing):
+    """1-bit LAMB (arXiv 2104.06069): the same for LAMB, for large batches."""
+
+    kind: Literal["onebit_lamb"] = "onebit_lamb"
+    """The optimizer."""
+    max_coeff: float = 10.0
+    """Upper bound of |w| / |update| in the warm-up."""
+    min_coeff: float = 0.01
+    """Lower bound of it."""
+    coeff_beta: float = 0.9
+    """Decay rate of that coefficient's average, which is used afterwards."""
+    factor_max: float = 4.0
+    """Upper bound of the factor on it in the compressed stage."""
+    factor_min: float = 0.5
+    """Lower bound of that factor."""
+    factor_threshold: float = 0.1
+    """By which share the factor may change in a step."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ZeroOneAdamConfig(_OneBit):
+    """0/1 Adam (arXiv 2202.06009): gradients at one bit a value from the start, later most rounds are left out."""
+
+    kind: Literal["zero_one_adam"] = "zero_one_adam"
+    """The optimizer."""
+    var_freeze_step: int = 0
+    """The last step at which the variance is learnt; 0: the end of the warm-up, at least a tenth of the run.
+
+    A number beyond the run is allowed: then workers never leave each other.
+    """
+    var_update_scaler: int = 16
+    """Updates of the variance after which the interval between them doubles (kappa)."""
+    local_step_scaler: int = 32678
+    """Steps after which the interval between syncs doubles."""
+    local_step_clipper: int = 16
+    """The longest interval between syncs (H)."""
+
+    def __post_init__(self) -> None:
+        _OneBit.__post_init__(self)
+        for name in ("var_update_scaler", "local_step_scaler", "local_step_clipper"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more; got {getattr(self, name)}")
+        if self.var_freeze_step < 0:
+            raise ValueError(f"var_freeze_step must be 0 or more; got {self.var_freeze_step}")
+
+    def last_full(self, steps: int) -> int:
+        """The last step at which the variance is learnt in a run of so many steps."""
+        warmup = self.schedule.warmup if self.schedule.warmup_by == "steps" else 0
+        return self.var_freeze_step or max(2, warmup, round(0.1 * steps))
+
+
+OptimizerConfig = AdamWConfig | LambConfig | SGDConfig | OneBitAdamConfig | OneBitLambConfig | ZeroOneAdamConfig

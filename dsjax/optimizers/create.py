@@ -2,19 +2,48 @@
 
 import jax
 import optax
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from dsjax.optimizers.api import StagedTransform, Tree, lift
-from dsjax.optimizers.config import AdamWConfig, LambConfig, OptimizerConfig, SGDConfig
+from dsjax.collectives.one_bit import Scheme
+from dsjax.mesh.config import AXES
+from dsjax.optimizers.api import FreezeRule, StagedTransform, Tree, lift
+from dsjax.optimizers.config import (
+    AdamWConfig,
+    LambConfig,
+    OneBitAdamConfig,
+    OneBitLambConfig,
+    OptimizerConfig,
+    SGDConfig,
+    ZeroOneAdamConfig,
+)
 from dsjax.optimizers.lamb import scale_by_layer_trust_ratio
+from dsjax.optimizers.onebit_adam import Moments, OneBitAdam
+from dsjax.optimizers.onebit_lamb import OneBitLamb
+from dsjax.optimizers.staged import Algorithm, staged
+from dsjax.optimizers.workers import Workers
+from dsjax.optimizers.zero_one_adam import ZeroOneAdam
+
+ONE_DEVICE = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def create_optimizer(config: OptimizerConfig, params: Tree, stacked: Tree) -> StagedTransform:
+def create_optimizer(
+    config: OptimizerConfig,
+    params: Tree,
+    stacked: Tree,
+    *,
+    mesh: Mesh | AbstractMesh = ONE_DEVICE,
+    specs: Tree = None,
+    steps: int = 0,
+) -> StagedTransform:
     """The optimizer of a run; the learning rate comes from outside, step by step.
 
     Args:
         config: which, and its constants.
-        params: the parameters or their shapes; only ranks are looked at.
+        params: the parameters or their shapes.
         stacked: tree of bools, True where the first dimension counts layers.
+        mesh: the devices; optimizers that talk in bits count their workers along `data`.
+        specs: tree of the specs of the optimizer's state of each parameter; None: whole on every device.
+        steps: of the whole run: where a freeze is given as 0, it is a share of them.
     """
     decays = jax.tree.map(lambda p, s: config.decay_mask == "all" or p.ndim - s >= 2, params, stacked)
     decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
@@ -27,3 +56,32 @@ def create_optimizer(config: OptimizerConfig, params: Tree, stacked: Tree) -> St
         case SGDConfig():
             velocity = optax.trace(config.momentum, nesterov=config.nesterov) if config.momentum else optax.identity()
             return lift(optax.chain(velocity, decay))
+        case OneBitAdamConfig() | OneBitLambConfig() | ZeroOneAdamConfig():
+            others = {axis: size for axis, size in mesh.shape.items() if axis != "data"}
+            scheme = Scheme(config.scale)
+            workers = Workers("data", mesh.shape["data"], others, specs, stacked, config.granularity, scheme)
+            moments = Moments(config.b1, config.b2, config.eps, config.bias_correction, config.weight_decay, decays)
+            algorithm = _algorithm(config, workers, moments, config.last_full(steps))
+            return staged(algorithm, mesh, clip=config.clip, freeze=_freeze_rule(config))
+
+
+def _algorithm(
+    config: OneBitAdamConfig | OneBitLambConfig | ZeroOneAdamConfig, workers: Workers, moments: Moments, last_full: int
+) -> Algorithm:
+    match config:
+        case OneBitAdamConfig():
+            return OneBitAdam(workers, moments, last_full)
+        case OneBitLambConfig():
+            bounds = (config.max_coeff, config.min_coeff, config.coeff_beta)
+            factors = (config.factor_max, config.factor_min, config.factor_threshold)
+            return OneBitLamb(workers, moments, last_full, *bounds, *factors)
+        case ZeroOneAdamConfig():
+            intervals = (config.var_update_scaler, config.local_step_scaler, config.local_step_clipper)
+            return ZeroOneAdam(workers, moments, last_full, *intervals)
+
+
+def _freeze_rule(config: OneBitAdamConfig | OneBitLambConfig | ZeroOneAdamConfig) -> FreezeRule | None:
+    if isinstance(config, ZeroOneAdamConfig) or not config.freeze_tolerance:
+        return None
+    # The host reads the figures of step t when t + 1 is under way; 1-bit LAMB's last full step is a program of its own.
+    return FreezeRule(config.freeze_tolerance, config.freeze_every, 2 if isinstance(config, OneBitLambConfig) else 1)

@@ -7,33 +7,15 @@
 Norms are of whole tensors, over all devices that hold a part.
 """
 
-import dataclasses
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
+from dsjax.optimizers.api import Measured
 from dsjax.optimizers.workers import Tree, Workers
 
 Clip = Literal["mean", "local"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """What a step found in its gradients; in the stages local and sync [1], this worker's, else scalars.
-
-    Attributes:
-        norm: the norm that clipping goes by, before it.
-        finite: whether the step is done.
-        first_bad: number of the first tensor (layers of a stack counted one by one) that is not finite, -1 if all are.
-    """
-
-    norm: jax.Array
-    finite: jax.Array
-    first_bad: jax.Array
-
-
-jax.tree_util.register_dataclass(Measured)
 
 
 def first_not_finite(squares: list[jax.Array]) -> jax.Array:

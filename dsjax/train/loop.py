@@ -31,7 +31,6 @@ from dsjax.observe.profile import TraceWindow
 from dsjax.observe.progress import Progress
 from dsjax.observe.trackers import METRICS_FILE, make_trackers
 from dsjax.optimizers.api import StagedTransform, Tree
-from dsjax.optimizers.create import create_optimizer
 from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.train import lora, outcome
 from dsjax.train.corpus import describe, open_corpus
@@ -39,7 +38,7 @@ from dsjax.train.folder import RunFolder, open_folder, resolved
 from dsjax.train.place import Placement, evaluation_placement, training_placement
 from dsjax.train.plan import require_memory
 from dsjax.train.processes import agree_any, barrier, num_processes, start_processes, use_compilation_cache
-from dsjax.train.record import Counters, Recorder, StepFigures
+from dsjax.train.record import Counters, Recorder, StepFigures, tensor_names
 from dsjax.train.saving import Saver, newest_checkpoint, restore, summary_if_finished
 from dsjax.train.signals import StopRequest
 from dsjax.train.state import (
@@ -48,6 +47,7 @@ from dsjax.train.state import (
     abstract_state,
     count_parameters,
     init_state,
+    make_optimizer,
     state_around,
     state_shardings,
 )
@@ -108,7 +108,7 @@ def run(
     check_divisible(config.model, layout.mesh.shape)
     check_length(config.model, config.data.sequence_length)
     model, untrained = lora.split_model(config.model, config.lora)
-    optimizer = create_optimizer(config.optimizer, model.shapes, model.stacked)
+    optimizer = make_optimizer(config.optimizer, model, layout, steps=num_steps(config))
     shardings = state_shardings(layout, model, optimizer, ema=config.train.ema_decay > 0)
     placement = training_placement(layout, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
     if not force:
@@ -167,7 +167,7 @@ def tokens_per_step(config: RunConfig) -> int:
 
 def num_steps(config: RunConfig) -> int:
     """Steps of the whole run: as given, or until the first that reaches the tokens asked for."""
-    return config.train.steps or math.ceil(config.train.tokens / tokens_per_step(config))
+    return config.train.num_steps(config.data.sequence_length)
 
 
 def _train(
@@ -203,7 +203,8 @@ def _train(
             progress,
             max_skipped=config.train.max_nonfinite_steps,
             utilisation=use,
-            layer_runs=config.model.layer_runs,
+            tensor_names=tensor_names(model.shapes, config.model.layer_runs),
+            freeze=optimizer.freeze,
         )
         batches = Batches(
             rows,
@@ -250,12 +251,15 @@ def _steps(
 
         after = Clocks(step + 1, (step + 1) * per_step)
         rate = learning_rate(config.optimizer.schedule, config.optimizer.learning_rate, after=after, end=end)
-        gradients, figures = programs.gradient(state.params, state.key, state.step, batch)
-        update = programs.updates[optimizer.stage(step)]
-        state, more = update(state, gradients, figures["loss"], np.float32(rate))
+        stage = optimizer.stage(step, recorder.counters.freeze_step)
+        gradients, figures = programs.gradient_of(optimizer, stage, state, batch)
+        state, more = programs.updates[stage](state, gradients, figures["loss"], np.float32(rate))
 
-        device = {**figures, **more, "stop": agree_any(bool(stop.received))}
-        del device["worker_loss"], gradients
+        figures.pop("worker_loss", None)
+        device = {**figures, **more}
+        if stage not in optimizer.silent:  # whether to stop is a message, too
+            device["stop"] = agree_any(bool(stop.received))
+        del gradients
         recorder.add(
             StepFigures(step=step + 1, device=device, learning_rate=rate, tokens=after.tokens, data_seconds=waited)
         )

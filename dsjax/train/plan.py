@@ -20,13 +20,12 @@ from dsjax.mesh.layout import BATCH_AXES, Layout
 from dsjax.models.families import check_divisible
 from dsjax.observe.devices import DeviceSpec
 from dsjax.observe.memory import available_memory_bytes, device_memory_report, format_bytes
-from dsjax.optimizers.create import create_optimizer
 from dsjax.train.folder import resolved
 from dsjax.train.lora import split_model
 from dsjax.train.place import evaluation_placement, training_placement
 from dsjax.train.plan_trace import OneDevice, Traced, abstract_layout, batch_shapes, shard_bytes, state_specs, trace
 from dsjax.train.plan_traffic import Traffic, predict_traffic
-from dsjax.train.state import abstract_state, count_parameters, flops_per_token, state_shardings
+from dsjax.train.state import abstract_state, count_parameters, flops_per_token, make_optimizer, state_shardings
 from dsjax.train.step import BATCH_SPEC
 
 _SCALARS = 12  # step and key
@@ -203,7 +202,7 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
     """The plan on a layout whose mesh divides everything."""
     sizes, train, length = dict(layout.mesh.shape), config.train, config.data.sequence_length
     model, frozen = split_model(config.model, config.lora)
-    optimizer = create_optimizer(config.optimizer, model.shapes, model.stacked)
+    optimizer = make_optimizer(config.optimizer, model, layout, steps=train.num_steps(length))
     batch = batch_shapes(config.data, train.batch_size, workers=sizes["data"], accumulation=train.accumulation)
     dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
     one = OneDevice.of(config.model, model, layout, batch, frozen=frozen, lora=config.lora)

@@ -13,18 +13,17 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from dsjax.collectives.hlo import count_collectives, table, total_bytes
 from dsjax.config.load import from_dict, to_dict
 from dsjax.config.run import RunConfig
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.layout import Layout
-from dsjax.optimizers.create import create_optimizer
 from dsjax.train.folder import resolved
 from dsjax.train.lora import split_model
-from dsjax.train.plan_trace import batch_shapes
-from dsjax.train.state import abstract_state, state_shardings
+from dsjax.train.plan_trace import batch_shapes, is_spec
+from dsjax.train.state import abstract_state, make_optimizer, state_shardings
 from dsjax.train.step import BATCH_SPEC, make_programs
 
 
@@ -33,7 +32,7 @@ def lower_programs(config: RunConfig, layout: Layout) -> dict[str, Any]:
     config = resolved(config)
     train = config.train
     model, frozen = split_model(config.model, config.lora)
-    optimizer = create_optimizer(config.optimizer, model.shapes, model.stacked)
+    optimizer = make_optimizer(config.optimizer, model, layout, steps=train.num_steps(config.data.sequence_length))
     shardings = state_shardings(layout, model, optimizer, ema=train.ema_decay > 0)
     programs = make_programs(
         model,
@@ -49,16 +48,18 @@ def lower_programs(config: RunConfig, layout: Layout) -> dict[str, Any]:
     shapes = batch_shapes(config.data, train.batch_size, workers=workers, accumulation=train.accumulation)
     rows = layout.named(BATCH_SPEC)
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in shapes.items()}
-    placed = lambda part, choose: jax.tree.map(
-        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.named(spec)),
-        part.shapes,
-        part.specs(choose),
+    placed = lambda shapes, specs: jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.named(spec)), shapes, specs
     )
-    untrained = None if frozen is None else placed(frozen, layout.parameter)
-    gradient = programs.gradient.lower(state.params, state.key, state.step, batch, untrained)
-    gradients = placed(model, layout.gradient)
-    scalar = jax.ShapeDtypeStruct((), jnp.float32)
-    update = programs.updates[optimizer.stage(0)].lower(state, gradients, scalar, scalar)
+    untrained = None if frozen is None else placed(frozen.shapes, frozen.specs(layout.parameter))
+    arguments = (state.params, state.key, state.step, batch, untrained)
+    gradient = programs.gradient.lower(*arguments)
+    shapes, figures = jax.eval_shape(programs.gradient, *arguments)
+    specs = model.specs(layout.gradient)
+    if optimizer.gradients == "per_worker":
+        specs = jax.tree.map(lambda s: PartitionSpec("data", *s), specs, is_leaf=is_spec)
+    scalar = figures["loss"]
+    update = programs.updates[optimizer.stage(0, None)].lower(state, placed(shapes, specs), scalar, scalar)
     return {"gradient": gradient, "update": update}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from dsjax.models.naming import leaf_names
 from dsjax.observe.progress import Progress
 from dsjax.observe.trackers import Tracker
+from dsjax.optimizers.api import FreezeRule
 from dsjax.optimizers.schedules import Clocks
 
 
@@ -31,6 +32,8 @@ class Counters:
         skipped_in_a_row: the last of them, up to now.
         best_validation: the lowest validation loss, nats per token; None before the first.
         seconds: time spent in steps, compilation and evaluation left out.
+        freeze_step: the last step before the optimizer's freeze, if that was decided during the run.
+        variance: what was seen of it at the last look.
     """
 
     steps: int = 0
@@ -40,6 +43,8 @@ class Counters:
     skipped_in_a_row: int = 0
     best_validation: float | None = None
     seconds: float = 0.0
+    freeze_step: int | None = None
+    variance: float | None = None
 
     @property
     def clocks(self) -> Clocks:
@@ -53,7 +58,8 @@ class StepFigures:
 
     Attributes:
         step: its number, from 1.
-        device: loss, tokens, grad_norm, finite, squared_norms, stop; still being computed.
+        device: loss, tokens, grad_norm, finite, first_bad, stop, of some optimizers variance; still being computed.
+            Of a stage in which workers do not talk they are [W], and this process' part of them counts.
         learning_rate: of this step.
         tokens: effective tokens up to and with this step.
         data_seconds: time the device had nothing to do because its rows were being fetched (at most).
@@ -75,7 +81,8 @@ class Recorder:
         progress: the line that people look at.
         max_skipped: as TrainConfig.max_nonfinite_steps.
         utilisation: tokens per second -> model FLOPs utilisation, or None when the peak is unknown.
-        layer_runs: lengths of the stacks of layers, to name a tensor by its layer.
+        tensor_names: names of all tensors, layers of a stack one by one, to name a bad one.
+        freeze: how the optimizer's freeze may be decided during the run, or None.
     """
 
     def __init__(
@@ -86,7 +93,8 @@ class Recorder:
         *,
         max_skipped: int,
         utilisation: Callable[[float], float] | None,
-        layer_runs: tuple[int, ...],
+        tensor_names: Sequence[str],
+        freeze: FreezeRule | None = None,
     ) -> None:
         self.counters = counters
         self.stop_agreed = False
@@ -94,7 +102,7 @@ class Recorder:
         self.data_seconds: list[float] = []
         self._trackers, self._progress = trackers, progress
         self._max_skipped, self._utilisation = max_skipped, utilisation
-        self._layer_runs = layer_runs
+        self._tensor_names, self._freeze = tensor_names, freeze
         self._pending: StepFigures | None = None
         self._settled: tuple[dict[str, Any], float] | None = None
         self._mark = time.perf_counter()
@@ -113,8 +121,7 @@ class Recorder:
         """Wait for the last step noted and stop its clock: what follows (evaluation) is no part of its time."""
         if self._pending is None or self._settled is not None:
             return
-        small = {name: value for name, value in self._pending.device.items() if name != "squared_norms"}
-        host = {name: np.asarray(value).item() for name, value in jax.device_get(small).items()}
+        host = {name: _on_host(name, value) for name, value in jax.device_get(_local(self._pending.device)).items()}
         now = time.perf_counter()
         self._settled, self._mark = (host, now - self._mark), now
 
@@ -156,8 +163,12 @@ class Recorder:
             self.data_seconds.append(figures.data_seconds)
         if self._utilisation is not None:
             row["mfu"] = self._utilisation(tokens / seconds)
-        bad = self._count_skipped(figures, finite=host["finite"])
+        bad = self._count_skipped(figures, finite=host["finite"], first_bad=int(host["first_bad"]))
+        if self._freeze is not None and "variance" in host:
+            self._look_at_variance(figures.step, host["variance"])
         row["skipped"] = counters.skipped
+        if "worker_skips" in host:
+            row["worker_skips"] = int(host["worker_skips"])
         if bad:
             row["first_bad_tensor"] = bad
         for tracker in self._trackers:
@@ -176,33 +187,56 @@ class Recorder:
         if math.isfinite(loss):
             self.counters.best_validation = loss if best is None else min(best, loss)
 
-    def _count_skipped(self, figures: StepFigures, *, finite: bool) -> str:
+    def _look_at_variance(self, step: int, variance: float) -> None:
+        """Decide on the freeze, from figures that are equal on all processes."""
+        rule, counters = self._freeze, self.counters
+        if rule is None or counters.freeze_step is not None or step % rule.every:
+            return
+        before, counters.variance = counters.variance, variance
+        if before and variance > 0 and abs(math.log(variance / before)) < rule.tolerance:
+            counters.freeze_step = step + rule.lag
+            self._progress.note(
+                f"step {step}: the variance has settled; it is frozen after step {counters.freeze_step}"
+            )
+
+    def _count_skipped(self, figures: StepFigures, *, finite: bool, first_bad: int) -> str:
         """Count a skipped step; the name of its first tensor that is not finite, '' for a good step."""
         if finite:
             self.counters.skipped_in_a_row = 0
             return ""
         self.counters.skipped += 1
         self.counters.skipped_in_a_row += 1
-        bad = first_bad_tensor(figures.device["squared_norms"], self._layer_runs)
+        bad = self._tensor_names[first_bad] if first_bad >= 0 else "the loss"
         self._progress.note(f"step {figures.step}: gradient not finite, first in {bad}; the step changes nothing")
         return bad
 
 
-def first_bad_tensor(squared_norms: Any, layer_runs: tuple[int, ...]) -> str:
-    """The name of the first tensor whose squared norm is not finite ('the loss' if every gradient is finite).
+def _local(figures: dict[str, Any]) -> dict[str, Any]:
+    """This process' part of figures that are spread over processes; others as they are."""
+    return {
+        name: x if x.is_fully_addressable or x.is_fully_replicated else [shard.data for shard in x.addressable_shards]
+        for name, x in figures.items()
+    }
+
+
+def _on_host(name: str, value: Any) -> Any:
+    """A figure as a Python scalar; of several workers the mean, the sum of their tokens, or the worst."""
+    each = np.concatenate([np.ravel(part) for part in value]) if isinstance(value, list) else np.ravel(value)
+    if each.size == 1:
+        return each[0].item()
+    how = {"tokens": np.sum, "finite": np.any, "first_bad": np.max}.get(name, np.mean)
+    return how(each).item()
+
+
+def tensor_names(tree: Any, layer_runs: tuple[int, ...]) -> list[str]:
+    """The names of all tensors of a tree like the parameters, in the order of its leaves, a stack's layers one by one.
 
     Args:
-        squared_norms: a tree like the parameters; of a stack [L].
-        layer_runs: lengths of the stacks, so that a layer is called by its number.
+        tree: the tree; only its structure counts.
+        layer_runs: lengths of the stacks.
 
     Example:
-        >>> norms = {"norm": np.float32(1), "segments": [{"up": np.ones(1)}, {"up": np.array([1, np.nan])}]}
-        >>> first_bad_tensor(norms, (1, 2))
-        'layers.2.up'
+        >>> tensor_names({"norm": 0, "segments": [{"up": 0}, {"up": 0}]}, (1, 2))
+        ['norm', 'layers.0.up', 'layers.1.up', 'layers.2.up']
     """
-    names = leaf_names(squared_norms, layer_runs)
-    for (layers, _), squares in zip(names, jax.tree.leaves(jax.device_get(squared_norms)), strict=True):
-        bad = np.flatnonzero(~np.isfinite(np.atleast_1d(squares)))
-        if len(bad):
-            return layers[bad[0]]
-    return "the loss"
+    return [name for names, _ in leaf_names(tree, layer_runs) for name in names]

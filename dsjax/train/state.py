@@ -15,6 +15,8 @@ from dsjax.models.config import ModelConfig
 from dsjax.models.transformer import Transformer
 from dsjax.observe.flops import model_flops_per_token
 from dsjax.optimizers.api import StagedTransform, Tree
+from dsjax.optimizers.config import OptimizerConfig
+from dsjax.optimizers.create import create_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +157,12 @@ def joined(first: Tree, second: Tree | None) -> Tree:
     for key, branch in second.items():
         whole[key] = joined(whole[key], branch) if key in whole else branch
     return whole
+
+
+def make_optimizer(config: OptimizerConfig, model: ModelTree, layout: Layout, *, steps: int) -> StagedTransform:
+    """The optimizer of a run of so many steps on a layout's mesh."""
+    specs = model.specs(layout.optimizer)
+    return create_optimizer(config, model.shapes, model.stacked, mesh=layout.mesh, specs=specs, steps=steps)
 
 
 class Names(tuple):
