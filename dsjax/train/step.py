@@ -297,7 +297,10 @@ def make_programs(
     updates = {}
     for stage in optimizer.updates:
         update = make_update(model, optimizer, stage, clip_norm=clip_norm, ema_decay=ema_decay)
-        figures = each if stage in optimizer.alone else whole
+        figures = whole
+        if stage in optimizer.alone:
+            figures = dict.fromkeys(("grad_norm", "finite", "first_bad"), each)
+            figures |= {} if stage in optimizer.silent else {"worker_skips": whole}
         updates[stage] = jax.jit(update, donate_argnums=0, out_shardings=(shardings, figures))
     evaluate = jax.jit(make_evaluate(model, layout), out_shardings=whole)
     if not optimizer.alone:
