@@ -14,7 +14,7 @@ import pytest
 from dsjax.mesh.report import path_name
 from dsjax.optimizers.config import AdamWConfig, LambConfig, SGDConfig
 from dsjax.train.place import evaluation_placement
-from dsjax.train.record import first_bad_tensor
+from dsjax.train.record import tensor_names
 from tests.helpers import MESHES, ONE, TINY, assert_close, make_params, make_rows, make_training
 
 ADAMW = AdamWConfig(eps=1e-4)
@@ -92,7 +92,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value):
     new, more = training.update(state, bad, figures["loss"])
     after = jax.device_get(dataclasses.replace(new, key=jax.random.key_data(new.key)))
     assert not more["finite"]
-    assert first_bad_tensor(more["squared_norms"], TINY.layer_runs) == "layers.0.mlp.up.kernel"
+    names = tensor_names(training.model.shapes, TINY.layer_runs)
+    assert names[int(more["first_bad"])] == "layers.0.mlp.up.kernel"
     assert after.step == before.step + 1
     jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(after, step=before.step), before)
 
@@ -103,7 +104,7 @@ def test_a_loss_that_is_not_finite_changes_nothing():
     before = training.named(state.params)
     gradients, _ = training.gradient(state, make_rows())
     state, more = training.update(state, gradients, np.nan)
-    assert not more["finite"] and first_bad_tensor(more["squared_norms"], TINY.layer_runs) == "the loss"
+    assert not more["finite"] and int(more["first_bad"]) == -1  # the loss, and no tensor
     assert_close(training.named(state.params), before, 0, what="skipped")
     assert int(state.step) == 1
 

@@ -134,7 +134,7 @@ def test_states_lie_like_their_parameters():
 
 def test_any_optax_transform_is_an_optimizer():
     optimizer = lift(optax.chain(optax.scale_by_rms(), optax.scale(2.0)))
-    assert optimizer.gradients == "mean" and optimizer.stage(17) == "full"
+    assert optimizer.gradients == "mean" and optimizer.stage(17, None) == "full"
     params = {"w": jnp.ones(3)}
     inputs = UpdateInputs(params=params, learning_rate=jnp.float32(0.1))
     changes, _ = optimizer.updates["full"]({"w": jnp.array([1.0, -4.0, 9.0])}, optimizer.init(params), inputs)
