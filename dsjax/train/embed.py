@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float32
 
+from dsjax.checkpoint.manifest import read_json
 from dsjax.data.single_rows import padded
 from dsjax.layers.heads import mean_pooled
 from dsjax.models.generate import bucket
@@ -24,7 +25,8 @@ class Embedded:
     Attributes:
         vectors: [N, D], each of length 1.
         num_tokens: of each text, those that the model wants around it among them, before the cut.
-        limit: tokens of a text that the model sees, 0 for no limit; longer texts were cut.
+        limit: tokens of a text that the model sees, 0 for no limit; longer texts were cut. It is the number of
+            positions or, if that is less, what the folder of a sentence encoder says in sentence_bert_config.json.
     """
 
     vectors: Float32[np.ndarray, "N D"]
@@ -40,7 +42,7 @@ def embed(trained: TrainedModel, texts: Sequence[str]) -> Embedded:
         texts: at least one; none is empty.
 
     Raises:
-        ValueError: no text, or an empty one.
+        ValueError: no text, or an empty one; a length in sentence_bert_config.json that is none.
     """
     if not texts:
         raise ValueError("there is no text to embed; give at least one")
@@ -48,7 +50,7 @@ def embed(trained: TrainedModel, texts: Sequence[str]) -> Embedded:
     # An encoder puts [CLS] and [SEP] around nothing, too.
     if empty := [i + 1 for i, (text, row) in enumerate(zip(texts, ids, strict=True)) if not text.strip() or not row]:
         raise ValueError(f"text {empty[0]} of {len(texts)} is empty; a text needs at least one word")
-    limit = trained.model.architecture.max_positions or 0
+    limit = _limit(trained)
     rows = [row[:limit] if limit else row for row in ids]
     # The end mark stays when the middle of the text does not.
     rows = [[*row[:-1], full[-1]] if len(row) < len(full) else row for row, full in zip(rows, ids, strict=True)]
@@ -60,6 +62,18 @@ def embed(trained: TrainedModel, texts: Sequence[str]) -> Embedded:
     parts = [_vectors(graph, params, *padded(cut, width)) for cut, width in zip(cuts, widths, strict=True)]
     vectors = np.concatenate([np.asarray(part) for part in parts])[: len(rows)]
     return Embedded(vectors, tuple(len(row) for row in ids), limit)
+
+
+def _limit(trained: TrainedModel) -> int:
+    """Tokens of a text that count: those that the vectors were trained with, where the model's folder says so."""
+    positions = trained.model.architecture.max_positions or 0
+    file = trained.path / "sentence_bert_config.json"
+    length = read_json(file).get("max_seq_length") if file.is_file() else None
+    if length is None:
+        return positions
+    if not isinstance(length, int) or length < 1:
+        raise ValueError(f"{file}: max_seq_length must be an integer above 0; got {length!r}")
+    return min(length, positions) if positions else length
 
 
 def cosines(vectors: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N N"]:

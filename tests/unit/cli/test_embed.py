@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -67,6 +68,19 @@ def test_many_texts_and_a_long_one(folder, capsys):
     np.testing.assert_allclose(vectors[:5], vectors[35:40], atol=1e-6)
     np.testing.assert_allclose(vectors[40], vectors[41], atol=1e-6)
     assert "of 22 tokens the model sees the first 8" in err and err.count("the model sees") == 1
+
+
+def test_the_length_of_a_sentence_encoder_is_its_own(folder, tmp_path, capsys, refused):
+    """Shorter than the model's positions; with all of them, the same folder gives another vector."""
+    shutil.copytree(folder, tmp_path / "model")
+    (tmp_path / "model" / "sentence_bert_config.json").write_text('{"max_seq_length": 5, "do_lower_case": false}')
+    assert embed(tmp_path / "model", "man a guitar man a", "man a guitar", more=["--json"]) == 0
+    out, err = capsys.readouterr()
+    vectors = np.array(json.loads(out)["vectors"])
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    assert "of 7 tokens the model sees the first 5" in err and err.count("the model sees") == 1
+    (tmp_path / "model" / "sentence_bert_config.json").write_text('{"max_seq_length": "256"}')
+    refused(["embed", tmp_path / "model", "--text", "a"], ["sentence_bert_config.json", "'256'"])
 
 
 @pytest.mark.parametrize(
