@@ -77,15 +77,19 @@ GROUP = Case(
 def inputs(case: Case) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray, list[np.ndarray]]:
     """Parameters, gradients [T, W, ...], learning rates [T] and the user's masks.
 
-    The last row of every layer of tensor 0 has no gradient until step 15, long after the freeze.
+    The last row of every layer of tensor 0 has no gradient until step 15, long after the freeze, and a row of tensor 1
+    none until step 3, after 0/1 Adam's first 1-bit step. Tensor 2 is zero at first, so that LAMB's coefficient of the
+    first step is 1 and takes no part in its average.
     """
     rng = np.random.default_rng(11)
     params = [rng.standard_normal(shape).astype(np.float32) for shape in SHAPES]
+    params[2][:] = 0
     gradients = []
     for shape in SHAPES:
         shared = rng.standard_normal(shape) * 10.0 ** rng.uniform(-1, 1)
         gradients.append((shared + rng.standard_normal((case.steps, case.workers, *shape))).astype(np.float32))
     gradients[0][:15, :, :, -1] = 0
+    gradients[1][:3, :, 6] = 0
     for t, worker in case.bad:
         gradients[1][t, worker, 3, 1] = np.inf
     masks = [np.ones(shape, bool) for shape in SHAPES]
