@@ -14,9 +14,9 @@ Errors are not lost, only late: result_j + d_j' + mean_i e_i' = mean_i (x_i + e_
 Three things differ from the usual presentation, none of them in the numbers above. An error is never written: what
 is kept is b and its scale s (the *carry*), and e = b - s sgn(b) is computed when it is next needed, so that a phase is
 one pass over memory. Scales travel in the bytes of the payload: however many tensors there are, a call is one
-all-to-all and one all-gather of uint8. And S is that of the whole tensor, which the gathered |a_j|^2 give: results do
-not depend on how a tensor is cut over devices or layers are stacked (`server_scale="chunk"` is the published form,
-S_j = |a_j| / sqrt(n / W)).
+all-to-all (between two workers a sum, of the same bytes) and one all-gather of uint8. And S is that of the whole
+tensor, which the gathered |a_j|^2 give: results do not depend on how a tensor is cut over devices or layers are stacked
+(`server_scale="chunk"` is the published form, S_j = |a_j| / sqrt(n / W)).
 
 n counts the values that are not masked. Tensors are padded to N, a multiple of 8 W, with values that stay zero and are
 counted nowhere. Everything here runs inside a manual shard_map on this device's parts.
@@ -130,6 +130,9 @@ def one_bit_mean(
     # The values that take part end here; behind them is padding.
     ends = sizes if scheme.peer_padding else [x.shape[1] for x in tensors]
     masks = [None if mask is None else _pad(mask, size) for mask, size in zip(masks, sizes, strict=True)]
+    # Keeps reshapes of the carries (such as dropping a dimension of workers) out of the loops that update them: XLA
+    # updates a donated buffer in place only if the loop's operand and result have one shape, else it copies at the end.
+    feedback = jax.lax.optimization_barrier(feedback)
 
     # Phase 1: every worker packs all of its tensors, and sends chunk j of each to server j.
     packed = [
@@ -144,7 +147,7 @@ def one_bit_mean(
     counts = totals[len(tensors) :]
     scales = [_scale(total, count, scheme) for total, count in zip(totals, counts, strict=False)]
     by_server = [b.reshape(b.shape[0], num_workers, -1).swapaxes(0, 1) for b in bits]
-    arrived = jax.lax.all_to_all(_payload(by_server, scales), axis, 0, 0, tiled=True)
+    arrived = exchanged(_payload(by_server, scales), axis)
     bits, received = _opened(arrived, by_server)
 
     # Phase 2: every server averages its chunk of each tensor, packs it again, and sends it to all.
@@ -176,6 +179,25 @@ def one_bit_mean(
         for b, scale, mask, x in zip(bits, told, masks, tensors, strict=True)
     ]
     return means, Feedback(carries, scales, servers, own)
+
+
+def exchanged(messages: jax.Array, axis: str) -> jax.Array:
+    """An all-to-all: row j goes to worker j, and row i of the result comes from worker i.
+
+    Between two workers it is a sum from which each takes its own part away again, of the same bytes. With gloo a swap
+    goes one way after the other: a worker that arrives late sends at once, and says only behind its message that it is
+    ready to receive. A sum goes both ways at once (1 MB at 100 Mbit/s: 89 ms instead of 171).
+
+    Args:
+        messages: [W, bytes] uint8.
+        axis: the workers' mesh axis.
+    """
+    if messages.shape[0] != 2:
+        return jax.lax.all_to_all(messages, axis, 0, 0, tiled=True)
+    other = 1 - jax.lax.axis_index(axis)
+    sent = jax.lax.dynamic_index_in_dim(messages, other, keepdims=False)
+    came = jax.lax.psum(sent, axis) - sent  # modulo 256
+    return jax.lax.dynamic_update_index_in_dim(messages, came, other, 0)
 
 
 def forgiven(feedback: Feedback, where: Rows, *, axis: str, num_workers: int) -> Feedback:

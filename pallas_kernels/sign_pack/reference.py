@@ -35,6 +35,8 @@ def feed_back(
     keep = kept((carry.shape[0], carry.shape[1]), mask, length)
     if keep is not None:
         new = jnp.where(keep, new, 0)
+    # Three readers: XLA:CPU would compute the sum again for each, and then has to copy a donated carry before.
+    new = jax.lax.platform_dependent(new, cpu=jax.lax.optimization_barrier, default=lambda x: x)
     return new, jnp.packbits(new >= 0, axis=1), jnp.sum(new * new, axis=1)
 
 
