@@ -168,6 +168,10 @@ class CheckpointStore:
         """What `save` was given as clocks."""
         return manifest.read_json(self._folder(step) / _CLOCKS_FILE)["clocks"]
 
+    def tensors(self, step: int) -> dict[str, tuple[list[int], str]]:
+        """Name -> shape and dtype of each tensor of one checkpoint."""
+        return read_tensors(self._folder(step))
+
     def restore(self, step: int, abstract_tree: Any, *, partial: bool = False) -> Any:
         """Reads a checkpoint into the layout asked for, whatever mesh wrote it. Verify first: see `latest_good`.
 

@@ -72,6 +72,7 @@ class StagedTransform:
             finite. 'per_worker': it gets one gradient per worker along a first dimension W, which is sharded over
             `data`; it reduces, clips and skips by itself.
         state_specs: (abstract state, tree of params' specs) -> tree of the state's specs.
+        rounds: steps of a run -> stage -> how many of them run in it.
         alone: stages in which workers do not talk to each other: a worker takes its gradient at its own parameters,
             and loss and figures are [W].
         silent: those of them in which nothing at all crosses the workers' axis.
@@ -85,6 +86,7 @@ class StagedTransform:
     stage: Callable[[int, int | None], str]
     gradients: Literal["mean", "per_worker"]
     state_specs: Callable[[Tree, Tree], Tree]
+    rounds: Callable[[int], dict[str, int]] = lambda steps: {"full": steps}
     alone: frozenset[str] = frozenset()
     silent: frozenset[str] = frozenset()
     shift: Callable[[Tree], Tree] | None = None

@@ -85,3 +85,35 @@ def _freeze_rule(config: OneBitAdamConfig | OneBitLambConfig | ZeroOneAdamConfig
         return None
     # The host reads the figures of step t when t + 1 is under way; 1-bit LAMB's last full step is a program of its own.
     return FreezeRule(config.freeze_tolerance, config.freeze_every, 2 if isinstance(config, OneBitLambConfig) else 1)
+
+
+def advice(config: OptimizerConfig, *, workers: int, steps: int) -> list[str]:
+    """What a user may not have meant.
+
+    Args:
+        config: the optimizer.
+        workers: size of the mesh's axis `data`.
+        steps: of the whole run.
+
+    Example:
+        >>> advice(OneBitAdamConfig(freeze_step=10), workers=1, steps=100)
+        ['mesh.data = 1: there is one worker, and nothing is compressed']
+    """
+    if isinstance(config, AdamWConfig | LambConfig | SGDConfig):
+        return []
+    found = []
+    if workers == 1:
+        found.append("mesh.data = 1: there is one worker, and nothing is compressed")
+    schedule, last = config.schedule, config.last_full(steps)
+    if schedule.warmup_by == "steps" and last < schedule.warmup:
+        name = "var_freeze_step" if isinstance(config, ZeroOneAdamConfig) else "freeze_step"
+        found.append(
+            f"optimizer.{name} = {last} lies inside the learning rate's warm-up of {schedule.warmup} steps: the "
+            "variance is frozen while gradients still change fast; freeze after it"
+        )
+    if isinstance(config, OneBitLambConfig) and last * (1 - config.coeff_beta) < 1:
+        found.append(
+            f"optimizer.freeze_step = {last} is fewer steps than the coefficients' average needs, "
+            f"1 / (1 - coeff_beta) = {1 / (1 - config.coeff_beta):.0f}"
+        )
+    return found

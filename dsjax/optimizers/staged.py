@@ -43,6 +43,11 @@ def staged(
         last = algorithm.last_full if decided is None else min(decided, algorithm.last_full)
         return algorithm.names[int(algorithm.stage(step, last, np))]
 
+    def rounds(steps: int) -> dict[str, int]:
+        stages = algorithm.stage(np.arange(steps), algorithm.last_full, np)
+        counts = np.bincount(stages, minlength=len(algorithm.names))
+        return {name: int(count) for name, count in zip(algorithm.names, counts, strict=True) if count}
+
     def update(
         name: str, gradients: Tree, state: Tree, inputs: UpdateInputs, loss: jax.Array, clip_norm: float
     ) -> tuple[Tree | None, Tree, Measured]:
@@ -90,6 +95,7 @@ def staged(
         stage,
         "per_worker",
         lambda state, param_specs: algorithm.specs(state.nu),
+        rounds,
         frozenset(name for name in names if algorithm.kinds[name] in ALONE),
         frozenset(name for name in names if algorithm.kinds[name] == "local"),
         (lambda state: state.displaced.shift) if isinstance(algorithm, ZeroOneAdam) else None,

@@ -31,6 +31,7 @@ from dsjax.observe.profile import TraceWindow
 from dsjax.observe.progress import Progress
 from dsjax.observe.trackers import METRICS_FILE, make_trackers
 from dsjax.optimizers.api import StagedTransform, Tree
+from dsjax.optimizers.create import advice
 from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.train import lora, outcome
 from dsjax.train.corpus import describe, open_corpus
@@ -109,6 +110,8 @@ def run(
     check_length(config.model, config.data.sequence_length)
     model, untrained = lora.split_model(config.model, config.lora)
     optimizer = make_optimizer(config.optimizer, model, layout, steps=num_steps(config))
+    for line in advice(config.optimizer, workers=layout.mesh.shape["data"], steps=num_steps(config)):
+        report(f"warning: {line}")
     shardings = state_shardings(layout, model, optimizer, ema=config.train.ema_decay > 0)
     placement = training_placement(layout, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
     if not force:
@@ -135,7 +138,7 @@ def run(
     about = describe(corpus)
     if config.lora is not None:
         about |= lora.base_of_run(config.model, folder.path if folder.resumed else None)
-    state, frozen = _state(config, model, optimizer, layout, shardings, store, saved)
+    state, frozen = _state(config, model, optimizer, layout, shardings, store, saved, report)
     if saved is not None:
         report(f"resumed from step {saved} of {folder.path}")
     programs = programs.beside(frozen)
@@ -203,7 +206,7 @@ def _train(
             progress,
             max_skipped=config.train.max_nonfinite_steps,
             utilisation=use,
-            tensor_names=tensor_names(model.shapes, config.model.layer_runs),
+            tensor_names=tensor_names(state.params, config.model.layer_runs),
             freeze=optimizer.freeze,
         )
         batches = Batches(
@@ -295,6 +298,7 @@ def _state(
     shardings: TrainState,
     store: CheckpointStore,
     saved: int | None,
+    report: Callable[[str], None],
 ) -> tuple[TrainState, Tree | None]:
     """The state to go on from, and the parameters that are not trained: None when all are.
 
@@ -308,7 +312,7 @@ def _state(
         params = initial_weights(config.model, shardings=shardings.params, seed=config.seed)
     if saved is not None:
         shapes = abstract_state(model, optimizer, shardings)
-        return restore(store, saved, shapes, config.model.layer_runs), frozen
+        return restore(store, saved, shapes, config.model.layer_runs, report), frozen
     if params is not None:
         return state_around(params, optimizer, shardings, seed=config.seed), frozen
     make = lambda key: initial_params(config.model, key)

@@ -8,6 +8,7 @@ from dsjax.checkpoint import retention
 from dsjax.checkpoint.store import CheckpointError, CheckpointStore
 from dsjax.models.naming import abstract_named, from_named, to_named
 from dsjax.observe.progress import Progress
+from dsjax.train.elastic import restore_by_name
 from dsjax.train.folder import SUMMARY_FILE, RunFolder, read_json
 from dsjax.train.record import Counters
 from dsjax.train.state import TrainState
@@ -106,7 +107,21 @@ def summary_if_finished(
     return summary
 
 
-def restore(store: CheckpointStore, step: int, abstract_tree: TrainState, layer_runs: tuple[int, ...]) -> TrainState:
-    """The state of a checkpoint in the layout of `abstract_tree`, however the layers were stacked when it was saved."""
-    saved = store.restore(step, abstract_named(abstract_tree, layer_runs))
+def restore(
+    store: CheckpointStore,
+    step: int,
+    abstract_tree: TrainState,
+    layer_runs: tuple[int, ...],
+    report: Callable[[str], None],
+) -> TrainState:
+    """The state of a checkpoint in the layout of `abstract_tree`, whatever mesh and stacks of layers it was saved from.
+
+    Args:
+        store: the checkpoints.
+        step: which.
+        abstract_tree: shapes with shardings.
+        layer_runs: lengths of its stacks.
+        report: told when something that was kept for single workers had to be dropped.
+    """
+    saved = restore_by_name(store, step, abstract_named(abstract_tree, layer_runs), report)
     return from_named(saved.pop, abstract_tree, layer_runs)

@@ -1,0 +1,98 @@
+"""A run that goes on with another number of workers than its checkpoint was written by.
+
+Parameters and moments do not care how many workers there are. What an optimizer that talks in bits keeps for each of
+them does: errors are dropped (they are late gradients, a step's worth at most), momenta become those of the mean
+worker, and where workers had left their common parameters these move to the mean of where the workers were.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dsjax.checkpoint.store import CheckpointStore
+
+_FEEDBACK = "opt_state.feedback."
+_DISPLACED = "opt_state.displaced."
+_SHIFT = f"{_DISPLACED}shift."
+_SKIPPED = "opt_state.skipped"
+
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
+
+
+def restore_by_name(
+    store: CheckpointStore, step: int, wanted: Shapes, report: Callable[[str], None]
+) -> dict[str, jax.Array]:
+    """The tensors of a checkpoint, fitted to this run's workers where it had others.
+
+    Args:
+        store: the checkpoints.
+        step: which.
+        wanted: name -> shape and sharding; [W, ...] for what is kept for each worker.
+        report: told when something was dropped.
+
+    Raises:
+        ValueError: the checkpoint does not fit; lists every missing, extra and misshapen tensor.
+    """
+    saved = {name: tuple(shape) for name, (shape, _) in store.tensors(step).items()}
+    other = {name for name, shape in wanted.items() if name in saved and saved[name] != shape.shape}
+    if not any(name.startswith((_FEEDBACK, _DISPLACED)) for name in other):
+        return store.restore(step, dict(wanted))
+    asked = {}
+    for name, shape in wanted.items():
+        if name.startswith(_DISPLACED):
+            asked[name] = _as_saved(shape, saved[name]) if name in saved else shape
+        elif not name.startswith(_FEEDBACK):
+            asked[name] = shape
+    tensors = store.restore(step, asked, partial=True)
+    report(_told(saved, wanted))
+    for name, shape in wanted.items():
+        if name.startswith(_FEEDBACK):
+            tensors[name] = _full(shape)
+    if any(name.startswith(_DISPLACED) for name in wanted):
+        _gather_workers(tensors, wanted)
+    return tensors
+
+
+def _as_saved(shape: jax.ShapeDtypeStruct, saved: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """What a checkpoint has for each of its workers, its first dimension split as far as that goes."""
+    mesh, spec = shape.sharding.mesh, (*shape.sharding.spec, *[None] * (len(shape.shape) - len(shape.sharding.spec)))
+    workers = math.prod(mesh.shape[axis] for axis in [spec[0]] if axis is not None)
+    first = spec[0] if saved[0] % workers == 0 else None
+    sharding = NamedSharding(mesh, PartitionSpec(first, *spec[1:]))
+    return jax.ShapeDtypeStruct(saved, shape.dtype, sharding=sharding)
+
+
+def _told(saved: Mapping[str, tuple[int, ...]], wanted: Shapes) -> str:
+    """The warning."""
+    name = next(name for name in wanted if name.startswith(_FEEDBACK) and name in saved)
+    before, now = saved[name][0], wanted[name].shape[0]
+    workers = f"of {before} workers, this run has {now}" if before != now else "of a mesh that cuts tensors otherwise"
+    return f"the checkpoint is {workers}: errors of the one-bit mean begin at zero again"
+
+
+def _full(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.jit(lambda: jnp.zeros(shape.shape, shape.dtype), out_shardings=shape.sharding)()
+
+
+def _gather_workers(tensors: dict[str, jax.Array], wanted: Shapes) -> None:
+    """Put all workers into one place, in the tensors of a checkpoint of 0/1 Adam."""
+    for name, shape in wanted.items():
+        if name.startswith(_SHIFT):
+            param = f"params.{name.removeprefix(_SHIFT)}"
+            tensors[param] = jax.jit(lambda base, shift: base + shift.mean(0), out_shardings=wanted[param].sharding)(
+                tensors[param], tensors[name]
+            )
+            tensors[name] = _full(shape)
+        elif name.startswith(f"{_DISPLACED}mu."):
+            tensors[name] = jax.jit(
+                lambda mu, shape=shape: jnp.broadcast_to(mu.mean(0), shape.shape), out_shardings=shape.sharding
+            )(tensors[name])
+    skips = f"{_DISPLACED}skipped"
+    tensors[_SKIPPED] = jax.jit(
+        lambda total, each: total + each.sum(dtype=total.dtype), out_shardings=wanted[_SKIPPED].sharding
+    )(tensors[_SKIPPED], tensors[skips])
+    for name in (skips, f"{_DISPLACED}rates"):
+        tensors[name] = _full(wanted[name])
