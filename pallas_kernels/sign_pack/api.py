@@ -42,7 +42,7 @@ def sign_pack(
         x: what to send, float32 or bfloat16, N a multiple of 8.
         carry: of the last call, zeros at first.
         scale: of the last call's carry, zeros at first.
-        mask: bool or int8, false for elements that are not sent; None: all are.
+        mask: bool, or int8 of 0 and 1: false for elements that are not sent; None: all are.
         length: number of elements of each tensor that are not padding, an int or an int32 scalar; None: N.
         implementation: 'auto', 'xla' or 'mosaic' (N a multiple of 512; give it an int8 mask: bool is converted).
 

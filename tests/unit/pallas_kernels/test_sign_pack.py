@@ -195,3 +195,12 @@ def test_carry_is_updated_in_place():
     # Nothing of a tensor's size beside what goes in: the bits, the sums and a table of pointers come out fresh.
     assert memory.alias_size_in_bytes == 4 * 4096
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes < 4096
+
+
+def test_what_is_masked_or_padding_need_not_be_finite():
+    bad = jnp.array([[1.0, jnp.nan, -2.0, jnp.inf, 3.0, 0.0, jnp.nan, -jnp.inf]])
+    mask = jnp.array([[1, 0, 1, 0, 1, 1, 1, 1]], jnp.int8)
+    for length in (6, jnp.int32(6)):
+        carry, bits, squares = pallas_kernels.sign_pack(bad, jnp.zeros((1, 8)), jnp.zeros(1), mask=mask, length=length)
+        assert carry.tolist() == [[1.0, 0.0, -2.0, 0.0, 3.0, 0.0, 0.0, 0.0]]
+        assert bits.tolist() == [[0b11011111]] and squares.tolist() == [14.0]
