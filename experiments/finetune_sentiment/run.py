@@ -33,7 +33,7 @@ LORA = {
     "lora.rank": 8,
     "lora.alpha": 16,
     "lora.targets": r"'(attention\.(q|k|v|out)|mlp\.(up|down))\.kernel'",
-    "optimizer.learning_rate": 1e-3,
+    "optimizer.learning_rate": 2e-3,
 }
 TITLES = {"true": "full fine-tuning", "lora": "LoRA, rank 8", "shuffled": "control: training labels shuffled"}
 
