@@ -23,6 +23,7 @@ from dsjax.observe.memory import available_memory_bytes, device_memory_report, f
 from dsjax.train.folder import resolved
 from dsjax.train.lora import split_model
 from dsjax.train.place import evaluation_placement, training_placement
+from dsjax.train.plan_rounds import Round, predict_rounds
 from dsjax.train.plan_trace import OneDevice, Traced, abstract_layout, batch_shapes, shard_bytes, state_specs, trace
 from dsjax.train.plan_traffic import Traffic, predict_traffic
 from dsjax.train.state import abstract_state, count_parameters, flops_per_token, make_optimizer, state_shardings
@@ -66,7 +67,9 @@ class Plan:
         memory: bytes per device by what they are; their sum is `peak`.
         gradient, update: bytes of the two programs.
         peak: most bytes on one device during a step.
-        traffic: bytes per step and axis.
+        traffic: bytes per step and axis; over `data` only what is the same in every step.
+        gradient_bytes: of the gradients that are averaged over `data`, on one device.
+        rounds: what crosses `data` in each stage of the optimizer; empty with one worker.
         step_flops: of all devices in a step's matrix products, what is computed again included.
         model_flops: the same by the formula 6 N + 12 L D T, nothing again.
         step_tokens: positions in a step.
@@ -86,6 +89,8 @@ class Plan:
     update: ProgramBytes
     peak: int
     traffic: tuple[Traffic, ...]
+    gradient_bytes: int
+    rounds: tuple[Round, ...]
     step_flops: int
     model_flops: float
     step_tokens: int
@@ -206,7 +211,9 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
     batch = batch_shapes(config.data, train.batch_size, workers=sizes["data"], accumulation=train.accumulation)
     dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
     one = OneDevice.of(config.model, model, layout, batch, frozen=frozen, lora=config.lora)
-    traced = trace(one, optimizer, clip_norm=train.clip_norm, ema_decay=train.ema_decay, dropout=dropout)
+    traced = trace(
+        one, optimizer, (model, layout), clip_norm=train.clip_norm, ema_decay=train.ema_decay, dropout=dropout
+    )
 
     shardings = state_shardings(layout, model, optimizer, ema=train.ema_decay > 0)
     state = abstract_state(model, optimizer, shardings)
@@ -248,6 +255,8 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
         gradient=gradient,
         update=update,
         peak=peak,
+        gradient_bytes=gradients,
+        rounds=predict_rounds(model, optimizer, state.opt_state, layout, steps=train.num_steps(length)),
         traffic=predict_traffic(
             config.model,
             model,

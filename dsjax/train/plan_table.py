@@ -28,6 +28,8 @@ def plan_table(plan: Plan, compiled: dict[str, Any] | None = None) -> Renderable
     parts = [_memory(plan), Text()]
     if plan.traffic:
         parts += [_traffic(plan), Text()]
+    if plan.rounds:
+        parts += [_rounds(plan), Text()]
     parts.append(Text(_flops(plan)))
     if compiled is not None:
         parts += [Text(), _compiled(plan, compiled)]
@@ -72,6 +74,29 @@ def _traffic(plan: Plan) -> Table:
     return table
 
 
+def _rounds(plan: Plan) -> Table:
+    """What one device sends over `data` in the whole run, beside an average in every step."""
+    workers = plan.axis_sizes["data"]
+    steps = sum(row.steps for row in plan.rounds)
+    total = sum(row.steps * row.sent for row in plan.rounds)
+    always = steps * 2 * plan.gradient_bytes * (workers - 1) // workers
+    table = Table(title=f"Sent by one device over data, {workers} workers", width=100)
+    for heading in ("stage", "steps", "in a step", "in the run", "share"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for row in plan.rounds:
+        share = f"{row.steps * row.sent / total:.1%}"
+        table.add_row(row.stage, f"{row.steps:,}", format_bytes(row.sent), format_bytes(row.steps * row.sent), share)
+    if len(plan.rounds) > 1:
+        table.add_section()
+        table.add_row("all", f"{steps:,}", format_bytes(total // steps), format_bytes(total), "")
+        for bits, name in ((32, "float32 in every step"), (16, "16 bits in every step")):
+            other = always * bits // 32
+            table.add_row(
+                name, f"{steps:,}", format_bytes(other // steps), format_bytes(other), f"{other / total:.2f}x"
+            )
+    return table
+
+
 def _flops(plan: Plan) -> str:
     ratio = plan.step_flops / plan.model_flops
     matrices = "6 N" if plan.num_trained == plan.num_parameters else "6 N trained + 4 N frozen"
@@ -92,6 +117,8 @@ def _compiled(plan: Plan, compiled: dict[str, Any]) -> Table:
             rows.append((f"{name}: {kind} bytes", getattr(predicted, kind), compiled[name][kind]))
     for axis in sorted({axis for program in compiled.values() for axis in program["axes"]}, key=AXES.index):
         moved = sum(row.bytes for row in plan.traffic if axis in row.axis.split("+"))
+        if axis == "data" and len(plan.rounds) > 1:
+            moved += plan.rounds[0].buffers
         rows.append((f"collectives over {axis}", moved, sum(p["axes"].get(axis, 0) for p in compiled.values())))
     for name, predicted, found in rows:
         ratio = f"{predicted / found:.2f}" if found else "-"

@@ -19,7 +19,7 @@ from dsjax.mesh.layout import ZERO_AXES, Layout
 from dsjax.models.config import LlamaConfig, LoRAConfig, ModelConfig
 from dsjax.models.families import abstract
 from dsjax.models.lora import with_adapters
-from dsjax.optimizers.api import StagedTransform, Tree
+from dsjax.optimizers.api import StagedTransform, Tree, UpdateInputs
 from dsjax.train.plan_jaxpr import aval_bytes, dot_flops, flatten
 from dsjax.train.plan_memory import peak_bytes, residual_bytes
 from dsjax.train.state import ModelTree, TrainState, abstract_state, joined
@@ -135,8 +135,16 @@ class Traced:
     flops: int
 
 
-def trace(one: OneDevice, optimizer: StagedTransform, *, clip_norm: float, ema_decay: float, dropout: bool) -> Traced:
-    """Trace the gradient, the loss's vjp and the updates of one device."""
+def trace(
+    one: OneDevice,
+    optimizer: StagedTransform,
+    whole: tuple[ModelTree, Layout],
+    *,
+    clip_norm: float,
+    ema_decay: float,
+    dropout: bool,
+) -> Traced:
+    """Trace the gradient, the loss's vjp and the updates of one device; `whole`: model and layout, not divided."""
     model, layout = one.model, one.layout
     key, step = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
     # Gradients per worker only leave out the sum over the first dimension, which is 1 here.
@@ -145,10 +153,15 @@ def trace(one: OneDevice, optimizer: StagedTransform, *, clip_norm: float, ema_d
     jaxpr = jax.make_jaxpr(gradient)(model.shapes, key, step, one.batch, frozen).jaxpr
     parameters = zero_divisors(model.specs(layout.parameter), layout)
     rest = [*[1] * (len(jaxpr.invars) - len(parameters) - len(frozen_divisors)), *frozen_divisors]
-    update = max(_update_peak(one, optimizer, stage, clip_norm, ema_decay) for stage in optimizer.updates)
+    if optimizer.gradients == "mean":
+        update = max(_update_peak(one, optimizer, stage, clip_norm, ema_decay) for stage in optimizer.updates)
+    else:
+        update = max(_worker_update_peak(*whole, optimizer, stage, clip_norm) for stage in optimizer.updates)
+    # Workers that are alone compute with parameters of their own.
+    own = shard_bytes(whole[0].shapes, whole[0].specs(whole[1].parameter), dict(whole[1].mesh.shape))
     return Traced(
         residuals=_residuals(one, parameters, dropout=dropout),
-        gradient_temporary=peak_bytes(flatten(jaxpr, [*parameters, *rest])),
+        gradient_temporary=peak_bytes(flatten(jaxpr, [*parameters, *rest])) + (own if optimizer.alone else 0),
         update_temporary=update,
         flops=dot_flops(jaxpr),
     )
@@ -187,6 +200,24 @@ def _update_peak(one: OneDevice, optimizer: StagedTransform, stage: str, clip_no
     jaxpr = jax.make_jaxpr(update)(state, model.shapes, _SCALAR, _SCALAR).jaxpr
     given = [*zero_divisors(specs, layout), *zero_divisors(model.specs(layout.gradient), layout), 1, 1]
     return peak_bytes(flatten(jaxpr, given), donated=True)
+
+
+def _worker_update_peak(
+    model: ModelTree, layout: Layout, optimizer: StagedTransform, stage: str, clip_norm: float
+) -> int:
+    """The same of an update that is one shard_map: of what it computes on one device."""
+    workers = layout.mesh.shape["data"]
+    gradients = jax.tree.map(lambda x: jax.ShapeDtypeStruct((workers, *x.shape), x.dtype), model.shapes)
+    loss = jax.ShapeDtypeStruct((workers,) if stage in optimizer.alone else (), jnp.float32)
+    opt_state = jax.eval_shape(optimizer.init, model.shapes)
+
+    def update(gradients: Tree, opt_state: Tree, params: Tree, learning_rate: jax.Array, loss: jax.Array):
+        inputs = UpdateInputs(params=params, learning_rate=learning_rate)
+        return optimizer.updates[stage](gradients, opt_state, inputs, loss, clip_norm)
+
+    jaxpr = jax.make_jaxpr(update)(gradients, opt_state, model.shapes, _SCALAR, loss).jaxpr
+    (local,) = [eqn.params["jaxpr"] for eqn in jaxpr.eqns if eqn.primitive.name == "shard_map"]
+    return peak_bytes(flatten(local), donated=True)
 
 
 def state_specs(model: ModelTree, optimizer: StagedTransform, layout: Layout, *, ema: bool) -> TrainState:
