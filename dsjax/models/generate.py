@@ -154,9 +154,12 @@ def _check_fits(model: Transformer, longest: int, max_new_tokens: int) -> None:
         )
     limit = model.architecture.max_positions
     if limit and longest + max_new_tokens > limit:
+        fewer = (
+            f" or ask for at most {limit - longest} tokens" if longest < limit else f" to {limit - 1} tokens or fewer"
+        )
         raise ValueError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones need {longest + max_new_tokens} positions, "
-            f"but the model has {limit}; shorten the prompt or ask for at most {max(0, limit - longest)} tokens"
+            f"but the model has {limit}; shorten the prompt{fewer}"
         )
 
 

@@ -120,8 +120,12 @@ def test_an_encoder_does_not_write():
 
 def test_prompts_that_cannot_be_continued():
     model = build(MODELS["gpt2"])
-    with pytest.raises(ValueError, match=r"20 tokens and 13 new ones need 33 positions, but the model has 32"):
+    with pytest.raises(
+        ValueError, match=r"20 tokens and 13 new ones need 33 positions, but the model has 32; .* at most 12"
+    ):
         model.generate(make_tokens((1, 20)), max_new_tokens=13)
+    with pytest.raises(ValueError, match=r"the model has 32; shorten the prompt to 31 tokens or fewer"):
+        model.generate(make_tokens((1, 32)), max_new_tokens=1)
     with pytest.raises(ValueError, match=r"a prompt is empty"):
         model.generate(make_tokens((2, 3)), np.array([[1, 1, 1], [0, 0, 0]]), max_new_tokens=1)
     with pytest.raises(ValueError, match=r"attention_mask must have the shape of input_ids, \(1, 3\); got \(1, 2\)"):
