@@ -213,10 +213,8 @@ class Recorder:
 
 def _local(figures: dict[str, Any]) -> dict[str, Any]:
     """This process' part of figures that are spread over processes; others as they are."""
-    return {
-        name: x if x.is_fully_addressable or x.is_fully_replicated else [shard.data for shard in x.addressable_shards]
-        for name, x in figures.items()
-    }
+    spread = lambda x: isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
+    return {name: [s.data for s in x.addressable_shards] if spread(x) else x for name, x in figures.items()}
 
 
 def _on_host(name: str, value: Any) -> Any:
