@@ -14,7 +14,7 @@ SPLIT = jax.P("data")
 SIZES = [(1, 4096), (3, 100), (1, 64)]  # [S, n]: a tensor, a stack of three that needs padding, one with a mask
 
 
-def compiled(num_workers: int) -> str | None:
+def compiled(num_workers: int, *, checked: bool) -> str | None:
     """The text of a program with state [W, S, N], as optimizers keep it, donated."""
 
     def mean(tensors, feedback):
@@ -31,13 +31,13 @@ def compiled(num_workers: int) -> str | None:
     )
     tensors = [jax.ShapeDtypeStruct(size, jnp.float32) for size in SIZES]
     state = jax.tree.map(shape, (tensors, jax.eval_shape(partial(Feedback.zeros, SIZES, num_workers, Scheme()))))
-    mapped = jax.shard_map(mean, mesh=mesh, in_specs=SPLIT, out_specs=SPLIT)
+    mapped = jax.shard_map(mean, mesh=mesh, in_specs=SPLIT, out_specs=SPLIT, check_vma=checked)
     return jax.jit(mapped, donate_argnums=(0, 1)).lower(*state).compile().as_text()
 
 
-@pytest.mark.parametrize("num_workers", [2, 4])
-def test_bytes_and_copies(num_workers):
-    text = compiled(num_workers)
+@pytest.mark.parametrize(("num_workers", "checked"), [(2, True), (2, False), (4, False)])
+def test_bytes_and_copies(num_workers, checked):
+    text = compiled(num_workers, checked=checked)
     assert text is not None
     # Of a buffer a worker sends (W-1)/W; of an all-reduce's twice that.
     ways = {"all-to-all": 1, "all-gather": 1, "all-reduce": 2}
