@@ -6,6 +6,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from dsjax.collectives.one_bit import Scheme
 from dsjax.mesh.config import AXES
+from dsjax.optimizers.algorithms.onebit_adam import Moments, OneBitAdam
+from dsjax.optimizers.algorithms.onebit_lamb import OneBitLamb
+from dsjax.optimizers.algorithms.zero_one_adam import ZeroOneAdam
 from dsjax.optimizers.api import FreezeRule, StagedTransform, Tree, lift
 from dsjax.optimizers.config import (
     AdamWConfig,
@@ -17,11 +20,8 @@ from dsjax.optimizers.config import (
     ZeroOneAdamConfig,
 )
 from dsjax.optimizers.lamb import scale_by_layer_trust_ratio
-from dsjax.optimizers.onebit_adam import Moments, OneBitAdam
-from dsjax.optimizers.onebit_lamb import OneBitLamb
 from dsjax.optimizers.staged import Algorithm, staged
 from dsjax.optimizers.workers import Workers
-from dsjax.optimizers.zero_one_adam import ZeroOneAdam
 
 ONE_DEVICE = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

@@ -14,11 +14,11 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
 
+from dsjax.optimizers.algorithms.onebit_adam import OneBitAdam
+from dsjax.optimizers.algorithms.onebit_lamb import OneBitLamb
+from dsjax.optimizers.algorithms.zero_one_adam import ZeroOneAdam
 from dsjax.optimizers.api import FreezeRule, Measured, StagedTransform, Tree, UpdateInputs
 from dsjax.optimizers.guard import Clip, guarded
-from dsjax.optimizers.onebit_adam import OneBitAdam
-from dsjax.optimizers.onebit_lamb import OneBitLamb
-from dsjax.optimizers.zero_one_adam import ZeroOneAdam
 
 Algorithm = OneBitAdam | OneBitLamb | ZeroOneAdam
 ALONE = frozenset({"sync", "local"})

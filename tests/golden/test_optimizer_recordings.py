@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from optimizer_recordings import ERRORS, TOLERANCE_ALONE, assert_near
 
 from dsjax.collectives.one_bit import Feedback, Scheme, one_bit_mean, owed
-from dsjax.optimizers.transforms import onebit_adam, onebit_lamb, state_specs, worker_params, zero_one_adam
+from dsjax.optimizers import onebit_adam, onebit_lamb, state_specs, worker_params, zero_one_adam
 from tests.helpers import FAST
 
 BUFFERS = (*ERRORS, "exp_avg_flat")  # what the peer keeps of the collective, also where nobody is there to talk to

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from one_bit_oracle import OURS, OneBitAdam, OneBitLamb, Rules, ZeroOneAdam
 
 from dsjax.collectives.one_bit import Scheme
-from dsjax.optimizers import onebit_adam, onebit_lamb, zero_one_adam
+from dsjax.optimizers.algorithms import onebit_adam, onebit_lamb, zero_one_adam
 from dsjax.optimizers.guard import guarded
 from dsjax.optimizers.workers import Workers
 from tests.helpers import FAST

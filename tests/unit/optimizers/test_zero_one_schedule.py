@@ -6,9 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from schedules_oracle import ZeroOneSchedule
 
-from dsjax.optimizers.onebit_adam import Moments
+from dsjax.optimizers.algorithms.onebit_adam import Moments
+from dsjax.optimizers.algorithms.zero_one_adam import ZeroOneAdam, variance_steps
 from dsjax.optimizers.workers import Workers
-from dsjax.optimizers.zero_one_adam import ZeroOneAdam, variance_steps
 
 KINDS = {"full": "full", "compressed": "onebit", "first_sync": "sync", "sync": "sync", "local": "local", "lost": "lost"}
 

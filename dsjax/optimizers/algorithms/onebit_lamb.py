@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from dsjax.collectives.one_bit import Feedback
-from dsjax.optimizers.onebit_adam import Moments
+from dsjax.optimizers.algorithms.onebit_adam import Moments
 from dsjax.optimizers.workers import Tree, Workers, keep
 
 
