@@ -28,7 +28,7 @@ def plan_table(plan: Plan, compiled: dict[str, Any] | None = None) -> Renderable
     parts = [_memory(plan), Text()]
     if plan.traffic:
         parts += [_traffic(plan), Text()]
-    if plan.rounds:
+    if len(plan.rounds) > 1:
         parts += [_rounds(plan), Text()]
     parts.append(Text(_flops(plan)))
     if compiled is not None:
@@ -86,14 +86,11 @@ def _rounds(plan: Plan) -> Table:
     for row in plan.rounds:
         share = f"{row.steps * row.sent / total:.1%}"
         table.add_row(row.stage, f"{row.steps:,}", format_bytes(row.sent), format_bytes(row.steps * row.sent), share)
-    if len(plan.rounds) > 1:
-        table.add_section()
-        table.add_row("all", f"{steps:,}", format_bytes(total // steps), format_bytes(total), "")
-        for bits, name in ((32, "float32 in every step"), (16, "16 bits in every step")):
-            other = always * bits // 32
-            table.add_row(
-                name, f"{steps:,}", format_bytes(other // steps), format_bytes(other), f"{other / total:.2f}x"
-            )
+    table.add_section()
+    table.add_row("all", f"{steps:,}", format_bytes(total // steps), format_bytes(total), "")
+    for bits, name in ((32, "float32 in every step"), (16, "16 bits in every step")):
+        other = always * bits // 32
+        table.add_row(name, f"{steps:,}", format_bytes(other // steps), format_bytes(other), f"{other / total:.2f}x")
     return table
 
 
