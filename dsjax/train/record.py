@@ -121,7 +121,7 @@ class Recorder:
         """Wait for the last step noted and stop its clock: what follows (evaluation) is no part of its time."""
         if self._pending is None or self._settled is not None:
             return
-        host = {name: _on_host(name, value) for name, value in jax.device_get(_local(self._pending.device)).items()}
+        host = _local(self._pending.device)
         now = time.perf_counter()
         self._settled, self._mark = (host, now - self._mark), now
 
@@ -212,14 +212,22 @@ class Recorder:
 
 
 def _local(figures: dict[str, Any]) -> dict[str, Any]:
-    """This process' part of figures that are spread over processes; others as they are."""
+    """Figures on the host; of [W] that are spread over processes this process' part, each worker's once."""
     spread = lambda x: isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
-    return {name: [s.data for s in x.addressable_shards] if spread(x) else x for name, x in figures.items()}
+    once = lambda x: list({str(shard.index): shard.data for shard in x.addressable_shards}.values())
+    workers = next((x.shape[0] for x in figures.values() if spread(x)), 1)
+    local = jax.device_get({name: once(x) if spread(x) else x for name, x in figures.items()})
+    return {name: _scalar(name, value, workers) for name, value in local.items()}
 
 
-def _on_host(name: str, value: Any) -> Any:
-    """A figure as a Python scalar; of several workers the mean, the sum of their tokens, or the worst."""
+def _scalar(name: str, value: Any, workers: int) -> Any:
+    """A figure as a Python scalar; of several workers the mean, or the worst.
+
+    Of tokens it is the sum; what the workers of other processes had is not known, and taken to be as much.
+    """
     each = np.concatenate([np.ravel(part) for part in value]) if isinstance(value, list) else np.ravel(value)
+    if name == "tokens" and isinstance(value, list):
+        return round(each.mean() * workers)
     if each.size == 1:
         return each[0].item()
     how = {"tokens": np.sum, "finite": np.any, "first_bad": np.max}.get(name, np.mean)
