@@ -255,6 +255,7 @@ def _steps(
         after = Clocks(step + 1, (step + 1) * per_step)
         rate = learning_rate(config.optimizer.schedule, config.optimizer.learning_rate, after=after, end=end)
         stage = optimizer.stage(step, recorder.counters.freeze_step)
+        compiles = recorder.enter(stage)
         gradients, figures = programs.gradient_of(optimizer, stage, state, batch)
         state, more = programs.updates[stage](state, gradients, figures["loss"], np.float32(rate))
 
@@ -263,9 +264,8 @@ def _steps(
         if stage not in optimizer.silent:  # whether to stop is a message, too
             device["stop"] = agree_any(bool(stop.received))
         del gradients
-        recorder.add(
-            StepFigures(step=step + 1, device=device, learning_rate=rate, tokens=after.tokens, data_seconds=waited)
-        )
+        how = {"learning_rate": rate, "tokens": after.tokens, "data_seconds": waited, "compiles": compiles}
+        recorder.add(StepFigures(step=step + 1, device=device, **how))
         last = step + 1 == total
         loss = None
         if evaluate is not None and (_due(step + 1, config.evaluate.every) or last):

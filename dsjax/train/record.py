@@ -63,6 +63,7 @@ class StepFigures:
         learning_rate: of this step.
         tokens: effective tokens up to and with this step.
         data_seconds: time the device had nothing to do because its rows were being fetched (at most).
+        compiles: whether its programs were made in it: its time is the compiler's. See Recorder.enter.
     """
 
     step: int
@@ -70,6 +71,7 @@ class StepFigures:
     learning_rate: float
     tokens: int
     data_seconds: float
+    compiles: bool
 
 
 class Recorder:
@@ -106,7 +108,20 @@ class Recorder:
         self._pending: StepFigures | None = None
         self._settled: tuple[dict[str, Any], float] | None = None
         self._mark = time.perf_counter()
-        self._compiling = True
+        self._stages: set[str] = set()
+
+    def enter(self, stage: str) -> bool:
+        """Say which stage of the optimizer the next step runs in, before it is dispatched.
+
+        Returns:
+            whether it is the first in this process: its programs are to be compiled, for which the step before does
+            not wait.
+        """
+        if stage in self._stages:
+            return False
+        self._stages.add(stage)
+        self.settle()
+        return True
 
     def add(self, figures: StepFigures) -> None:
         """Take note of a step and write down the one before it."""
@@ -154,9 +169,8 @@ class Recorder:
             "tokens_per_second": tokens / seconds,
             **extra,
         }
-        if self._compiling:
-            row["compiled"] = 1  # this step's time is the compiler's
-            self._compiling = False
+        if figures.compiles:
+            row["compiled"] = 1
         else:
             counters.seconds += seconds
             self.step_seconds.append(seconds)
