@@ -61,18 +61,19 @@ def predict_rounds(
     specs = model.specs(layout.gradient if mean else layout.optimizer)
     gradients = shard_bytes(model.shapes, specs, dict(layout.mesh.shape))
     rounds = []
+    message = 0 if mean else _message(opt_state, layout, workers)
+    # Bytes of buffers that are exchanged or gathered, and of those that are reduced.
+    bits = (message, message // 2) if workers == 2 else (2 * message, 0)
     for stage, count in optimizer.rounds(steps).items():
-        packed = 0 if mean or stage in optimizer.silent else 2 * _message(opt_state, layout, workers)
         if stage in optimizer.silent:
             buffers = reduced = 0
         elif stage in optimizer.alone:
-            buffers, reduced = packed, 8
+            buffers, reduced = bits[0], bits[1] + 8
         elif mean or stage in ("full", "freeze"):
             buffers, reduced = 0, gradients + _LOSS_AND_TOKENS
         else:
-            buffers, reduced = packed + 8 * workers, _LOSS_AND_TOKENS
-        share = (workers - 1) / workers
-        sent = round(share * (buffers + 2 * reduced))
+            buffers, reduced = bits[0] + 8 * workers, bits[1] + _LOSS_AND_TOKENS
+        sent = round((workers - 1) / workers * (buffers + 2 * reduced))
         rounds.append(Round(stage=stage, steps=count, buffers=buffers + reduced, sent=sent))
     return tuple(rounds)
 

@@ -1,0 +1,179 @@
+"""What every stage of an optimizer that talks in bits sends, counted from the compiled programs of `dsjax train`.
+
+Over `data`, W workers; of one device: g bytes of its gradients, N its values padded to 8 W in each tensor, R tensors
+(layers of a stack one by one), M = N / 8 + 4 R W the bytes of a message:
+
+    gradient      loss and number of tokens, 4 bytes each; where workers are alone, nothing
+    full          g, float32
+    compressed    M in an all-to-all (between two workers M / 2 in a sum), M in an all-gather, two floats of each worker
+    sync          the same two, and a sum of two floats
+    local         nothing
+Over the other axes go sums, a float for each tensor, and below ZeRO 3 the gather of changed parameters.
+"""
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from dsjax.collectives.hlo import Collective, count_collectives
+from dsjax.mesh.build import make_mesh
+from dsjax.mesh.config import MeshConfig
+from dsjax.mesh.layout import Layout
+from dsjax.models.config import LlamaConfig
+from dsjax.models.families import abstract
+from dsjax.optimizers.api import StagedTransform
+from dsjax.optimizers.config import OneBitAdamConfig, OneBitLambConfig, OptimizerConfig, ZeroOneAdamConfig
+from dsjax.train.plan_rounds import Round, predict_rounds
+from dsjax.train.state import ModelTree, abstract_state, make_optimizer, state_shardings
+from dsjax.train.step import make_programs
+from tests.helpers import FAST, make_rows, make_training
+
+SMALL = LlamaConfig(
+    vocab_size=64, num_layers=2, model_dim=40, num_heads=4, mlp_dim=64, tied_embedding=True, segments=(2,)
+)
+KEPT = ("embed.table", "out.kernel", "norm.scale")
+"""What the updates are compiled with of its tensors, or they take long: one split over its rows, one over its columns,
+some that nothing splits, and of which the 40 values do not divide by 8 W; two of them stacks of two layers."""
+MESHES = {
+    "data": MeshConfig(data=4),
+    "tensor": MeshConfig(data=2, tensor=2, zero_stage=0),
+    "zero3": MeshConfig(data=2, fsdp=2, zero_stage=3),
+    "zero1": MeshConfig(data=2, fsdp=2, zero_stage=1),
+}
+STEPS = 12
+ZERO_ONE = ZeroOneAdamConfig(var_freeze_step=4, var_update_scaler=1, local_step_scaler=1, local_step_clipper=4)
+ADAM, LAMB = OneBitAdamConfig(freeze_step=3), OneBitLambConfig(freeze_step=3)
+LOSS_AND_TOKENS = [("all-reduce", "f32", 4), ("all-reduce", "s32", 4)]
+CASES = [
+    *[(mesh, ZERO_ONE, stage) for mesh in ("data", "tensor", "zero3") for stage in ("full", "compressed", "sync")],
+    *[(mesh, ZERO_ONE, "local") for mesh in ("data", "tensor", "zero3")],
+    ("zero1", ADAM, "compressed"),
+    ("tensor", LAMB, "compressed"),
+]
+
+
+def counted(program: Any, *arguments: Any, sizes: Mapping[str, int]) -> list[Collective]:
+    return count_collectives(program.lower(*arguments).compile(compiler_options=FAST).as_text(), dict(sizes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """An optimizer of a few tensors on a mesh."""
+
+    layout: Layout
+    model: ModelTree
+    optimizer: StagedTransform
+
+    @classmethod
+    def of(cls, mesh: str, optimizer: OptimizerConfig) -> "Update":
+        config = MESHES[mesh]
+        devices = jax.devices()[: config.data * config.fsdp * config.tensor]
+        layout = Layout(make_mesh(config, devices=devices), config.zero_stage)
+        model = ModelTree.of(abstract(SMALL)).part(lambda name: name.endswith(KEPT))
+        return cls(layout, model, make_optimizer(optimizer, model, layout, steps=STEPS))
+
+    @property
+    def workers(self) -> int:
+        return self.layout.mesh.shape["data"]
+
+    def collectives(self, stage: str) -> list[Collective]:
+        """What a stage's program sends."""
+        shardings = state_shardings(self.layout, self.model, self.optimizer, ema=False)
+        programs = make_programs(
+            self.model, self.optimizer, self.layout, shardings, clip_norm=1.0, ema_decay=0.0, dropout=False
+        )
+        gradients = jax.tree.map(
+            lambda x, spec: jax.ShapeDtypeStruct(
+                (self.workers, *x.shape), x.dtype, sharding=self.layout.named(P("data", *spec))
+            ),
+            self.model.shapes,
+            self.model.specs(self.layout.gradient),
+        )
+        alone = stage in self.optimizer.alone
+        loss = jax.ShapeDtypeStruct(
+            (self.workers,) if alone else (), jnp.float32, sharding=self.layout.named(P("data") if alone else P())
+        )
+        state = abstract_state(self.model, self.optimizer, shardings)
+        return counted(programs.updates[stage], state, gradients, loss, jnp.float32(1), sizes=self.layout.mesh.shape)
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Layers, and values of one layer that a device holds, of every tensor as the optimizer cuts it."""
+        found = []
+        specs = jax.tree.leaves(self.model.specs(self.layout.optimizer), is_leaf=lambda leaf: isinstance(leaf, P))
+        stacked = jax.tree.leaves(self.model.stacked)
+        for x, spec, is_stack in zip(jax.tree.leaves(self.model.shapes), specs, stacked, strict=True):
+            shape = self.layout.named(spec).shard_shape(x.shape)
+            found.append((shape[0], math.prod(shape[1:])) if is_stack else (1, math.prod(shape)))
+        return found
+
+    def rounds(self) -> dict[str, Round]:
+        """What `dsjax plan` says of the stages."""
+        state = jax.eval_shape(self.optimizer.init, self.model.shapes)
+        return {one.stage: one for one in predict_rounds(self.model, self.optimizer, state, self.layout, steps=STEPS)}
+
+
+def over_data(collectives) -> list[tuple[str, str, int]]:
+    assert all(one.axes == ("data",) and one.count == 1 for one in collectives if "data" in one.axes)
+    return sorted((one.kind, one.dtype, one.bytes) for one in collectives if "data" in one.axes)
+
+
+def sent(found: list[tuple[str, str, int]], workers: int) -> float:
+    """Bytes that a device sends: (W - 1) / W of a buffer, twice that in an all-reduce."""
+    return sum(size * (2 if kind == "all-reduce" else 1) for kind, _, size in found) * (workers - 1) / workers
+
+
+@pytest.mark.parametrize(("mesh", "optimizer", "stage"), CASES, ids=lambda x: x if isinstance(x, str) else x.kind)
+def test_a_stage_sends_what_is_accounted_for(mesh, optimizer, stage):
+    update = Update.of(mesh, optimizer)
+    workers, sizes = update.workers, update.sizes()
+    values = sum(layers * n for layers, n in sizes)
+    padded = sum(layers * (-(-n // (8 * workers)) * 8 * workers) for layers, n in sizes)
+    tensors = sum(layers for layers, _ in sizes)
+    message = padded // 8 + 4 * tensors * workers
+    assert padded > values
+    bits = [
+        ("all-gather", "u8", message),
+        ("all-reduce", "u8", message // 2) if workers == 2 else ("all-to-all", "u8", message),
+    ]
+    wanted = {
+        "full": [("all-reduce", "f32", 4 * values)],
+        "compressed": [("all-gather", "f32", 8 * workers), *bits],
+        "sync": [("all-reduce", "f32", 8), *bits],
+        "local": [],
+    }[stage]
+    collectives = update.collectives(stage)
+    assert over_data(collectives) == sorted(wanted)
+    wanted += [] if stage in ("sync", "local") else LOSS_AND_TOKENS
+    planned = update.rounds()[stage]
+    assert (planned.buffers, planned.sent) == (sum(size for _, _, size in wanted), sent(wanted, workers))
+    # Figures for each tensor: its square, to clip by; of the message the squares and counts, and those of the server's
+    # part; of LAMB the norms of the direction with and without decay, and F.
+    figures = {"full": 1, "compressed": 4, "sync": 4, "local": 1}[stage] + (3 if optimizer is LAMB else 0)
+    others: collections.Counter[str] = collections.Counter()
+    for one in collectives:
+        if "data" not in one.axes:
+            others[f"{one.kind} {one.dtype} {'+'.join(one.axes)}"] += one.total_bytes
+    axis = {"data": "", "tensor": "tensor"}.get(mesh, "fsdp")
+    small = {f"all-reduce f32 {axis}": 4 * tensors * figures} if axis else {}
+    whole = 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(update.model.shapes))
+    assert others == small | ({"all-gather f32 fsdp": whole} if mesh == "zero1" else {})
+
+
+@pytest.mark.parametrize("mesh", ["data", "tensor", "zero3"])
+def test_a_gradient_of_workers_that_are_alone_sends_nothing_over_data(mesh):
+    training = make_training(MESHES[mesh], SMALL, ZERO_ONE, steps=STEPS)
+    state = abstract_state(training.model, training.optimizer, training.shardings)
+    program, shift = training.programs.alone, training.optimizer.shift
+    assert program is not None and shift is not None
+    batch = training.place(make_rows())
+    found = counted(
+        program, state.params, state.key, state.step, batch, shift(state.opt_state), sizes=training.layout.mesh.shape
+    )
+    assert over_data(found) == []
