@@ -63,7 +63,7 @@ def predict_rounds(
     rounds = []
     message = 0 if mean else _message(opt_state, layout, workers)
     # Bytes of buffers that are exchanged or gathered, and of those that are reduced.
-    bits = (message, message // 2) if workers == 2 else (2 * message, 0)
+    bits = (0, message) if workers == 2 else (2 * message, 0)
     for stage, count in optimizer.rounds(steps).items():
         if stage in optimizer.silent:
             buffers = reduced = 0

@@ -5,8 +5,9 @@ Over `data`, W workers; of one device: g bytes of its gradients, N its values pa
 
     gradient      loss and number of tokens, 4 bytes each; where workers are alone, nothing
     full          g, float32
-    compressed    M in an all-to-all (between two workers M / 2 in a sum), M in an all-gather, two floats of each worker
-    sync          the same two, and a sum of two floats
+    compressed    M in an all-to-all, M in an all-gather (between two workers both are sums of M / 2 bytes), and two
+                  floats of each worker
+    sync          the same two messages, and a sum of two floats
     local         nothing
 Over the other axes go sums, a float for each tensor, and below ZeRO 3 the gather of changed parameters.
 """
@@ -138,10 +139,9 @@ def test_a_stage_sends_what_is_accounted_for(mesh, optimizer, stage):
     tensors = sum(layers for layers, _ in sizes)
     message = padded // 8 + 4 * tensors * workers
     assert padded > values
-    bits = [
-        ("all-gather", "u8", message),
-        ("all-reduce", "u8", message // 2) if workers == 2 else ("all-to-all", "u8", message),
-    ]
+    bits = [("all-to-all", "u8", message), ("all-gather", "u8", message)]
+    if workers == 2:
+        bits = [("all-reduce", "u8", message // 2)] * 2
     wanted = {
         "full": [("all-reduce", "f32", 4 * values)],
         "compressed": [("all-gather", "f32", 8 * workers), *bits],
