@@ -124,7 +124,9 @@ def one_bit_mean(
     """
     masks = [None] * len(tensors) if masks is None else list(masks)
     if num_workers == 1 or not tensors:
-        return [_masked(x, mask) for x, mask in zip(tensors, masks, strict=True)], feedback
+        # Of one worker, but its type may say that it differs between workers: then a sum of one says that it does not.
+        shared = [jax.lax.psum(x, axis) if axis in jax.typeof(x).manual_axis_type.varying else x for x in tensors]
+        return [_masked(x, mask) for x, mask in zip(shared, masks, strict=True)], feedback
     shards = shards or Shards.whole(len(tensors))
     sizes = [scheme.padded(x.shape[1], num_workers) for x in tensors]
     # The values that take part end here; behind them is padding.

@@ -44,7 +44,8 @@ def worker_grads(loss: Callable, axis: str = "data") -> Callable:
 
     def value_and_grad(params: Tree, *args: Any, **kwargs: Any) -> tuple[jax.Array, Tree]:
         varying = jax.tree.map(
-            lambda p: p if axis in jax.typeof(p).vma else jax.lax.pcast(p, axis, to="varying"), params
+            lambda p: p if axis in jax.typeof(p).manual_axis_type.varying else jax.lax.pcast(p, axis, to="varying"),
+            params,
         )
         return jax.value_and_grad(loss)(varying, *args, **kwargs)
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from dsjax.collectives.one_bit import Scheme
 from dsjax.optimizers.algorithms.onebit_adam import Moments, OneBitAdam
 from dsjax.optimizers.algorithms.onebit_lamb import OneBitLamb
-from dsjax.optimizers.algorithms.zero_one_adam import ZeroOneAdam
+from dsjax.optimizers.algorithms.zero_one_adam import ZeroOneAdam, ZeroOneAdamState
 from dsjax.optimizers.guard import guarded
 from dsjax.optimizers.workers import Granularity, Tree, Workers
 
@@ -66,6 +66,11 @@ def switching(
                 "the gradients of one worker: see docs/training_step.md"
             )
         _check_float32(state.inner)
+        if (
+            isinstance(state.inner, ZeroOneAdamState)
+            and jax.typeof(state.inner.displaced.rates).manual_axis_type.varying
+        ):
+            raise ValueError("0/1 Adam needs jax.shard_map(..., check_vma=False): see docs/training_step.md")
         chosen = _with_masks(algorithm, params)
         rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
 

@@ -48,7 +48,7 @@ def scale_by_onebit_adam(
     scale: Scale = "l2",
     parity: str = "",
 ) -> optax.GradientTransformationExtraArgs:
-    """Rescale by 1-bit Adam (arXiv 2102.02888), see dsjax/optimizers/onebit_adam.py.
+    """Rescale by 1-bit Adam (arXiv 2102.02888), see dsjax/optimizers/algorithms/onebit_adam.py.
 
     Args:
         mesh: it has the axis along which workers are counted; the update runs in a shard_map over it.
@@ -139,7 +139,7 @@ def onebit_lamb(
     scale: Scale = "l2",
     parity: str = "",
 ) -> optax.GradientTransformationExtraArgs:
-    """1-bit LAMB (arXiv 2104.06069), see dsjax/optimizers/onebit_lamb.py.
+    """1-bit LAMB (arXiv 2104.06069), see dsjax/optimizers/algorithms/onebit_lamb.py.
 
     Args:
         learning_rate: number or schedule.
@@ -180,7 +180,7 @@ def zero_one_adam(
     scale: Scale = "l2",
     parity: str = "",
 ) -> optax.GradientTransformationExtraArgs:
-    """0/1 Adam (arXiv 2202.06009), see dsjax/optimizers/zero_one_adam.py.
+    """0/1 Adam (arXiv 2202.06009), see dsjax/optimizers/algorithms/zero_one_adam.py.
 
     Workers leave their common parameters between syncs: take gradients at `worker_params(params, state)`. The momentum
     of the first stage lies in arrays that may differ, so the shard_map around it needs `check_vma=False`.

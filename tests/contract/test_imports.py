@@ -143,7 +143,10 @@ def test_what_is_never_imported():
         assert not seen, f"{path.relative_to(ROOT)} imports {sorted(seen)}"
 
 
-@pytest.mark.parametrize("module", ["dsjax", "dsjax.cli.main", "dsjax.config.load", "dsjax.config.docs"])
+LIGHT = ["dsjax", "dsjax.cli.main", "dsjax.config.load", "dsjax.config.docs", "dsjax.optimizers"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_light_modules_do_not_import_jax(module):
     code = f"import sys, {module}; sys.exit('jax' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
