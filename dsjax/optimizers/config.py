@@ -10,20 +10,36 @@ Clock = Literal["steps", "tokens"]
 class ScheduleConfig:
     """Learning rate over time: linear warm-up to the peak, then `kind` down to min_ratio * peak."""
 
-    kind: Literal["constant", "linear", "cosine"] = "cosine"
-    """The shape after the warm-up."""
+    kind: Literal["constant", "linear", "cosine", "exponential"] = "cosine"
+    """The shape after the warm-up; exponential: times decay_rate every decay_every."""
     warmup: int = 0
     """Length of the warm-up, in warmup_by."""
+    warmup_power: float = 1.0
+    """The warm-up is (n / warmup) to this power: 1 is linear, 2 begins slowly."""
     warmup_by: Clock = "steps"
     """Unit of warmup."""
     decay: int = 0
-    """Where the decay ends, counted from the start of training, in decay_by; 0 means the end of training."""
+    """Where the decay ends, counted from the start, in decay_by; 0: at the end of training, exponential never."""
     decay_by: Clock = "steps"
     """Unit of decay; with decay 0 the unit in which the end of training is given."""
     min_ratio: float = 0.1
-    """The last learning rate as a share of the peak."""
+    """The last learning rate as a share of the peak; of kind exponential the least."""
+    decay_rate: float = 0.9
+    """Of kind exponential: the factor of decay_every."""
+    decay_every: int = 1000
+    """Of kind exponential: how long it takes to fall by that factor, in decay_by."""
+    offset: float = 0.0
+    """Added to the learning rate in every step, the first one too."""
 
     def __post_init__(self) -> None:
+        if self.decay_every < 1 or not 0 < self.decay_rate <= 1:
+            raise ValueError(
+                f"decay_every must be 1 or more and decay_rate in (0, 1]; got {self.decay_every} and {self.decay_rate}"
+            )
+        if self.warmup_power <= 0 or self.offset < 0:
+            raise ValueError(
+                f"warmup_power must be above 0 and offset 0 or more; got {self.warmup_power} and {self.offset}"
+            )
         if self.warmup < 0 or self.decay < 0:
             raise ValueError(f"warmup and decay must be 0 or more; got {self.warmup} and {self.decay}")
         if not 0 <= self.min_ratio <= 1:

@@ -1,4 +1,17 @@
-"""Learning rates as pure functions of the clocks, evaluated on the host and handed to the step as a scalar."""
+"""Learning rates as pure functions of the clocks, evaluated on the host and handed to the step as a scalar.
+
+After n of the N steps of a warm-up (in steps or tokens) the rate is peak (n / N)^power; then, with x the share of the
+decay that is done and m the least share of the peak,
+
+    constant      peak
+    linear        peak (m + (1 - m) (1 - x))
+    cosine        peak (m + (1 - m) (1 + cos(pi x)) / 2)
+    exponential   peak max(m, rate^((n - N) / every))
+
+and an offset is added to all. Exponential with power 1 is the schedule "LE" of Microsoft's BERT recipes, with power 2
+"EE" (DeepSpeedExamples 45b4b71, training/bing_bert: warmup_linear_decay_exp and warmup_exp_decay_exp with degree 2,
+lr_offset), where the first step is numbered 0; here it is 1.
+"""
 
 import dataclasses
 import math
@@ -32,14 +45,22 @@ def learning_rate(config: ScheduleConfig, peak: float, *, after: Clocks, end: Cl
         >>> [round(learning_rate(config, 1.0, after=Clocks(step), end=Clocks(6)), 2) for step in range(1, 8)]
         [0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
     """
+    return config.offset + peak * _share_of_peak(config, after, end)
+
+
+def _share_of_peak(config: ScheduleConfig, after: Clocks, end: Clocks) -> float:
     now = after.read(config.warmup_by)
     if now < config.warmup:
-        return peak * now / config.warmup
+        return (now / config.warmup) ** config.warmup_power
     if config.kind == "constant":
-        return peak
-    stop = config.decay or end.read(config.decay_by)
+        return 1.0
     # A warm-up in another unit has no place on this clock; the decay is then counted from the start.
     start = config.warmup if config.warmup_by == config.decay_by else 0
-    share = min(1.0, max(0.0, (after.read(config.decay_by) - start) / max(1, stop - start)))
+    since = after.read(config.decay_by) - start
+    if config.kind == "exponential":
+        since = min(since, config.decay - start) if config.decay else since
+        return max(config.min_ratio, config.decay_rate ** (max(0, since) / config.decay_every))
+    stop = config.decay or end.read(config.decay_by)
+    share = min(1.0, max(0.0, since / max(1, stop - start)))
     shape = 1 - share if config.kind == "linear" else 0.5 * (1 + math.cos(math.pi * share))
-    return peak * (config.min_ratio + (1 - config.min_ratio) * shape)
+    return config.min_ratio + (1 - config.min_ratio) * shape

@@ -82,3 +82,41 @@ def test_a_schedule_of_no_length():
 def test_settings_out_of_range(bad):
     with pytest.raises(ValueError, match="must be"):
         ScheduleConfig(**bad)
+
+
+def test_exponential_is_the_bert_recipes():
+    """The formulas of DeepSpeedExamples' warmup_{linear,exp}_decay_exp, with the constants of bert_large_lamb.json."""
+    total, share, rate, every = 7500, 0.06, 0.9, 250
+
+    def recipe(step: int, degree: float) -> float:
+        x = step / total
+        return (x / share) ** degree if x < share else rate ** ((step - share * total) / every)
+
+    for degree in (1.0, 2.0):
+        config = ScheduleConfig(
+            kind="exponential", warmup=450, warmup_power=degree, decay_rate=rate, decay_every=every, min_ratio=0,
+            offset=10e-4,
+        )  # fmt: skip
+        wanted = [11e-3 * recipe(step, degree) + 10e-4 for step in range(1, 6001)]
+        found = [learning_rate(config, 11e-3, after=Clocks(step), end=Clocks(6000)) for step in range(1, 6001)]
+        assert found == pytest.approx(wanted, rel=1e-12)
+        assert max(found) == pytest.approx(12e-3) and found[449] == max(found)
+    floor = ScheduleConfig(kind="exponential", decay_every=10, min_ratio=0.5)
+    assert rates(floor, 200, 100)[-1] == PEAK / 2
+    ends = ScheduleConfig(kind="exponential", decay_every=10, decay_rate=0.5, decay=20, min_ratio=0)
+    assert rates(ends, 30, 100)[19:] == [PEAK / 4] * 11
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"decay_every": 0},
+        {"decay_rate": 1.5},
+        {"decay_rate": 0.0},
+        {"warmup_power": 0.0},
+        {"offset": -1e-4},
+    ],
+)
+def test_what_a_schedule_refuses(wrong):
+    with pytest.raises(ValueError, match="got"):
+        ScheduleConfig(**wrong)
