@@ -4,19 +4,22 @@ A worker gets one JSON object a line on its stdin, {"cmd": name, ...arguments}, 
 Standard library only: the workers' Pythons have nothing else in common.
 """
 
+import contextlib
 import json
 import os
 import platform
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 MOST_OTHER_CORES = 0.1  # what a system does on its own; above that the figures would be about other programs too
 
@@ -45,6 +48,19 @@ def serve(load: Callable[..., Mapping[str, Callable[..., dict[str, Any]]]]) -> N
         print(json.dumps({**answer, **clocks}), file=answers)
 
 
+def serve_and_leave(load: Callable[..., Mapping[str, Callable[..., dict[str, Any]]]]) -> NoReturn:
+    """`serve` for a process that others depend on: JAX's own way out waits for them, who may be gone or wait for it."""
+
+    def leave(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+        traceback.print_exception(kind, error, trace)
+        sys.stderr.flush()
+        os._exit(1)
+
+    sys.excepthook = leave
+    serve(load)
+    os._exit(0)
+
+
 class WorkerDied(RuntimeError):
     """A worker ended in the middle; out_of_memory says whether its device was full."""
 
@@ -70,14 +86,19 @@ class Worker:
 
     def ask(self, command: str, **message: Any) -> dict[str, Any]:
         """Send a command and wait for its answer; WorkerDied with the end of its log if it did."""
-        assert self._process.stdin and self._process.stdout
-        line = ""
-        try:
+        return ask_all([self], command, **message)[0]
+
+    def send(self, command: str, **message: Any) -> None:
+        """Send a command; the answer is to be fetched by `answer`."""
+        assert self._process.stdin
+        with contextlib.suppress(BrokenPipeError):  # `answer` says that it died
             self._process.stdin.write(json.dumps({"cmd": command, **message}) + "\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            pass
+
+    def answer(self, command: str) -> dict[str, Any]:
+        """Wait for the answer to the command that was sent; WorkerDied with the end of its log if it did."""
+        assert self._process.stdout
+        line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
             said = self.log.read_text(errors="replace")
@@ -87,6 +108,11 @@ class Worker:
                 out_of_memory="OutOfMemoryError" in said or "RESOURCE_EXHAUSTED" in said,
             )
         return json.loads(line)
+
+    def fileno(self) -> int:
+        """Of its answers, for `select`: a line is one answer, so none waits in a buffer."""
+        assert self._process.stdout
+        return self._process.stdout.fileno()
 
     def pause(self) -> None:
         """Stop it where it is: threads that spin while they wait for work take time from others."""
@@ -109,12 +135,32 @@ class Worker:
             self._process.wait()
 
 
+def ask_all(workers: Sequence[Worker], command: str, *, within: float | None = None, **message: Any) -> list[dict]:
+    """Send a command to workers that need each other, and wait for all answers.
+
+    Whichever worker dies first is reported, whoever still waits for it; after `within` seconds a TimeoutError is.
+    """
+    for each in workers:
+        each.send(command, **message)
+    deadline = float("inf") if within is None else time.monotonic() + within
+    waiting, answers = dict(enumerate(workers)), {}
+    while waiting:
+        left = None if within is None else max(0.0, deadline - time.monotonic())
+        ready, _, _ = select.select(list(waiting.values()), [], [], left)
+        if not ready:
+            names = ", ".join(each.name for each in waiting.values())
+            raise TimeoutError(f"no answer from {names} to {command!r} within {within:.0f} s")
+        for number in [number for number, each in waiting.items() if each in ready]:
+            answers[number] = waiting.pop(number).answer(command)
+    return [answers[number] for number in range(len(workers))]
+
+
 def stop_on_sigterm() -> None:
     """Let SIGTERM end the driver as Ctrl-C does, so that it ends its workers: a paused one would stay for ever."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
-@contextmanager
+@contextlib.contextmanager
 def worker(name: str, command: list[str], **options: Any) -> Iterator[Worker]:
     """A worker that is ended whatever happens."""
     process = Worker(name, command, **options)
