@@ -76,7 +76,8 @@ FAST = {"xla_backend_optimization_level": 0}
 class Training:
     """A model, an optimizer and their programs on a mesh.
 
-    `gradient` and `train` run the programs compiled with FAST; what a run would compile is in `programs`.
+    `gradient` and `train` run the programs compiled with FAST; what a run would compile is in `programs`. `frozen` is
+    what is not trained of the model, None when all is.
     """
 
     config: ModelConfig
@@ -85,6 +86,7 @@ class Training:
     optimizer: StagedTransform
     shardings: TrainState
     programs: Programs
+    frozen: Any = None
     compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
     def params(self, named: dict[str, np.ndarray] | None = None) -> Any:
@@ -124,9 +126,10 @@ class Training:
         batch = self.place(rows, accumulation=accumulation)
         arguments = (state.params, state.key, state.step, batch)
         if stage not in self.optimizer.alone:
-            return self._fast("gradient", self.programs.gradient, *arguments)
+            return self._fast("gradient", self.programs.gradient, *arguments, self.frozen)
         assert self.programs.alone is not None and self.optimizer.shift is not None
-        return self._fast("alone", self.programs.alone, *arguments, self.optimizer.shift(state.opt_state))
+        shift = self.optimizer.shift(state.opt_state)
+        return self._fast("alone", self.programs.alone, *arguments, shift, self.frozen)
 
     def update(self, state: TrainState, gradients: Any, loss: Any, *, learning_rate: float = 1e-2, stage: str = "full"):
         """The state after a step, and figures; the given state is donated."""
@@ -147,7 +150,8 @@ class Training:
     def gradient_text(self, *, accumulation: int = 1) -> str:
         """The compiled gradient program as text."""
         state, batch = self.state(), self.place(make_rows(), accumulation=accumulation)
-        return self._compiled("gradient", self.programs.gradient, state.params, state.key, state.step, batch).as_text()
+        arguments = (state.params, state.key, state.step, batch, self.frozen)
+        return self._compiled("gradient", self.programs.gradient, *arguments).as_text()
 
     def update_text(self) -> str:
         """The compiled update program as text."""
@@ -189,11 +193,20 @@ def make_training(
     ema_decay: float = 0.0,
     per_worker: bool = False,
     steps: int = 0,
+    only: tuple[str, ...] = (),
 ) -> Training:
-    """A training set-up on as many of the devices as the mesh needs; the same arguments give the same programs."""
+    """A training set-up on as many of the devices as the mesh needs; the same arguments give the same programs.
+
+    With `only`, tensors whose names end so are trained and the rest is frozen: programs of few tensors compile fast.
+    """
     devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.expert * mesh.tensor]
     layout = Layout(make_mesh(mesh, devices=devices), mesh.zero_stage)
-    model = ModelTree.of(abstract(config))
+    model, frozen = ModelTree.of(abstract(config)), None
+    if only:
+        rest = model.part(lambda name: not name.endswith(only))
+        model = model.part(lambda name: name.endswith(only))
+        values = from_flat(make_params(config), rest.shapes, config.layer_runs)
+        frozen = jax.device_put(values, jax.tree.map(layout.named, rest.specs(layout.parameter)))
     transform = make_optimizer(optimizer, model, layout, steps=steps)
     if per_worker:
         transform = _per_worker(transform)
@@ -207,7 +220,7 @@ def make_training(
         ema_decay=ema_decay,
         dropout=config.dropout > 0 or config.attention_dropout > 0,
     )
-    return Training(config, layout, model, transform, shardings, programs)
+    return Training(config, layout, model, transform, shardings, programs, frozen)
 
 
 def _per_worker(transform: StagedTransform) -> StagedTransform:

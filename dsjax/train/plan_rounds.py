@@ -4,7 +4,8 @@ With g the bytes of a device's gradients (float32, in the optimizer's shards), N
 tensor, R its tensors (layers of a stack one by one) and W workers, a step's messages are
 
   full          an all-reduce of g
-  compressed    an all-to-all and an all-gather of N/8 + 4 R W bytes each, and an all-gather of two scalars (8 W)
+  compressed    an all-to-all and an all-gather of M = N/8 + 4 R W bytes each (between two workers all-reduces of M/2),
+                and an all-gather of two scalars (8 W)
   sync          the same two, and an all-reduce of two scalars
   local         none
 

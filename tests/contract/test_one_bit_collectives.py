@@ -13,7 +13,6 @@ Over the other axes go sums, a float for each tensor, and below ZeRO 3 the gathe
 """
 
 import collections
-import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -24,24 +23,19 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from dsjax.collectives.hlo import Collective, count_collectives
-from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
-from dsjax.mesh.layout import Layout
 from dsjax.models.config import LlamaConfig
-from dsjax.models.families import abstract
-from dsjax.optimizers.api import StagedTransform
-from dsjax.optimizers.config import OneBitAdamConfig, OneBitLambConfig, OptimizerConfig, ZeroOneAdamConfig
+from dsjax.optimizers.config import OneBitAdamConfig, OneBitLambConfig, ZeroOneAdamConfig
 from dsjax.train.plan_rounds import Round, predict_rounds
-from dsjax.train.state import ModelTree, abstract_state, make_optimizer, state_shardings
-from dsjax.train.step import make_programs
-from tests.helpers import FAST, make_rows, make_training
+from dsjax.train.state import abstract_state
+from tests.helpers import FAST, Training, make_rows, make_training
 
 SMALL = LlamaConfig(
     vocab_size=64, num_layers=2, model_dim=40, num_heads=4, mlp_dim=64, tied_embedding=True, segments=(2,)
 )
-KEPT = ("embed.table", "out.kernel", "norm.scale")
-"""What the updates are compiled with of its tensors, or they take long: one split over its rows, one over its columns,
-some that nothing splits, and of which the 40 values do not divide by 8 W; two of them stacks of two layers."""
+ONLY = ("embed.table", "out.kernel", "norm.scale")
+"""What is trained of it, or compiling takes long: a table, a stack of matrices, and norms, of which the 40 values are
+no multiple of 8 W, alone and as stacks."""
 MESHES = {
     "data": MeshConfig(data=4),
     "tensor": MeshConfig(data=2, tensor=2, zero_stage=0),
@@ -64,60 +58,35 @@ def counted(program: Any, *arguments: Any, sizes: Mapping[str, int]) -> list[Col
     return count_collectives(program.lower(*arguments).compile(compiler_options=FAST).as_text(), dict(sizes))
 
 
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """An optimizer of a few tensors on a mesh."""
+def update_collectives(training: Training, stage: str) -> list[Collective]:
+    """What a stage's update sends."""
+    layout, model, workers = training.layout, training.model, training.layout.mesh.shape["data"]
+    shape = lambda dims, *spec: jax.ShapeDtypeStruct(dims, jnp.float32, sharding=layout.named(P(*spec)))
+    gradients = jax.tree.map(
+        lambda x, spec: shape((workers, *x.shape), "data", *spec), model.shapes, model.specs(layout.gradient)
+    )
+    loss = shape((workers,), "data") if stage in training.optimizer.alone else shape(())
+    state = abstract_state(model, training.optimizer, training.shardings)
+    program = training.programs.updates[stage]
+    return counted(program, state, gradients, loss, jnp.float32(1), sizes=layout.mesh.shape)
 
-    layout: Layout
-    model: ModelTree
-    optimizer: StagedTransform
 
-    @classmethod
-    def of(cls, mesh: str, optimizer: OptimizerConfig) -> "Update":
-        config = MESHES[mesh]
-        devices = jax.devices()[: config.data * config.fsdp * config.tensor]
-        layout = Layout(make_mesh(config, devices=devices), config.zero_stage)
-        model = ModelTree.of(abstract(SMALL)).part(lambda name: name.endswith(KEPT))
-        return cls(layout, model, make_optimizer(optimizer, model, layout, steps=STEPS))
+def device_sizes(training: Training) -> list[tuple[int, int]]:
+    """Layers, and values of one layer that a device holds, of every tensor as the optimizer cuts it."""
+    layout, model = training.layout, training.model
+    specs = jax.tree.leaves(model.specs(layout.optimizer), is_leaf=lambda leaf: isinstance(leaf, P))
+    found = []
+    for x, spec, is_stack in zip(jax.tree.leaves(model.shapes), specs, jax.tree.leaves(model.stacked), strict=True):
+        shape = layout.named(spec).shard_shape(x.shape)
+        found.append((shape[0], math.prod(shape[1:])) if is_stack else (1, math.prod(shape)))
+    return found
 
-    @property
-    def workers(self) -> int:
-        return self.layout.mesh.shape["data"]
 
-    def collectives(self, stage: str) -> list[Collective]:
-        """What a stage's program sends."""
-        shardings = state_shardings(self.layout, self.model, self.optimizer, ema=False)
-        programs = make_programs(
-            self.model, self.optimizer, self.layout, shardings, clip_norm=1.0, ema_decay=0.0, dropout=False
-        )
-        gradients = jax.tree.map(
-            lambda x, spec: jax.ShapeDtypeStruct(
-                (self.workers, *x.shape), x.dtype, sharding=self.layout.named(P("data", *spec))
-            ),
-            self.model.shapes,
-            self.model.specs(self.layout.gradient),
-        )
-        alone = stage in self.optimizer.alone
-        loss = jax.ShapeDtypeStruct(
-            (self.workers,) if alone else (), jnp.float32, sharding=self.layout.named(P("data") if alone else P())
-        )
-        state = abstract_state(self.model, self.optimizer, shardings)
-        return counted(programs.updates[stage], state, gradients, loss, jnp.float32(1), sizes=self.layout.mesh.shape)
-
-    def sizes(self) -> list[tuple[int, int]]:
-        """Layers, and values of one layer that a device holds, of every tensor as the optimizer cuts it."""
-        found = []
-        specs = jax.tree.leaves(self.model.specs(self.layout.optimizer), is_leaf=lambda leaf: isinstance(leaf, P))
-        stacked = jax.tree.leaves(self.model.stacked)
-        for x, spec, is_stack in zip(jax.tree.leaves(self.model.shapes), specs, stacked, strict=True):
-            shape = self.layout.named(spec).shard_shape(x.shape)
-            found.append((shape[0], math.prod(shape[1:])) if is_stack else (1, math.prod(shape)))
-        return found
-
-    def rounds(self) -> dict[str, Round]:
-        """What `dsjax plan` says of the stages."""
-        state = jax.eval_shape(self.optimizer.init, self.model.shapes)
-        return {one.stage: one for one in predict_rounds(self.model, self.optimizer, state, self.layout, steps=STEPS)}
+def planned_rounds(training: Training) -> dict[str, Round]:
+    """What `dsjax plan` says of the stages."""
+    optimizer, model = training.optimizer, training.model
+    state = jax.eval_shape(optimizer.init, model.shapes)
+    return {one.stage: one for one in predict_rounds(model, optimizer, state, training.layout, steps=STEPS)}
 
 
 def over_data(collectives) -> list[tuple[str, str, int]]:
@@ -132,8 +101,8 @@ def sent(found: list[tuple[str, str, int]], workers: int) -> float:
 
 @pytest.mark.parametrize(("mesh", "optimizer", "stage"), CASES, ids=lambda x: x if isinstance(x, str) else x.kind)
 def test_a_stage_sends_what_is_accounted_for(mesh, optimizer, stage):
-    update = Update.of(mesh, optimizer)
-    workers, sizes = update.workers, update.sizes()
+    training = make_training(MESHES[mesh], SMALL, optimizer, steps=STEPS, only=ONLY)
+    workers, sizes = MESHES[mesh].data, device_sizes(training)
     values = sum(layers * n for layers, n in sizes)
     padded = sum(layers * (-(-n // (8 * workers)) * 8 * workers) for layers, n in sizes)
     tensors = sum(layers for layers, _ in sizes)
@@ -148,10 +117,10 @@ def test_a_stage_sends_what_is_accounted_for(mesh, optimizer, stage):
         "sync": [("all-reduce", "f32", 8), *bits],
         "local": [],
     }[stage]
-    collectives = update.collectives(stage)
+    collectives = update_collectives(training, stage)
     assert over_data(collectives) == sorted(wanted)
     wanted += [] if stage in ("sync", "local") else LOSS_AND_TOKENS
-    planned = update.rounds()[stage]
+    planned = planned_rounds(training)[stage]
     assert (planned.buffers, planned.sent) == (sum(size for _, _, size in wanted), sent(wanted, workers))
     # Figures for each tensor: its square, to clip by; of the message the squares and counts, and those of the server's
     # part; of LAMB the norms of the direction with and without decay, and F.
@@ -162,7 +131,7 @@ def test_a_stage_sends_what_is_accounted_for(mesh, optimizer, stage):
             others[f"{one.kind} {one.dtype} {'+'.join(one.axes)}"] += one.total_bytes
     axis = {"data": "", "tensor": "tensor"}.get(mesh, "fsdp")
     small = {f"all-reduce f32 {axis}": 4 * tensors * figures} if axis else {}
-    whole = 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(update.model.shapes))
+    whole = 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(training.model.shapes))
     assert others == small | ({"all-gather f32 fsdp": whole} if mesh == "zero1" else {})
 
 
