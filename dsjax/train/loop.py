@@ -6,7 +6,6 @@ config -> mesh -> model (abstract) -> shardings -> data -> folder -> state (fres
 import contextlib
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from dsjax.checkpoint.store import CheckpointStore
 from dsjax.config.load import to_dict
 from dsjax.config.run import ResolvedRunConfig, RunConfig
 from dsjax.data.build import Corpus
-from dsjax.data.pipeline import Batches, validation_rows
+from dsjax.data.pipeline import Batches
 from dsjax.data.rows import Rows
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
@@ -36,7 +35,7 @@ from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.train import lora, outcome
 from dsjax.train.corpus import describe, open_corpus
 from dsjax.train.folder import RunFolder, open_folder, resolved
-from dsjax.train.place import Placement, evaluation_placement, training_placement
+from dsjax.train.place import Placement, training_placement
 from dsjax.train.plan import require_memory
 from dsjax.train.processes import agree_any, barrier, num_processes, start_processes, use_compilation_cache
 from dsjax.train.record import Counters, Recorder, StepFigures, tensor_names
@@ -53,6 +52,7 @@ from dsjax.train.state import (
     state_shardings,
 )
 from dsjax.train.step import Programs, make_programs
+from dsjax.train.validate import make_validation, validation_placement
 
 Resume = Literal["no", "must", "if_any"]
 
@@ -114,6 +114,7 @@ def run(
         report(f"warning: {line}")
     shardings = state_shardings(layout, model, optimizer, ema=config.train.ema_decay > 0)
     placement = training_placement(layout, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
+    validation = validation_placement(config.evaluate, config.train, layout)
     if not force:
         require_memory(config, layout)
 
@@ -147,8 +148,10 @@ def run(
         truncate_metrics(folder.path / METRICS_FILE, counters.steps)
 
     use = outcome.utilisation(config, model, frozen=untrained, num_devices=layout.mesh.size)
+    num_rows = config.evaluate.rows
+    evaluate = make_validation(corpus, config.data, num_rows=num_rows, placement=validation, programs=programs)
     state, recorder, stopped_by = _train(
-        config, state, programs, optimizer, use, layout, rows, placement, corpus, folder, store, counters, console
+        config, state, programs, optimizer, use, evaluate, rows, placement, corpus, folder, store, counters, console
     )
     barrier("finished")
     if counters.steps < total_steps:
@@ -179,7 +182,7 @@ def _train(
     programs: Programs,
     optimizer: StagedTransform,
     use: outcome.Utilisation,
-    layout: Layout,
+    evaluate: Callable[[TrainState], dict[str, float]] | None,
     rows: Rows,
     placement: Placement,
     corpus: Corpus,
@@ -189,7 +192,6 @@ def _train(
     console: Console,
 ) -> tuple[TrainState, Recorder, str]:
     """All steps that are left, with what is open meanwhile; also the name of the signal that came, or ''."""
-    evaluate = _evaluator(config, corpus, layout, programs)
     with contextlib.ExitStack() as stack:
         stack.callback(store.close)  # also when a step fails: a save in flight cannot end once Python shuts down
         trackers = []
@@ -317,32 +319,3 @@ def _state(
         return state_around(params, optimizer, shardings, seed=config.seed), frozen
     make = lambda key: initial_params(config.model, key)
     return init_state(make, optimizer, shardings, seed=config.seed), None
-
-
-def _evaluator(
-    config: ResolvedRunConfig, corpus: Corpus, layout: Layout, programs: Programs
-) -> Callable[[TrainState], dict[str, float]] | None:
-    """State -> figures over the fixed validation rows; of the averaged parameters if there are.
-
-    These are validation_loss, in nats per target, and of a classifier validation_accuracy. None when the data has no
-    validation rows.
-    """
-    default = config.train.batch_size // config.train.accumulation
-    batch_size = config.evaluate.batch_size or default
-    placement = evaluation_placement(layout, batch_size=batch_size)
-    fixed = validation_rows(
-        corpus, config.data, batch_size=batch_size, num_rows=config.evaluate.rows, positions=placement.positions
-    )
-    batches = [placement(batch) for batch in fixed]
-    if not batches:
-        return None
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        params = state.params if state.ema is None else state.ema
-        sums = jax.device_get([programs.evaluate(params, batch) for batch in batches])
-        total = {name: math.fsum(float(batch[name]) for batch in sums) for name in sums[0]}
-        count = max(1.0, total["count"])
-        names = {"loss": "validation_loss", "correct": "validation_accuracy"}
-        return {names[name]: total[name] / count for name in names if name in total}
-
-    return evaluate
