@@ -68,6 +68,17 @@ RECIPES = {
     "bloom-7b1": (512, 1.2e-4, 1e-5),
     "bloom-176b": (2016, 6e-5, 6e-6),
 }
+# DeepSpeedExamples 45b4b71, bing_bert and BingBertSquad: rows a step, rows of a micro-batch, learning rate, last step
+# before the freeze (of second phases, where the recipe counts on from the first, less the first's steps).
+ONE_BIT = {
+    "bert-large-onebit-adam": (4096, 16, 4e-4, 23000),
+    "bert-large-onebit-adam-512": (4096, 16, 1e-5, 1500),
+    "bert-large-onebit-lamb": (65536, 64, 11e-3, 1000),
+    "bert-large-onebit-lamb-512": (32768, 16, 2e-3, 6100 - 5993),
+    "bert-large-zero-one-adam": (4096, 16, 4e-4, 12500),
+    "bert-large-zero-one-adam-512": (4096, 16, 2.82e-5, 155000 - 152511),
+    "bert-large-squad-onebit-adam": (96, 3, 3e-5, 400),
+}
 DEVICES = {"cpu8": 8, "gpu1": 1, "gpu8": 8, "gpu8x8": 64, "gpu48x8": 384}
 
 
@@ -191,3 +202,12 @@ def test_runs(path):
 
 def test_every_recipe_has_a_run():
     assert {*RECIPES, *(name for name in EXACT if name.startswith("gpt2"))} <= {path.stem for path in RUNS}
+
+
+@pytest.mark.parametrize("name", ONE_BIT)
+def test_recipes_in_bits(name):
+    config = load_run(CONFIGS / "run" / f"{name}.yaml")
+    optimizer, train = config.optimizer, config.train
+    micro = train.batch_size // (config.mesh.data * train.accumulation)
+    assert (train.batch_size, micro, optimizer.learning_rate, optimizer.last_full(train.steps)) == ONE_BIT[name]
+    assert not optimizer.bias_correction and optimizer.last_full(train.steps) < train.steps and train.clip_norm == 1
