@@ -42,11 +42,14 @@ class Scheme:
         scale: "l2": s = |b| / sqrt(n). "l1": s = mean of |b|, which never enlarges the error.
         server_scale: "tensor": one S for a tensor. "chunk": one for each server's chunk.
         peer_padding: pad as DeepSpeed 0.19.6 does, to a multiple of W lcm(W, 8), and count the padding as values.
+        kernel: implementation of the passes over memory: "auto", "xla" or "mosaic" (pallas_kernels.sign_pack; its tiles
+            of 512 values make the padding coarser).
     """
 
     scale: Literal["l2", "l1"] = "l2"
     server_scale: Literal["tensor", "chunk"] = "tensor"
     peer_padding: bool = False
+    kernel: Literal["auto", "xla", "mosaic"] = "auto"
 
     def padded(self, size: int, num_workers: int) -> int:
         """The padded size N of a tensor of `size` values.
@@ -55,7 +58,8 @@ class Scheme:
             >>> Scheme().padded(35, 3), Scheme(peer_padding=True).padded(35, 3)
             (48, 72)
         """
-        unit = num_workers * math.lcm(num_workers, 8) if self.peer_padding else 8 * num_workers
+        unit = num_workers * (math.lcm(num_workers, 8) if self.peer_padding else 8)
+        unit = math.lcm(unit, 512 * num_workers) if self.kernel == "mosaic" else unit
         return -(-size // unit) * unit
 
 
@@ -138,7 +142,7 @@ def one_bit_mean(
 
     # Phase 1: every worker packs all of its tensors, and sends chunk j of each to server j.
     packed = [
-        sign_pack(_pad(x, size), carry, scale, mask=mask, length=end)
+        sign_pack(_pad(x, size), carry, scale, mask=mask, length=end, implementation=scheme.kernel)
         for x, size, carry, scale, mask, end in zip(
             tensors, sizes, feedback.worker, feedback.worker_scale, masks, ends, strict=True
         )
@@ -156,7 +160,7 @@ def one_bit_mean(
     here = jax.lax.axis_index(axis)
     chunks = [_chunk(mask, end, size // num_workers, here) for mask, end, size in zip(masks, ends, sizes, strict=True)]
     packed = [
-        unpack_average(*each, mask=mask, length=end)
+        unpack_average(*each, mask=mask, length=end, implementation=scheme.kernel)
         for *each, (mask, end) in zip(bits, received, feedback.server, feedback.server_scale, chunks, strict=True)
     ]
     servers, bits, squares = map(list, zip(*packed, strict=True))

@@ -118,6 +118,8 @@ class _OneBit(_Common):
     """A scale per tensor in one message, a message per tensor, or one scale for all tensors of a device."""
     scale: Literal["l2", "l1"] = "l2"
     """The scale of a tensor's signs: the root of its mean square, or its mean absolute value."""
+    kernel: Literal["auto", "xla", "mosaic"] = "auto"
+    """Passes over memory: XLA's, or the Mosaic kernels for GPUs; auto is XLA as long as no GPU has run the kernels."""
     clip: Literal["mean", "local"] = "mean"
     """In compressed steps: clip all workers by the root mean square of their norms, or each by its own norm."""
 

@@ -58,7 +58,7 @@ def create_optimizer(
             return lift(optax.chain(velocity, decay))
         case OneBitAdamConfig() | OneBitLambConfig() | ZeroOneAdamConfig():
             others = {axis: size for axis, size in mesh.shape.items() if axis != "data"}
-            scheme = Scheme(config.scale)
+            scheme = Scheme(config.scale, kernel=config.kernel)
             workers = Workers("data", mesh.shape["data"], others, specs, stacked, config.granularity, scheme)
             moments = Moments(config.b1, config.b2, config.eps, config.bias_correction, config.weight_decay, decays)
             algorithm = _algorithm(config, workers, moments, config.last_full(steps))
