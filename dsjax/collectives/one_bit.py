@@ -30,6 +30,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from dsjax.collectives.messages import exchanged, gathered, opened, payload
 from dsjax.collectives.shards import Rows, Shards
 from pallas_kernels.sign_pack.api import sign_pack, unpack, unpack_average
 
@@ -140,6 +141,8 @@ def one_bit_mean(
     # updates a donated buffer in place only if the loop's operand and result have one shape, else it copies at the end.
     feedback = jax.lax.optimization_barrier(feedback)
 
+    counts = [_count(mask, x, end) for mask, x, end in zip(masks, tensors, ends, strict=True)]
+
     # Phase 1: every worker packs all of its tensors, and sends chunk j of each to server j.
     packed = [
         sign_pack(_pad(x, size), carry, scale, mask=mask, length=end, implementation=scheme.kernel)
@@ -148,13 +151,9 @@ def one_bit_mean(
         )
     ]
     carries, bits, squares = map(list, zip(*packed, strict=True))
-    counts = [_count(mask, x, end) for mask, x, end in zip(masks, tensors, ends, strict=True)]
-    totals = shards.sums([*_moments(carries, squares, scheme), *counts])
-    counts = totals[len(tensors) :]
-    scales = [_scale(total, count, scheme) for total, count in zip(totals, counts, strict=False)]
+    scales, counts = _scales(carries, squares, counts, shards, scheme)
     by_server = [b.reshape(b.shape[0], num_workers, -1).swapaxes(0, 1) for b in bits]
-    arrived = exchanged(_payload(by_server, scales), axis)
-    bits, received = _opened(arrived, by_server)
+    bits, received = opened(exchanged(payload(by_server, scales), axis), by_server)
 
     # Phase 2: every server averages its chunk of each tensor, packs it again, and sends it to all.
     here = jax.lax.axis_index(axis)
@@ -164,67 +163,23 @@ def one_bit_mean(
         for *each, (mask, end) in zip(bits, received, feedback.server, feedback.server_scale, chunks, strict=True)
     ]
     servers, bits, squares = map(list, zip(*packed, strict=True))
-    moments = _moments(servers, squares, scheme)
+    to_all = lambda told: opened(
+        gathered(payload([b[None] for b in bits], told), axis, num_workers), [b[None] for b in bits]
+    )
     if scheme.server_scale == "chunk":
         counts = [_count(mask, a, end) for (mask, end), a in zip(chunks, servers, strict=True)]
-        totals = shards.sums([*moments, *counts])
-        own = told = [
-            _scale(total, count, scheme) for total, count in zip(totals, totals[len(tensors) :], strict=False)
-        ]
+        own, _ = _scales(servers, squares, counts, shards, scheme)
+        bits, told = to_all(own)
     else:
-        own, told = [], shards.sums(moments)
-    by_server = [b[None] for b in bits]
-    bits, told = _opened(gathered(_payload(by_server, told), axis, num_workers), by_server)
-    if scheme.server_scale == "tensor":
-        own = [_scale(parts.sum(0), count, scheme) for parts, count in zip(told, counts, strict=True)]
-        told = [jnp.broadcast_to(scale, parts.shape) for scale, parts in zip(own, told, strict=True)]
+        bits, parts = to_all(shards.sums(_moments(servers, squares, scheme)))
+        own = [_scale(part.sum(0), count, scheme) for part, count in zip(parts, counts, strict=True)]
+        told = [jnp.broadcast_to(scale, part.shape) for scale, part in zip(own, parts, strict=True)]
 
     means = [
         _masked(unpack(b, scale), mask)[:, : x.shape[1]]
         for b, scale, mask, x in zip(bits, told, masks, tensors, strict=True)
     ]
     return means, Feedback(carries, scales, servers, own)
-
-
-def exchanged(messages: jax.Array, axis: str) -> jax.Array:
-    """An all-to-all: row j goes to worker j, and row i of the result comes from worker i.
-
-    Args:
-        messages: [W, bytes] uint8.
-        axis: the workers' mesh axis.
-    """
-    if messages.shape[0] != 2:
-        return jax.lax.all_to_all(messages, axis, 0, 0, tiled=True)
-    other = 1 - jax.lax.axis_index(axis)
-    came = _swapped(jax.lax.dynamic_index_in_dim(messages, other), axis)
-    return jax.lax.dynamic_update_slice_in_dim(messages, came, other, axis=0)
-
-
-def gathered(message: jax.Array, axis: str, num_workers: int) -> jax.Array:
-    """An all-gather: [1, bytes] uint8 of each worker -> [W, bytes], the same on all of them.
-
-    Args:
-        message: this worker's.
-        axis: the workers' mesh axis.
-        num_workers: its size, W.
-    """
-    here = jax.lax.axis_index(axis)
-    # In a shard_map that checks what varies between workers, types say so, and only a gather's result does not vary.
-    checked = jax.typeof(here) != jax.typeof(jnp.int32(0))
-    if num_workers != 2 or checked:
-        return jax.lax.all_gather(message, axis, to="invarying", tiled=True)
-    pair = jnp.concatenate([message, _swapped(message, axis)])
-    return jnp.where(here == 0, pair, pair[::-1])
-
-
-def _swapped(message: jax.Array, axis: str) -> jax.Array:
-    """What the other one of two workers has: the sum of both, modulo 256, without one's own.
-
-    The same bytes as a message each way. But gloo sends such a pair one after the other: a worker that comes second
-    sends at once, and says only behind its message that it is ready to receive. A sum goes both ways at once (1 MB at
-    100 Mbit/s: 89 ms; all-to-all 171, all-gather 128).
-    """
-    return jax.lax.psum(message, axis) - message
 
 
 def forgiven(feedback: Feedback, where: Rows, *, axis: str, num_workers: int) -> Feedback:
@@ -277,29 +232,14 @@ def _moments(carries: Rows, squares: Rows, scheme: Scheme) -> Rows:
     return squares if scheme.scale == "l2" else [jnp.sum(jnp.abs(carry), axis=1) for carry in carries]
 
 
+def _scales(carries: Rows, squares: Rows, counts: Rows, shards: Shards, scheme: Scheme) -> tuple[Rows, Rows]:
+    """The scales of whole tensors and their numbers of values, [S] each, in one collective."""
+    totals = shards.sums([*_moments(carries, squares, scheme), *counts])
+    sums, counts = totals[: len(carries)], totals[len(carries) :]
+    return [_scale(total, count, scheme) for total, count in zip(sums, counts, strict=True)], counts
+
+
 def _scale(total: jax.Array, count: jax.Array, scheme: Scheme) -> jax.Array:
     """The scale of a tensor from its sum and its number of values, [S]; 0 where there are none."""
     mean = total / jnp.maximum(count, 1)
     return jnp.sqrt(mean) if scheme.scale == "l2" else mean
-
-
-def _payload(bits: Sequence[jax.Array], scales: Rows) -> jax.Array:
-    """Bits [R, S, k] and scales [S] of all tensors as one message to each of R receivers: [R, bytes] uint8."""
-    receivers = bits[0].shape[0]
-    tail = jax.lax.bitcast_convert_type(jnp.concatenate(scales), jnp.uint8).reshape(1, -1)
-    return jnp.concatenate(
-        [*(b.reshape(receivers, -1) for b in bits), jnp.broadcast_to(tail, (receivers, tail.shape[1]))], axis=1
-    )
-
-
-def _opened(messages: jax.Array, like: Sequence[jax.Array]) -> tuple[list[jax.Array], Rows]:
-    """The inverse: messages [W, bytes] from all workers -> bits [W, S, k] and scales [W, S] of each tensor."""
-    senders, bits, scales, at = messages.shape[0], [], [], 0
-    for _, layers, k in (b.shape for b in like):
-        bits.append(messages[:, at : at + layers * k].reshape(senders, layers, k))
-        at += layers * k
-    for layers in (b.shape[1] for b in like):
-        as_bytes = messages[:, at : at + 4 * layers].reshape(senders, layers, 4)
-        scales.append(jax.lax.bitcast_convert_type(as_bytes, jnp.float32))
-        at += 4 * layers
-    return bits, scales
