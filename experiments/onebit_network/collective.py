@@ -43,7 +43,7 @@ def processes(
             own = ["taskset", "-c", str(cores[rank % len(cores)]), *command]
             variables = {name: value.format(rank=rank) for name, value in environment.items()}
             variables["PYTHONPATH"] = os.pathsep.join(paths)
-            log = folder / f"{name}-{rank}.log"
+            log = folder / f"{name.replace('/', '-')}-{rank}.log"
             started = worker(f"{name} {rank}", network.inside(rank, own), log=log, environment=variables)
             workers.append(stack.enter_context(started))
         yield workers
