@@ -21,7 +21,8 @@ PORTS = {"jax": 29400, "deepspeed": 29500}
 NUM_WORKERS = 2
 WITHIN = 200.0  # seconds for one answer
 IDLE_SECONDS = 3.0
-SIDES = {"one_bit": "jax", "messages": "jax", "float32": "jax", "deepspeed": "deepspeed"}  # what: by which program
+# What is timed, and in which program.
+SIDES = {"one_bit": "jax", "messages": "jax", "exchanges": "jax", "float32": "jax", "deepspeed": "deepspeed"}
 # At CHECKED values sums of squares differ in their last bits, and a value that close to zero may change its sign: it
 # then differs by twice the scale, and makes up for it in the next round. At the size that is timed torch's float32 norm
 # is 6e-4 off (it adds up in one row), so that there the scales differ by that.

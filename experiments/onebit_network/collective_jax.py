@@ -29,14 +29,14 @@ class Bench:
         self.mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         self.sharding = NamedSharding(self.mesh, SPLIT)
         self.schemes = {"one_bit": Scheme(), "peer": Scheme(server_scale="chunk", peer_padding=True)}
-        self.compiled = {name: self._compile(name, values) for name in ("one_bit", "float32", "messages")}
+        self.compiled = {name: self._compile(name, values) for name in ("one_bit", "float32", *MESSAGES)}
 
     def _compile(self, name: str, values: int) -> Any:
         shape = jax.ShapeDtypeStruct((self.num_workers, 1, values), jnp.float32, sharding=self.sharding)
-        if name == "messages":
+        if name in MESSAGES:
             message = Scheme().padded(values, self.num_workers) // self.num_workers // 8 + 4
             bits = jax.ShapeDtypeStruct((self.num_workers**2, message), jnp.uint8, sharding=self.sharding)
-            messages = partial(two_messages, num_workers=self.num_workers)
+            messages = partial(MESSAGES[name], num_workers=self.num_workers)
             there_and_back = jax.shard_map(messages, mesh=self.mesh, in_specs=SPLIT, out_specs=SPLIT, check_vma=False)
             return jax.jit(there_and_back, donate_argnums=0).lower(bits).compile()
         if name == "float32":
@@ -61,7 +61,7 @@ class Bench:
 
     def state(self, name: str, values: int) -> tuple[Any, ...]:
         """The arguments of the first call."""
-        if name == "messages":
+        if name in MESSAGES:
             shape = self.compiled[name].in_avals[0][0].shape
             return (jax.device_put(np.zeros(shape, np.uint8), self.sharding),)
         if name == "float32":
@@ -108,6 +108,15 @@ def mean_of_rows(x: jax.Array, feedback: Feedback, *, scheme: Scheme, num_worker
 def two_messages(bits: jax.Array, *, num_workers: int) -> jax.Array:
     """What one_bit_mean sends, [W, bytes] to and from every process, without anything computed."""
     return gathered(exchanged(bits, "data")[:1], "data", num_workers)
+
+
+def two_exchanges(bits: jax.Array, *, num_workers: int) -> jax.Array:
+    """The same by the collectives that one would take, and that one_bit_mean takes of more than two processes."""
+    arrived = jax.lax.all_to_all(bits, "data", 0, 0, tiled=True)
+    return jax.lax.all_gather(arrived[:1], "data", tiled=True)
+
+
+MESSAGES = {"messages": two_messages, "exchanges": two_exchanges}
 
 
 def idle(seconds: float) -> dict[str, Any]:
