@@ -1,0 +1,139 @@
+"""Runs with optimizers that talk in bits: stopped in any stage and gone on with, and with fewer workers."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from e2e_runs import curve, interrupted, once, outcome, rows, train, write_config
+
+from dsjax.checkpoint.store import CheckpointStore
+from dsjax.config.load import load_run
+from dsjax.mesh.build import make_mesh
+from dsjax.mesh.config import MeshConfig
+from dsjax.mesh.layout import Layout
+from dsjax.models.families import abstract
+from dsjax.models.naming import to_named
+from dsjax.train.folder import resolved
+from dsjax.train.saving import restore
+from dsjax.train.state import ModelTree, abstract_state, make_optimizer, state_shardings
+
+MODEL = {
+    "kind": "llama", "vocab_size": 264, "num_layers": 1, "model_dim": 16, "num_heads": 4, "tied_embedding": True,
+    "segments": [1],
+}  # fmt: skip
+COMMON = {
+    "mesh": {"data": 4, "fsdp": 1, "zero_stage": 3, "cpu_devices": 4},
+    "model": MODEL,
+    "evaluate": {"every": 0, "rows": 16},
+    "checkpoint": {"every": 5, "keep_every": 5},
+    "sample": {"prompt": ""},
+}
+ZERO_ONE = {
+    "kind": "zero_one_adam", "learning_rate": 1e-2, "schedule": {"kind": "cosine"},
+    "var_freeze_step": 6, "var_update_scaler": 1, "local_step_scaler": 1, "local_step_clipper": 4,
+}  # fmt: skip
+LEARNING = ["full", "full", "compressed", "full", "compressed", "compressed"]
+STAGES = [*LEARNING, "first_sync", "sync", "local", "local", "local", "sync"]
+LAMB = {
+    "kind": "onebit_lamb", "learning_rate": 1e-2, "schedule": {"kind": "cosine"},
+    "freeze_step": 9, "freeze_tolerance": 9.0, "freeze_every": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def zero_one(shared, texts) -> Path:
+    """A folder with a config and its run through all stages of 0/1 Adam. Not to be changed."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        config = write_config(folder / "config.yaml", texts, **COMMON, optimizer=ZERO_ONE, train={"steps": len(STAGES)})
+        train(config, "--run-dir", folder / "run", "--force")
+
+    return once(shared, "zero_one", make)
+
+
+def test_stages_and_what_is_told_of_them(zero_one):
+    found = rows(zero_one / "run")
+    first = [STAGES.index(stage) + 1 for stage in dict.fromkeys(STAGES)]
+    assert [row["step"] for row in found if "compiled" in row] == first
+    assert [row["step"] for row in found if "worker_skips" in row] == [7, 8, 12]
+    assert json.loads((zero_one / "run" / "summary.json").read_text())["steps"]["value"] == len(STAGES)
+
+
+@pytest.mark.parametrize("step", [5, 10], ids=["compressed", "between syncs"])
+def test_zero_one_adam_goes_on_as_if_nothing_had_been(tmp_path, zygote, zero_one, step):
+    run = interrupted(zero_one / "run", tmp_path / "run", step=step)
+    life = zygote.train(zero_one / "config.yaml", "--run-dir", run, "--resume")
+    assert life.wait() == 0 and f"resumed from step {step} of" in life.said, life.said
+    assert curve(run) == curve(zero_one / "run") and outcome(run) == outcome(zero_one / "run")
+
+
+def restored(config: Path, run: Path, step: int, workers: int, told: list[str]) -> dict[str, np.ndarray]:
+    """The tensors of a run's state on so many workers, from a checkpoint."""
+    settings = resolved(load_run(config))
+    mesh = MeshConfig(data=workers)
+    layout = Layout(make_mesh(mesh, devices=jax.devices()[:workers]))
+    model = ModelTree.of(abstract(settings.model))
+    optimizer = make_optimizer(settings.optimizer, model, layout, steps=settings.train.steps)
+    shapes = abstract_state(model, optimizer, state_shardings(layout, model, optimizer, ema=True))
+    store = CheckpointStore(run / "checkpoints", settings.checkpoint)
+    found = to_named(restore(store, step, shapes, settings.model.layer_runs, told.append), settings.model.layer_runs)
+    return {name: np.asarray(x) for name, x in found.items() if name != "key"}
+
+
+def test_zero_one_adam_goes_on_with_fewer_workers(tmp_path, zygote, zero_one):
+    """Between two syncs: from the mean of where the workers were."""
+    warning = "the checkpoint is of 4 workers, this run has 2: errors of the one-bit mean begin at zero again"
+    config, told = zero_one / "config.yaml", []
+    four, two = (restored(config, zero_one / "run", 10, workers, told) for workers in (4, 2))
+    assert told == [warning] and four.keys() == two.keys()
+    moved = 0
+    for name, x in two.items():
+        part, _, tensor = name.removeprefix("opt_state.").partition(".")
+        if part == "params":
+            shift = four[f"opt_state.displaced.shift.{tensor}"]
+            np.testing.assert_allclose(x, four[name] + shift.mean(0, dtype=np.float64), rtol=0, atol=1e-6)
+            moved += not np.array_equal(x, four[name])
+        elif part == "feedback" or tensor.startswith(("shift.", "rates", "skipped")):
+            assert not x.any() and (x.shape[0] == 2)
+        elif tensor.startswith("mu."):
+            np.testing.assert_allclose(x, np.stack([four[name].mean(0)] * 2), rtol=0, atol=1e-7)
+        else:
+            assert np.array_equal(x, four[name]), name
+    assert moved > 5 and any(four[name].any() for name in four if ".feedback." in name)
+
+    run = interrupted(zero_one / "run", tmp_path / "run", step=10)
+    fewer = [part for one in ("mesh.data=2", "mesh.fsdp=2", "train.steps=11") for part in ("--set", one)]
+    life = zygote.train(config, "--run-dir", run, "--resume", *fewer)
+    assert life.wait() == 0 and life.said.count(warning) == 1, life.said
+    assert curve(run)[:10] == curve(zero_one / "run")[:10]
+    (loss, there), other = [row["loss"] for row in rows(run)[9:]], rows(zero_one / "run")[10]["loss"]
+    assert abs(there - other) < 0.1 * abs(there - loss)  # the same rows, elsewhere by a step that was averaged
+
+
+def test_a_freeze_that_is_decided_during_the_run(tmp_path, zygote, texts):
+    """1-bit LAMB: at step 4 the variance is compared with step 2's; step 6 is the last with its full gradient."""
+    run = tmp_path / "run"
+    config = write_config(
+        tmp_path / "config.yaml", texts, **COMMON, optimizer=LAMB, train={"steps": 9}
+    )  # fmt: skip
+    life = zygote.train(config, "--run-dir", run)
+    assert life.wait() == 0, life.said
+    assert life.said.count("step 4: the variance has settled; it is frozen after step 6") == 1, life.said
+    assert [row["step"] for row in rows(run) if "compiled" in row] == [1, 6, 7]
+    again = interrupted(run, tmp_path / "again", step=5)
+    life = zygote.train(config, "--run-dir", again, "--resume")
+    assert life.wait() == 0 and "resumed from step 5 of" in life.said, life.said
+    assert curve(again) == curve(run) and outcome(again) == outcome(run)
+    assert "the variance has settled" not in life.said
+
+    told: list[str] = []
+    four, two = (restored(config, run, 9, workers, told) for workers in (4, 2))
+    assert len(told) == 1 and told[0].startswith("the checkpoint is of 4 workers, this run has 2: ")
+    for name, x in two.items():
+        if ".feedback." in name:
+            assert not x.any() and four[name].any()
+        else:
+            assert np.array_equal(x, four[name]), name
