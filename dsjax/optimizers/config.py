@@ -224,3 +224,19 @@ class ZeroOneAdamConfig(_OneBit):
 
 
 OptimizerConfig = AdamWConfig | LambConfig | SGDConfig | OneBitAdamConfig | OneBitLambConfig | ZeroOneAdamConfig
+
+
+def frozen_at(config: OptimizerConfig, steps: int) -> OptimizerConfig:
+    """The same with its freeze as a step, in a run of so many.
+
+    Example:
+        >>> frozen_at(OneBitAdamConfig(), 100).freeze_step
+        20
+    """
+    match config:
+        case OneBitAdamConfig() | OneBitLambConfig():
+            return dataclasses.replace(config, freeze_step=config.last_full(steps))
+        case ZeroOneAdamConfig():
+            return dataclasses.replace(config, var_freeze_step=config.last_full(steps))
+        case _:
+            return config

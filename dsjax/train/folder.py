@@ -27,6 +27,7 @@ from dsjax.data.config import BPETokenizer, TokensSource
 from dsjax.models.families import training_task
 from dsjax.models.pretrained import resolve
 from dsjax.observe.environment import versions
+from dsjax.optimizers.config import frozen_at
 from dsjax.train.processes import barrier, from_first
 
 SUMMARY_FILE = "summary.json"
@@ -129,6 +130,9 @@ def open_folder(
 def resolved(config: RunConfig) -> ResolvedRunConfig:
     """The config with the architecture of existing weights in place of `kind: pretrained`, and what rows are for.
 
+    A freeze that is given as a share of the run becomes the step that it is, so that a run that goes on for longer does
+    not melt again.
+
     The model decides what its rows are for (model.task, and whether it sees both sides), so data.task follows it: two
     settings could only contradict each other.
 
@@ -156,7 +160,8 @@ def resolved(config: RunConfig) -> ResolvedRunConfig:
         )
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     data = dataclasses.replace(config.data, task=task)
-    return ResolvedRunConfig(**{**values, "model": model, "data": data})
+    optimizer = frozen_at(config.optimizer, config.train.num_steps(data.sequence_length))
+    return ResolvedRunConfig(**{**values, "model": model, "data": data, "optimizer": optimizer})
 
 
 def read_config(path: Path) -> ResolvedRunConfig:

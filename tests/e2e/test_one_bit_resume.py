@@ -9,6 +9,7 @@ import pytest
 from e2e_runs import curve, interrupted, once, outcome, rows, train, write_config
 
 from dsjax.checkpoint.store import CheckpointStore
+from dsjax.cli.main import main
 from dsjax.config.load import load_run
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
@@ -137,3 +138,46 @@ def test_a_freeze_that_is_decided_during_the_run(tmp_path, zygote, texts):
             assert not x.any() and four[name].any()
         else:
             assert np.array_equal(x, four[name]), name
+
+
+def test_one_worker_and_a_longer_run(tmp_path, zygote, texts, capsys):
+    """A freeze that is a share of the run stays where it was when the run is made longer."""
+    run, one = tmp_path / "run", {**COMMON["mesh"], "data": 1, "cpu_devices": 1}
+    optimizer = {"kind": "onebit_adam", "schedule": {"kind": "constant"}}
+    config = write_config(
+        tmp_path / "config.yaml", texts, **COMMON | {"mesh": one}, optimizer=optimizer, train={"steps": 3}
+    )
+    life = zygote.train(config, "--run-dir", run)
+    assert life.wait() == 0, life.said
+    assert life.said.count("warning: ") == 1
+    assert "warning: mesh.data = 1: there is one worker, and nothing is compressed\n" in life.said
+    assert [row["step"] for row in rows(run) if "compiled" in row] == [1, 3]
+    longer = ["--resume", "--set", "train.steps=30", "--set", "mesh.cpu_devices=0", "--set", "mesh.data=8"]
+    assert main(["train", str(config), "--run-dir", str(run), *longer]) == 2
+    error = capsys.readouterr().err
+    assert error.count("dsjax: error: ") == 1 and "optimizer.freeze_step: 2 -> 6\n" in error
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (["train.steps=5"], "optimizer.freeze_step = 9 is not before the end of the run, 5 steps"),
+        (
+            ["optimizer.granularity=layer"],
+            "optimizer.granularity: want one of fused, tensor, group; got 'layer' (text)",
+        ),
+        (["optimizer={kind: adamw}", "train.steps=14"], "optimizer.kind: 'zero_one_adam' -> 'adamw'\n"),
+    ],
+    ids=["freeze", "granularity", "another optimizer"],
+)
+def test_what_cannot_be(tmp_path, zero_one, texts, capsys, sets, message):
+    lamb = {**LAMB, "freeze_tolerance": 0.0}
+    config = write_config(tmp_path / "config.yaml", texts, **COMMON, optimizer=lamb, train={"steps": 14})
+    arguments = ["--run-dir", str(tmp_path / "run")]
+    if "adamw" in sets[0]:
+        config, arguments = zero_one / "config.yaml", ["--run-dir", str(zero_one / "run"), "--resume"]
+    here = ["mesh.cpu_devices=0", "mesh.data=8", *sets]
+    assert main(["train", str(config), *arguments, *[part for one in here for part in ("--set", one)]]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dsjax: error: ") and error.count("dsjax: error: ") == 1 and message in error
+    assert not (tmp_path / "run").exists()
