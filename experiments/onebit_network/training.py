@@ -40,19 +40,22 @@ def measure(config: dict[str, Any], *, case: str, rate: float | None) -> dict[st
         network.shape(rate)
         others = Others()
         found: dict[str, list[list[dict[str, Any]]]] = {side: [] for side in sides}
-        losses = {}
+        losses, elapsed = {}, dict.fromkeys(sides, 0.0)
         for number in range(training["blocks"]):
             for side in list(sides) if number % 2 == 0 else list(reversed(sides)):
                 with others.watched():
                     answers = ask_all(groups[side], "steps", within=WITHIN, steps=sides[side]["steps"])
                 losses[side] = [answer["loss"] for answer in answers]
+                # Not the sum of each step's slowest: in steps without messages nobody waits for the other.
+                elapsed[side] += max(sum(row["step_seconds"] for row in answer["steps"]) for answer in answers)
                 found[side] += [list(rows) for rows in zip(*(answer["steps"] for answer in answers), strict=True)]
                 print(f"  block {number + 1}, {side}: {answers[0]['seconds'] / sides[side]['steps']:.2f} s a step")
         assert all(math.isfinite(loss) for each in losses.values() for loss in each), losses
     steps = {side: [merged(rows) for rows in each] for side, each in found.items()}
     tokens = training["rows"] * training["model"]["max_positions"]
     result = {"case": case, "rate": rate, "about": about, "tokens_per_step": tokens, "other_cores": others.cores()}
-    return result | {"losses": losses, "steps": steps, "summary": {side: summary(each) for side, each in steps.items()}}
+    summaries = {side: summary(each, elapsed=elapsed[side]) for side, each in steps.items()}
+    return result | {"losses": losses, "steps": steps, "summary": summaries}
 
 
 def merged(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -62,8 +65,13 @@ def merged(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"stage": rows[0]["stage"], "seconds": max(row["step_seconds"] for row in rows), **means}
 
 
-def summary(steps: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of each stage median, smallest and largest seconds of a step and bytes a step; of all steps the means."""
+def summary(steps: list[dict[str, Any]], *, elapsed: float) -> dict[str, Any]:
+    """Of each stage median, smallest and largest seconds of a step and bytes a step; of all steps the means.
+
+    Args:
+        steps: of all turns, merged.
+        elapsed: seconds that they took.
+    """
     stages = {}
     for stage in dict.fromkeys(step["stage"] for step in steps):
         of_stage = [step for step in steps if step["stage"] == stage]
@@ -72,5 +80,5 @@ def summary(steps: list[dict[str, Any]]) -> dict[str, Any]:
         figures |= {"smallest": min(seconds), "largest": max(seconds)}
         figures |= {f"{way}_bytes": statistics.fmean(step[way] for step in of_stage) for way in ("sent", "received")}
         stages[stage] = figures
-    means = {name: statistics.fmean(step[name] for step in steps) for name in ("seconds", "sent", "received")}
-    return {"stages": stages, "mean": means}
+    means = {name: statistics.fmean(step[name] for step in steps) for name in ("sent", "received")}
+    return {"stages": stages, "mean": {"seconds": elapsed / len(steps), **means}}
