@@ -92,7 +92,16 @@ def test_gpu_installs_the_extra(folder: Path):
 
 
 def test_clean_keeps_runs_and_sources(folder: Path):
-    for name in ("runs/a", "dsjax/__pycache__", "launch", "tests", "experiments", ".cache/x", ".hypothesis"):
+    for name in (
+        "runs/a",
+        "dsjax/__pycache__",
+        "pallas_kernels",
+        "launch",
+        "tests",
+        "experiments",
+        ".cache/x",
+        ".hypothesis",
+    ):
         (folder / name).mkdir(parents=True)
     (folder / "dsjax" / "code.py").touch()
     assert make(folder, "install", "clean", python3=USABLE)[0] == 0
