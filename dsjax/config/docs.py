@@ -82,7 +82,8 @@ def _rows(cls: type) -> list[str]:
     for name, hint in sorted(field_types(cls).items(), key=lambda item: item[0] != "kind"):
         default = "required" if name not in defaults else _default(defaults[name])
         if sections(hint):
-            tag = f", `kind: {field_defaults(type(defaults[name]))['kind']}`" if kinds(hint) else ""
+            tagged = name in defaults and kinds(hint)
+            tag = f", `kind: {field_defaults(type(defaults[name]))['kind']}`" if tagged else ""
             default = f"see below{tag}" if name in defaults else "required, see below"
         what = describe(hint)
         lines.append(f"| `{name}` | {_cell(what)} | {_cell(default)} | {_cell(docs[name])} |")

@@ -3,9 +3,9 @@
 import dataclasses
 
 from dsjax.checkpoint.config import CheckpointConfig
-from dsjax.data.config import DataConfig
+from dsjax.data.config import CurriculumConfig, DataConfig
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.config import AnyModelConfig, BloomConfig, LoRAConfig, ModelConfig
+from dsjax.models.config import AnyModelConfig, BloomConfig, LoRAConfig, ModelConfig, RandomLTDConfig
 from dsjax.observe.config import ObserveConfig
 from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
 from dsjax.train.config import EvaluateConfig, SampleConfig, TrainConfig
@@ -32,6 +32,10 @@ class RunConfig:
     """Train low-rank adapters beside the weights of model.init_from, which stay as they are; null trains everything."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     """Text and tokens."""
+    curriculum: CurriculumConfig | None = None
+    """Draw easy rows or short ones first; null draws all of them from the start."""
+    random_ltd: RandomLTDConfig | None = None
+    """Drop tokens in the middle layers while training; null drops none."""
     optimizer: OptimizerConfig = dataclasses.field(default_factory=AdamWConfig)
     """The optimizer and its schedule."""
     train: TrainConfig

@@ -188,3 +188,148 @@ class DataConfig:
     def has_pairs(self) -> bool:
         """Whether texts come in pairs."""
         return any(source.text_pair for source in self.labelled)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FixedLinear:
+    """Difficulty grows evenly: floor(step / steps * (max - min) + min), down to a multiple of `quantum`."""
+
+    kind: Literal["fixed_linear"] = "fixed_linear"
+    """The schedule."""
+    steps: int
+    """The step at which it reaches its largest value."""
+    quantum: int = 8
+    """Difficulties are multiples of this (difficulty_step); the largest value is reached all the same."""
+
+    def __post_init__(self) -> None:
+        _check_growth(self.steps, self.quantum)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FixedRoot:
+    """The same with (step / steps)^(1 / degree): fast at first, slow at the end."""
+
+    kind: Literal["fixed_root"] = "fixed_root"
+    """The schedule."""
+    steps: int
+    """The step at which it reaches its largest value."""
+    degree: int = 2
+    """2 is the square root."""
+    quantum: int = 1
+    """Difficulties are multiples of this (difficulty_step); the largest value is reached all the same."""
+
+    def __post_init__(self) -> None:
+        _check_growth(self.steps, self.quantum)
+        if self.degree < 1:
+            raise ValueError(f"degree must be 1 or more; got {self.degree}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FixedDiscrete:
+    """A list of difficulties: the i-th up to and with the step until[i], the last one afterwards."""
+
+    kind: Literal["fixed_discrete"] = "fixed_discrete"
+    """The schedule."""
+    difficulties: tuple[int, ...]
+    """The values, in order."""
+    until: tuple[int, ...]
+    """The last step of each value but the last."""
+
+    def __post_init__(self) -> None:
+        if not self.difficulties or len(self.until) != len(self.difficulties) - 1:
+            raise ValueError(
+                "until must have one entry less than difficulties, of which there must be one at least; got "
+                f"{len(self.until)} and {len(self.difficulties)}"
+            )
+        if list(self.until) != sorted(set(self.until)) or min(self.until, default=1) < 1:
+            raise ValueError(f"until must be steps from 1 on that grow; got {list(self.until)}")
+        if min(self.difficulties) < 1:
+            raise ValueError(f"difficulties must be 1 or more; got {list(self.difficulties)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CustomSchedule:
+    """A function of your own: step (from 1) -> difficulty."""
+
+    kind: Literal["custom"] = "custom"
+    """The schedule."""
+    function: str
+    """Its dotted path, such as my_package.my_module.my_function; the module must be importable."""
+
+
+DifficultySchedule = FixedLinear | FixedRoot | FixedDiscrete | CustomSchedule
+
+
+def _check_growth(steps: int, quantum: int) -> None:
+    if steps < 1 or quantum < 1:
+        raise ValueError(f"steps and quantum must be 1 or more; got {steps} and {quantum}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DifficultyConfig:
+    """Which rows may be drawn: those that are not more difficult than the schedule says."""
+
+    metric: str = "vocab_rarity"
+    """What makes a row difficult: vocab_rarity, length, length_then_rarity, or the dotted path of a function of your
+    own (tokens int32 [B, T], mask bool [B, T]) -> whole numbers [B]."""
+    by: Literal["percentile", "value"] = "percentile"
+    """Whether min, max and the schedule count percent of the rows, easiest first, or values of the metric."""
+    min: int = 1
+    """The first difficulty."""
+    max: int = 100
+    """The last difficulty; by value, the rows above it are never drawn."""
+    schedule: DifficultySchedule
+    """How it grows."""
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.min, self.max, self.schedule)
+        if self.by == "percentile" and self.max > 100:
+            raise ValueError(f"max must be at most 100 by percentile; got {self.max}; use by: value for values")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LengthConfig:
+    """How long rows are: sequence-length warm-up (arXiv 2108.06084)."""
+
+    how: Literal["truncate", "reshape"] = "truncate"
+    """truncate: the rest of each row is left out; reshape: rows are cut into more, shorter ones (in lengths of the
+    compiled programs), so that a step keeps its tokens."""
+    min: int = 64
+    """Tokens of the first rows."""
+    max: int = 0
+    """Tokens of the last rows; 0 means data.sequence_length."""
+    schedule: DifficultySchedule
+    """How they grow."""
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.min, self.max or self.min, self.schedule)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CurriculumConfig:
+    """Easy before difficult (arXiv 2212.03597); a pure function of the step."""
+
+    difficulty: tuple[DifficultyConfig, ...] = ()
+    """What may be drawn; of several metrics a row must be easy enough by all."""
+    length: LengthConfig | None = None
+    """How long rows are; null leaves them at data.sequence_length."""
+    cut_to_longest: bool = False
+    """Leave out the columns of a batch that hold padding in all its rows (for pack: none)."""
+
+    def __post_init__(self) -> None:
+        if not self.difficulty and self.length is None and not self.cut_to_longest:
+            raise ValueError("a curriculum needs difficulty, length or cut_to_longest")
+        metrics = [one.metric for one in self.difficulty]
+        if len(set(metrics)) < len(metrics):
+            raise ValueError(f"each metric may be given once; got {metrics}")
+
+
+def _check_bounds(least: int, most: int, schedule: DifficultySchedule) -> None:
+    if not 1 <= least <= most:
+        raise ValueError(f"min must be 1 or more and not above max; got min {least} and max {most}")
+    quantum = schedule.quantum if isinstance(schedule, FixedLinear | FixedRoot) else 1
+    if least < quantum:
+        raise ValueError(
+            f"min = {least} is rounded down to a multiple of quantum = {quantum}, which is 0: nothing would be left; "
+            f"use a min of {quantum} or more, or a smaller quantum"
+        )

@@ -233,6 +233,50 @@ class LoRAConfig:
         return self.alpha / self.rank
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RandomLTDConfig:
+    """Random layerwise token dropping (arXiv 2211.11586): in training middle layers see some of a row's tokens."""
+
+    min_kept: int = 128
+    """Tokens of a row that the middle layers see in the first step."""
+    max_kept: int = 0
+    """Tokens that they see in the end; 0 means data.sequence_length: all."""
+    steps: int
+    """The step at which max_kept is reached; it grows evenly (require_steps)."""
+    quantum: int = 16
+    """Numbers of kept tokens are multiples of this (seq_per_step)."""
+    first_layers: int = 1
+    """Layers from the first on that always see all tokens."""
+    last_layers: int = 1
+    """Layers up to the last that always see all tokens."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.quantum < 1 or min(self.first_layers, self.last_layers) < 0:
+            raise ValueError(
+                "steps and quantum must be 1 or more, first_layers and last_layers 0 or more; got "
+                f"{self.steps}, {self.quantum}, {self.first_layers} and {self.last_layers}"
+            )
+        if self.min_kept < self.quantum or (self.max_kept and self.max_kept < self.min_kept):
+            raise ValueError(
+                f"min_kept must be at least quantum and at most max_kept; got min_kept {self.min_kept}, quantum "
+                f"{self.quantum} and max_kept {self.max_kept}"
+            )
+
+    def dropping_layers(self, num_layers: int) -> int:
+        """How many of the layers see some tokens only (L_n).
+
+        Raises:
+            ValueError: there is none.
+        """
+        dropping = num_layers - self.first_layers - self.last_layers
+        if dropping < 1:
+            raise ValueError(
+                f"random_ltd keeps the first {self.first_layers} and the last {self.last_layers} layers whole, but the "
+                f"model has {num_layers}; use a deeper model, or fewer first_layers and last_layers"
+            )
+        return dropping
+
+
 ModelConfig = GPT2Config | BloomConfig | LlamaConfig | BertConfig
 AnyModelConfig = ModelConfig | PretrainedConfig
 """What a run file may give."""

@@ -19,6 +19,8 @@ class TrainConfig:
     """Largest global norm of the gradient; 0 does not clip."""
     max_nonfinite_steps: int = 10
     """Stop after this many steps in a row with a gradient that is not finite; such steps change nothing."""
+    max_programs: int = 16
+    """Most sizes of rows and of kept tokens for which programs are compiled; what lies between is filled up."""
     ema_decay: float = 0.0
     """Keep an exponential moving average of the parameters with this decay and evaluate it; 0 keeps none."""
 
@@ -33,6 +35,8 @@ class TrainConfig:
             raise ValueError(
                 f"batch_size and accumulation must be at least 1; got {self.batch_size}, {self.accumulation}"
             )
+        if self.max_programs < 1:
+            raise ValueError(f"max_programs must be 1 or more; got {self.max_programs}")
         if self.clip_norm < 0 or not 0 <= self.ema_decay < 1 or self.max_nonfinite_steps < 1:
             raise ValueError(
                 "clip_norm must be 0 or more, ema_decay in [0, 1), max_nonfinite_steps at least 1; got "
