@@ -13,7 +13,7 @@ from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import BloomConfig, ModelConfig
 from dsjax.models.families import abstract, initial_params
-from dsjax.models.naming import from_flat, leaf_names, to_named
+from dsjax.models.naming import leaf_names, to_named
 from dsjax.optimizers.api import Measured, StagedTransform, UpdateInputs
 from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
 from dsjax.train.place import training_placement
@@ -66,6 +66,15 @@ def make_params(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     named = {name: np.asarray(value) for name, value in to_named(params, plain.layer_runs).items()}
     return {name: (v + 0.05 * rng.standard_normal(v.shape)).astype(np.float32) for name, v in sorted(named.items())}
+
+
+def from_flat(flat: dict[str, np.ndarray], abstract: Any, runs: tuple[int, ...]) -> Any:
+    """The inverse of `to_named` on the host: numpy arrays by name as a tree of numpy arrays."""
+    leaves = [
+        np.stack([flat[name] for name in layers]) if is_stack else flat[layers[0]]
+        for layers, is_stack in leaf_names(abstract, runs)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
 # Machine code that is not optimised: these programs run a few times, compiling them is what takes the time.

@@ -95,12 +95,3 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype, sharding: Sharding) -> jax.A
 @partial(jax.jit, static_argnums=3, donate_argnums=0)
 def _filled(stack: jax.Array, layer: jax.Array, i: jax.Array, sharding: Sharding) -> jax.Array:
     return jax.lax.with_sharding_constraint(jax.lax.dynamic_update_index_in_dim(stack, layer, i, 0), sharding)
-
-
-def from_flat(flat: dict[str, np.ndarray], abstract: Tree, runs: tuple[int, ...]) -> Tree:
-    """The same on the host: numpy arrays by name as a tree of numpy arrays."""
-    leaves = [
-        np.stack([flat[name] for name in layers]) if is_stack else flat[layers[0]]
-        for layers, is_stack in leaf_names(abstract, runs)
-    ]
-    return jax.tree.unflatten(jax.tree.structure(abstract), leaves)

@@ -55,8 +55,6 @@ class Measured:
 
 jax.tree_util.register_dataclass(Measured)
 
-WorkerUpdate = Callable[[Tree, Tree, UpdateInputs, jax.Array, float], tuple[Tree | None, Tree, Measured]]
-
 
 @dataclasses.dataclass(frozen=True)
 class StagedTransform:

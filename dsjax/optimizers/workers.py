@@ -276,3 +276,8 @@ def _apart(joined: jax.Array, like: Rows) -> Rows:
 def keep(accept: jax.Array, new: Tree, old: Tree) -> Tree:
     """`new` where a step is accepted, else `old`."""
     return jax.tree.map(lambda n, o: jnp.where(accept, n, o), new, old)
+
+
+def only_if(accept: jax.Array, changes: Tree) -> Tree:
+    """Changes of a step that is accepted, else zeros."""
+    return jax.tree.map(lambda change: jnp.where(accept, change, 0), changes)

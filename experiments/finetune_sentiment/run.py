@@ -64,7 +64,10 @@ def train(name: str, minilm: Path) -> dict:
         settings |= LORA
     config = load_run(HERE / "config.yaml", [f"{key}={value}" for key, value in settings.items()])
     folder = ROOT / "runs" / "finetune_sentiment" / name
-    summary = dsjax.train.run(config, run_dir=folder, resume="if_any").summary
+    result = dsjax.train.run(config, run_dir=folder, resume="if_any")
+    if result.stopped_by:
+        raise SystemExit(f"stopped by {result.stopped_by}; the same command goes on where it was")
+    summary = result.summary
     trained = open_model(folder, report=print)
     test = read_labelled(
         [JsonlSource(path=str(DATA / "test.jsonl"), label="label")],

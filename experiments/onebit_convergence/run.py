@@ -56,7 +56,7 @@ def settings_of(run: str, sources: dict[str, object]) -> dict[str, object]:
     settings = {"seed": seed, "data.shuffle_seed": seed, **sources}
     if group == "masked":
         model = "{kind: bert, vocab_size: 2048, num_layers: 4, model_dim: 128, num_heads: 4, max_positions: 128}"
-        settings |= {"model": model.replace("}", ", task: masked}")}
+        settings |= {"model": model}
     if not group.startswith("lamb"):
         optimizer = {"kind": kind, "learning_rate": 2e-3, "b2": 0.999, **OPTIMIZERS[kind]}
         return settings | {"optimizer": _with_schedule(optimizer, 40)}
@@ -107,7 +107,10 @@ def train(run: str, sources: dict[str, object]) -> dict:
     """One run's figures."""
     folder = ROOT / "runs" / "onebit_convergence" / run
     config = load_run(HERE / "config.yaml", [f"{key}={value}" for key, value in settings_of(run, sources).items()])
-    summary = dsjax.train.run(config, run_dir=folder, resume="if_any").summary
+    result = dsjax.train.run(config, run_dir=folder, resume="if_any")
+    if result.stopped_by:
+        raise SystemExit(f"stopped by {result.stopped_by}; the same command goes on where it was")
+    summary = result.summary
     rows = read_metrics(folder / METRICS_FILE)
     return {
         "run": run,
@@ -134,14 +137,19 @@ def table(results: dict[str, dict]) -> list[str]:
         for run, result in results.items():
             if run.startswith(f"{group}-"):
                 losses.setdefault(run.split("-")[1], []).append(result["validation_loss"])
-        base = next(iter(losses.values()), [])
+        base = losses.get("lamb" if group.startswith("lamb") else "adamw", [])
         for name, values in losses.items():
             one = next(r for run, r in results.items() if run.startswith(f"{group}-{name}-"))
-            mean, spread = statistics.mean(values), max(base) - min(base)
-            gap = "" if values is base else f"{mean - statistics.mean(base):+.4f}"
-            cells = (group, f"{TITLES[name]} ({len(values)} seeds)", f"{one['steps']:,} x {one['batch_size']}")
+            mean = statistics.mean(values)
+            spread = f"{max(base) - min(base):.4f}" if values is base and len(base) > 1 else ""
+            gap = "" if values is base or not base else f"{mean - statistics.mean(base):+.4f}"
+            cells = (
+                group,
+                f"{TITLES[name]}, seeds recorded: {len(values)} of {len(SEEDS)}",
+                f"{one['steps']:,} x {one['batch_size']}",
+            )
             shown = f"{mean:.4f} ({min(values):.4f} to {max(values):.4f})"
-            rows.append("| " + " | ".join((*cells, shown, gap, "" if gap else f"{spread:.4f}")) + " |")
+            rows.append("| " + " | ".join((*cells, shown, gap, spread)) + " |")
     return rows
 
 

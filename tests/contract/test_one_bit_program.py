@@ -48,3 +48,22 @@ def test_bytes_and_copies(num_workers, checked):
     layers = sum(layers for layers, _ in SIZES)
     assert sent == (num_workers - 1) / num_workers * padded / 4 + 2 * (num_workers - 1) * 4 * layers
     assert not re.findall(r"= f32\S* copy\(.*", text)
+
+
+@pytest.mark.parametrize(("kernel", "calls"), [("mosaic", 4), ("auto", 0)])
+def test_the_mosaic_kernels_are_in_the_program_that_asks_for_them(kernel, calls):
+    """Lowered for CUDA on a host without a GPU: two phases for each of two tensors."""
+    scheme, sizes = Scheme(kernel=kernel), [(1, 4096), (3, 100)]
+
+    def mean(tensors, feedback):
+        own = jax.tree.map(lambda leaf: leaf[0], (tensors, feedback))
+        means, feedback = one_bit_mean(*own, axis="data", num_workers=2, scheme=scheme)
+        return jax.tree.map(lambda leaf: leaf[None], (means, feedback))
+
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2], axis_types=(jax.sharding.AxisType.Auto,))
+    wide = lambda x: jax.ShapeDtypeStruct((2, *x.shape), x.dtype)
+    tensors = [jax.ShapeDtypeStruct(size, jnp.float32) for size in sizes]
+    state = jax.tree.map(wide, (tensors, jax.eval_shape(partial(Feedback.zeros, sizes, 2, scheme))))
+    mapped = jax.jit(jax.shard_map(mean, mesh=mesh, in_specs=SPLIT, out_specs=SPLIT, check_vma=False))
+    text = mapped.trace(*state).lower(lowering_platforms=("cuda",)).as_text()
+    assert len(re.findall(r"custom_call @mosaic_gpu\w*", text)) == calls

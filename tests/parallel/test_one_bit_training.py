@@ -13,10 +13,9 @@ import numpy as np
 
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import LlamaConfig
-from dsjax.models.naming import from_flat
 from dsjax.optimizers.config import OneBitLambConfig, OptimizerConfig, ZeroOneAdamConfig
 from dsjax.train.state import TrainState
-from tests.helpers import Training, assert_close, make_params, make_rows, make_training
+from tests.helpers import Training, assert_close, from_flat, make_params, make_rows, make_training
 
 SMALL = LlamaConfig(
     vocab_size=64, num_layers=2, model_dim=40, num_heads=4, mlp_dim=64, tied_embedding=True, segments=(2,)

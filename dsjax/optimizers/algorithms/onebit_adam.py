@@ -19,9 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from dsjax.collectives.one_bit import Feedback
-from dsjax.optimizers.workers import Tree, Workers, keep
-
-STAGES = ("full", "compressed")
+from dsjax.optimizers.workers import Tree, Workers, keep, only_if
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +167,7 @@ class OneBitAdam:
         direction = moments.decayed(moments.direction(mu, nu, count, nu_count), params)
         changes = jax.tree.map(lambda u: -learning_rate * u, direction)
         state = keep(accept, OneBitAdamState(count, nu_count, mu, nu, feedback), state)
-        return keep(accept, changes, jax.tree.map(jnp.zeros_like, changes)), state
+        return only_if(accept, changes), state
 
 
 def _zero() -> jax.Array:

@@ -26,7 +26,7 @@ from jax.sharding import PartitionSpec
 
 from dsjax.collectives.one_bit import Feedback
 from dsjax.optimizers.algorithms.onebit_adam import Moments
-from dsjax.optimizers.workers import Tree, Workers, keep
+from dsjax.optimizers.workers import Tree, Workers, keep, only_if
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ class OneBitLamb:
         state = keep(accept, new, state)
         if stage == "freeze":  # also when this very step is skipped
             state = dataclasses.replace(state, nu_fresh=state.nu, scaling=self._scaling(state.mu))
-        return keep(accept, changes, jax.tree.map(jnp.zeros_like, changes)), state
+        return only_if(accept, changes), state
 
     def _full(self, gradients: Tree, state: OneBitLambState, params: Tree) -> tuple[Tree, OneBitLambState]:
         """A step of the warm-up."""

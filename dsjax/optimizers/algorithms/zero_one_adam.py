@@ -30,7 +30,7 @@ from jax.sharding import PartitionSpec
 
 from dsjax.collectives.one_bit import Feedback
 from dsjax.optimizers.algorithms.onebit_adam import Moments
-from dsjax.optimizers.workers import Tree, Workers, keep
+from dsjax.optimizers.workers import Tree, Workers, keep, only_if
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ class ZeroOneAdam:
             state, count=count, nu_count=nu_count, nu=nu, feedback=feedback,
             displaced=dataclasses.replace(displaced, mu=workers.kept(mu)),
         )  # fmt: skip
-        return keep(accept, changes, jax.tree.map(jnp.zeros_like, changes)), keep(accept, new, state)
+        return only_if(accept, changes), keep(accept, new, state)
 
     def _walk(
         self, gradients: Tree, state: ZeroOneAdamState, params: Tree, learning_rate: Any, accept: jax.Array
@@ -191,11 +191,10 @@ class ZeroOneAdam:
         mu = moments.step(old_mu, gradients)
         here = jax.tree.map(jnp.add, params, old_shift)
         sent = moments.sent(state.nu)
-        if sent is not None:  # a first gradient after the freeze would be divided by eps: such values stay
-            mu = jax.tree.map(lambda m, is_sent: jnp.where(is_sent, m, 0), mu, sent)
-        direction = moments.decayed(moments.direction(mu, state.nu, count, state.nu_count), here)
-        if sent is not None:
-            direction = jax.tree.map(lambda u, is_sent: jnp.where(is_sent, u, 0), direction, sent)
+        # A first gradient after the freeze would be divided by eps: such values stay.
+        stay = lambda tree: tree if sent is None else jax.tree.map(lambda x, s: jnp.where(s, x, 0), tree, sent)
+        mu = stay(mu)
+        direction = stay(moments.decayed(moments.direction(mu, state.nu, count, state.nu_count), here))
         shift = jax.tree.map(lambda s, u: s - learning_rate * u, old_shift, direction)
         walked = Displaced(
             mu=workers.kept(keep(accept, mu, old_mu)),
