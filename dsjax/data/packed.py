@@ -43,6 +43,15 @@ class PackedRows:
         self._isolated, self._mask_ends, self._all_tokens = isolated, mask_ends, all_tokens
         self.num_rows, self.fill = index.num_rows, index.fill
 
+    def lengths(self, rows: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
+        """Tokens in some rows; what is behind them is padding."""
+        index = self._index
+        first = index.rows[rows]
+        counts = index.rows[rows + 1] - first
+        begin = np.cumsum(counts) - counts
+        at = np.repeat(first - begin, counts) + np.arange(counts.sum())
+        return np.add.reduceat(index.pieces["length"][at].astype(np.int64), begin)
+
     def read(self, rows: Int64[np.ndarray, " B"]) -> dict[str, np.ndarray]:
         """Some rows as a batch. A row's padding counts as one more piece, so that pieces fill the batch exactly."""
         store, index = self._store, self._index

@@ -11,14 +11,14 @@ from jaxtyping import Int64, UInt64
 _ROUNDS = 8
 
 
-def mix(values: np.ndarray, key: int) -> UInt64[np.ndarray, "..."]:
-    """A 64-bit hash of each value under `key` (the finaliser of splitmix64, twice).
+def mix(values: np.ndarray, key: int | UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
+    """A 64-bit hash of each value under `key`, or under its own one (the finaliser of splitmix64, twice).
 
     Example:
         >>> mix(np.arange(2), 0).tolist() == mix(np.arange(2), 0).tolist()
         True
     """
-    hashed = values.astype(np.uint64) + np.uint64(key & 0xFFFFFFFFFFFFFFFF)
+    hashed = values.astype(np.uint64) + (np.uint64(key & 0xFFFFFFFFFFFFFFFF) if isinstance(key, int) else key)
     for _ in range(2):
         hashed = hashed + np.uint64(0x9E3779B97F4A7C15)
         hashed = (hashed ^ (hashed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -33,6 +33,20 @@ def fold(*numbers: int) -> int:
     for number in numbers:
         key = int(mix(np.array([number & 0xFFFFFFFFFFFFFFFF], np.uint64), key)[0])
     return key
+
+
+def fold_each(key: int, *columns: Int64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+    """One key for each row of some columns of numbers: fold(..., a, b) is fold_each(fold(...), [a], [b])[0].
+
+    Example:
+        >>> fold_each(fold(7), np.array([3]), np.array([4])).tolist() == [fold(7, 3, 4)]
+        True
+    """
+    keys: int | np.ndarray = key
+    for column in columns:
+        keys = mix(column, keys)
+    assert not isinstance(keys, int), "no column"
+    return keys
 
 
 @functools.lru_cache(maxsize=256)
@@ -63,4 +77,31 @@ def permute(indices: Int64[np.ndarray, " n"], size: int, *, key: int) -> Int64[n
             right = (right + mix(left, keys[2 * number + 1]) % np.uint64(b)) % np.uint64(b)
         result[todo] = (left * np.uint64(b) + right).astype(np.int64)
         todo = todo[result[todo] >= size]
+    return result
+
+
+def permute_each(
+    indices: Int64[np.ndarray, " n"], sizes: Int64[np.ndarray, " n"], *, keys: UInt64[np.ndarray, " n"]
+) -> Int64[np.ndarray, " n"]:
+    """`permute` with a size and a key for each index, all at once.
+
+    Example:
+        >>> at, sizes, keys = np.array([4, 0]), np.array([10, 3]), np.array([3, 5], np.uint64)
+        >>> permute_each(at, sizes, keys=keys).tolist() == [*permute(at[:1], 10, key=3), *permute(at[1:], 3, key=5)]
+        True
+    """
+    assert len(indices) == 0 or (indices.min() >= 0 and (indices < sizes).all()), "index out of range"
+    b = np.ceil(np.sqrt(sizes)).astype(np.int64)
+    left_sizes, right_sizes = (-(-sizes // np.maximum(b, 1))).astype(np.uint64), b.astype(np.uint64)
+    first = mix(keys, 0)
+    result = indices.astype(np.int64)
+    todo = np.arange(len(result))
+    while len(todo):
+        a, b, start = left_sizes[todo], right_sizes[todo], first[todo]
+        left, right = np.divmod(result[todo].astype(np.uint64), b)
+        for number in range(_ROUNDS):
+            left = (left + mix(right, mix(np.array([2 * number]), start)) % a) % a
+            right = (right + mix(left, mix(np.array([2 * number + 1]), start)) % b) % b
+        result[todo] = (left * b + right).astype(np.int64)
+        todo = todo[result[todo] >= sizes[todo]]
     return result

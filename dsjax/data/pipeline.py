@@ -1,10 +1,15 @@
 """Batches for training and validation: rows (`dsjax.data.rows`) read ahead by threads.
 
 Any batch can be computed without the ones before it, so the state of the iterator is the step. B rows, T tokens.
+
+Sequence-length warm-up (arXiv 2108.06084) gives each step a shape of its own: of every row the first `length` tokens
+(truncate), or all of it in pieces of `length` tokens that become rows of a larger batch (reshape).
 """
 
+import dataclasses
+import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grain
 import numpy as np
@@ -12,6 +17,7 @@ from jaxtyping import Int64
 
 from dsjax.data.build import Corpus
 from dsjax.data.config import DataConfig
+from dsjax.data.curriculum import Curriculum
 from dsjax.data.rows import Batch, Rows
 
 
@@ -86,6 +92,87 @@ def validation_rows(
     return FixedBatches(rows, batch_size=batch_size, num_rows=num_rows, positions=positions)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class BatchShape:
+    """The global batch of one step.
+
+    Example:
+        >>> BatchShape(rows=8, length=80, width=128)  # 80 tokens of each row in the program for 128
+        BatchShape(rows=8, length=80, width=128)
+    """
+
+    rows: int
+    """Rows; more than the batch draws when each is cut into sequence_length // length pieces (reshape)."""
+    length: int
+    """Columns that hold the text."""
+    width: int
+    """Columns of the arrays, those behind `length` blank; equal to `length` when rows are cut into pieces."""
+
+
+def reshaped_rows(batch_size: int, sequence_length: int, *, length: int, multiple: int = 1) -> tuple[int, int]:
+    """Rows of a batch whose rows are cut into pieces of `length` tokens, and the tokens that are left out.
+
+    Args:
+        batch_size: rows that are drawn.
+        sequence_length: T.
+        length: tokens of a piece; each row gives T // length pieces, and what is left at its end is left out.
+        multiple: the number of rows is rounded down to a multiple of this.
+
+    Raises:
+        ValueError: a length that is not from 1 to T, or too few pieces.
+
+    Example:
+        >>> reshaped_rows(4, 100, length=32, multiple=8)
+        (8, 144)
+    """
+    if not 1 <= length <= sequence_length:
+        raise ValueError(
+            f"rows of {sequence_length} tokens cannot be cut into pieces of {length}: use 1 or more of them"
+        )
+    pieces = batch_size * (sequence_length // length)
+    rows = pieces - pieces % multiple
+    if rows == 0:
+        raise ValueError(f"{batch_size} rows give {pieces} pieces of {length} tokens, but the mesh needs {multiple}")
+    return rows, batch_size * sequence_length - rows * length
+
+
+def _truncated(batch: Batch, shape: BatchShape) -> Batch:
+    """The first columns of what has columns."""
+    result = {key: value[:, : shape.width] if value.ndim > 1 else value for key, value in batch.items()}
+    if shape.length < shape.width:
+        for key, value in result.items():
+            if value.ndim > 1:
+                result[key] = value.copy()
+                result[key][:, shape.length :] = 0
+    return result
+
+
+def _pieces(batch: Batch, which: np.ndarray, piece: np.ndarray, length: int) -> Batch:
+    """Piece number `piece` of row `which` of a batch, for each of them."""
+    columns = piece[:, None] * length + np.arange(length)
+    return {key: value[which[:, None], columns] for key, value in batch.items()}
+
+
+def longest_row(
+    lengths: Int64[np.ndarray, " N"],
+    numbers: Callable[[Int64[np.ndarray, " B"]], Int64[np.ndarray, " B"]],
+    *,
+    batch_size: int,
+) -> Callable[[int], int]:
+    """A function of the step: tokens of the longest row of its global batch, the same on every process.
+
+    Args:
+        lengths: tokens of each row.
+        numbers: the row of each draw: `Rows.numbers`, or `Curriculum.rows`.
+        batch_size: draws of a step.
+
+    Example:
+        >>> longest_row(np.array([3, 9, 4, 5]), lambda draws: draws % 4, batch_size=2)(1)
+        5
+    """
+    return lambda step: int(lengths[numbers(step * batch_size + np.arange(batch_size))].max())
+
+
 class Batches:
     """Training batches from any step on, assembled ahead by threads; an iterator of (step, batch). Close it when done.
 
@@ -108,6 +195,9 @@ class Batches:
         threads: int = 2,
         prefetch: int = 4,
         start_step: int = 0,
+        order: Curriculum | None = None,
+        shape_at: Callable[[int], BatchShape] | None = None,
+        positions_of: Callable[[int], Int64[np.ndarray, " b"]] | None = None,
     ) -> None:
         """Read from `rows`.
 
@@ -118,17 +208,46 @@ class Batches:
             threads: threads that assemble batches.
             prefetch: batches kept ready.
             start_step: the first step.
+            order: which row each draw takes; None leaves it to `rows`.
+            shape_at: the shape of each step's batch; None leaves them as they are. A shape of more rows than
+                `batch_size` has the rows cut into pieces: row i is piece i % n of drawn row i // n, n = T // length.
+            positions_of: in place of `positions` when numbers of rows differ: the positions of a batch of so many rows.
+
+        Raises:
+            ValueError: labelled texts are to be cut into pieces (when the first such batch is read).
         """
-        places = np.arange(batch_size) if positions is None else np.asarray(positions, np.int64)
-        assert len(places) == 0 or (places.min() >= 0 and places.max() < batch_size), "position outside the batch"
-
-        def assemble(step: int) -> tuple[int, Batch]:
-            return step, rows.rows(step * batch_size + places)
-
-        steps = grain.MapDataset.range(sys.maxsize // batch_size).map(assemble)
+        assert positions is None or len(positions) == 0 or (min(positions) >= 0 and max(positions) < batch_size), (
+            "position outside the batch"
+        )
+        self._rows, self._batch_size, self._order = rows, batch_size, order
+        every = BatchShape(batch_size, rows.sequence_length, rows.sequence_length)
+        self._shape_at = shape_at if shape_at is not None else lambda _: every
+        if positions_of is None:
+            given = None if positions is None else np.asarray(positions, np.int64)
+            positions_of = lambda num_rows: np.arange(num_rows) if given is None else given
+        self._positions_of = functools.cache(positions_of)
+        steps = grain.MapDataset.range(sys.maxsize // batch_size).map(self._assemble)
         options = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
         self._iterator = iter(steps.to_iter_dataset(options))
         self._iterator.set_state({"next_index": start_step})
+
+    def _assemble(self, step: int) -> tuple[int, Batch]:
+        shape, length = self._shape_at(step), self._rows.sequence_length
+        assert 0 < shape.length <= shape.width <= length and shape.rows > 0, shape
+        positions = self._positions_of(shape.rows)
+        assert len(positions) == 0 or positions.max() < shape.rows, "position outside the batch"
+        if shape.rows <= self._batch_size:
+            return step, _truncated(self._read(step, positions), shape)
+        if self._rows.labelled:
+            raise ValueError("labelled texts cannot be cut into pieces: use curriculum.length.how = truncate")
+        drawn, piece = np.divmod(positions, length // shape.length)
+        assert shape.length == shape.width and drawn.max(initial=0) < self._batch_size, "not the shape of pieces"
+        drawn, which = np.unique(drawn, return_inverse=True)
+        return step, _pieces(self._read(step, drawn), which, piece, shape.length)
+
+    def _read(self, step: int, places: np.ndarray) -> Batch:
+        draws = step * self._batch_size + places
+        return self._rows.rows(draws) if self._order is None else self._rows.drawn(draws, self._order.rows(draws))
 
     def __iter__(self) -> "Batches":
         return self

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Int32, Int64
 
 from dsjax.data.build import Corpus
 from dsjax.data.config import DataConfig
@@ -95,7 +95,7 @@ class Rows:
         Raises:
             ValueError: no store, a store without a pair of tokens, weights that do not fit.
         """
-        self.sequence_length = sequence_length
+        self.sequence_length, self.labelled = sequence_length, labelled
         self._seed = seed
         self._masker = masker
 
@@ -156,12 +156,35 @@ class Rows:
         batch = self.read(*self.locate(draws))
         return batch if self._masker is None else self._masker.training(batch, draws)
 
+    def numbers(self, draws: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
+        """The row of each draw, numbered over all sources: those of the first source, then those of the second, ..."""
+        sources, rows = self.locate(draws)
+        return (np.cumsum(self._sizes) - self._sizes)[sources] + rows
+
+    def drawn(self, draws: Int64[np.ndarray, " B"], numbers: Int64[np.ndarray, " B"]) -> Batch:
+        """The rows `numbers` (over all sources), as they are when something else than `locate` chose them for draws."""
+        batch = self.read(*self._place(numbers))
+        return batch if self._masker is None else self._masker.training(batch, draws)
+
+    def plain(self, numbers: Int64[np.ndarray, " B"]) -> tuple[Int32[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
+        """Tokens of the rows `numbers` (over all sources) before any is hidden, and where there are tokens."""
+        sources, rows = self._place(numbers)
+        lengths = np.empty(len(numbers), np.int64)
+        for source in np.unique(sources).tolist():
+            chosen = sources == source
+            lengths[chosen] = self._readers[source].lengths(rows[chosen])
+        return self.read(sources, rows)["tokens"], np.arange(self.sequence_length) < lengths[:, None]
+
+    def _place(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Source and row in it, of rows numbered over all sources."""
+        ends = np.cumsum(self._sizes)
+        sources = np.searchsorted(ends, numbers, side="right")
+        return sources, numbers - (ends - self._sizes)[sources]
+
     def fixed(self, places: Int64[np.ndarray, " B"]) -> Batch:
         """Rows 0 <= place < num_rows of all sources together, in an order that depends on nothing but their number."""
         at = permute(places, self.num_rows, key=fold(_VALIDATION))
-        ends = np.cumsum(self._sizes)
-        sources = np.searchsorted(ends, at, side="right")
-        batch = self.read(sources, at - (ends - self._sizes)[sources])
+        batch = self.read(*self._place(at))
         return batch if self._masker is None else self._masker.fixed(batch, at)
 
     def locate(self, draws: Int64[np.ndarray, " B"]) -> tuple[Int64[np.ndarray, " B"], Int64[np.ndarray, " B"]]:
