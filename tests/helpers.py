@@ -17,8 +17,8 @@ from dsjax.models.naming import leaf_names, to_named
 from dsjax.optimizers.api import Measured, StagedTransform, UpdateInputs
 from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
 from dsjax.train.place import training_placement
+from dsjax.train.programs import Programs, make_programs
 from dsjax.train.state import ModelTree, TrainState, init_state, make_optimizer, state_shardings
-from dsjax.train.step import Programs, make_programs
 
 TINY = BloomConfig(vocab_size=64, num_layers=2, model_dim=32, num_heads=8, dropout=0.1, segments=(2,))
 """Eight heads, so that `tensor` may be anything up to 8; one scanned segment, which compiles fastest."""

@@ -26,9 +26,10 @@ from dsjax.layers.linear import Linear
 from dsjax.layers.norm import Norm
 from dsjax.layers.parameter import derive, use
 from dsjax.layers.positions import Rotation, alibi_bias, rotation
+from dsjax.layers.random_ltd import Dropping, among_kept, around
 from dsjax.mesh.layout import Layout
 from dsjax.models.block import Architecture, Block, rematerialised, stack_of_blocks
-from dsjax.models.config import ModelConfig
+from dsjax.models.config import ModelConfig, check_runs
 
 Cache = tuple[KeyValues, ...]
 """Keys [n, B, G, K, S] and values [n, B, G, S, K] of each segment."""
@@ -126,6 +127,7 @@ class Transformer(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         token_types: Int[Array, "B T"] | None = None,
         keys: Key[Array, "B"] | None = None,
+        dropping: Dropping | None = None,
         layout: Layout | None = None,
     ) -> Float[Array, "B T D"]:
         """Hidden states after the last block.
@@ -136,8 +138,14 @@ class Transformer(nnx.Module):
             positions: position of each token in its document. None: 0 .. T-1.
             token_types: see `__call__`.
             keys: dropout keys, one a row (see layers/dropout.py); None for no dropout.
+            dropping: the layers that see some tokens only, and how many; None: all see all.
             layout: placement on a mesh; None on one device.
+
+        Raises:
+            ValueError: layers that drop tokens and layers that do not are in one segment.
         """
+        if dropping is not None:
+            check_runs(self.config.layer_runs, dropping.layers)
         keys = keys if self.config.dropout or self.config.attention_dropout else None
         x_BTD = self.embedded(tokens, positions, token_types, layout=layout)
         x_BTD = dropout(x_BTD, fold(fold(keys, self.config.num_layers), 0), rate=self.config.dropout)
@@ -149,19 +157,25 @@ class Transformer(nnx.Module):
             graph, parameters = nnx.split(stack)
             length = jax.tree.leaves(parameters)[0].shape[0]
             numbers = jnp.arange(first, first + length)
+            kept = None
+            if dropping is not None and first in dropping.layers:
+                kept = dropping.indices(numbers, tokens.shape[1], layout=layout)
 
             def layer(x, inputs, graph=graph):
-                number, layer_parameters = inputs
-                block = nnx.merge(graph, layer_parameters)
-                return block(x, visibility, keys=fold(keys, number), layout=layout), None
+                number, layer_parameters, kept = inputs
+                block = partial(nnx.merge(graph, layer_parameters), keys=fold(keys, number), layout=layout)
+                if kept is None:
+                    return block(x, visibility), None
+                seen = among_kept(visibility, kept, segments, num_positions=x.shape[1])
+                return around(lambda some: block(some, seen), x, kept, layout=layout), None
 
             # Below ZeRO 3 nothing needs gathering, but a scan would stack another copy of what the constraint gives.
             gathered = layout is not None and (layout.zero_stage >= 3 or length > 1)
             body = rematerialised(layer, self.config.remat, gathered=gathered, scanned=length > 1)
             if length == 1:
-                x_BTD, _ = body(x_BTD, (numbers[0], jax.tree.map(lambda p: p[0], parameters)))
+                x_BTD, _ = body(x_BTD, (numbers[0], *jax.tree.map(lambda p: p[0], (parameters, kept))))
             else:
-                x_BTD, _ = jax.lax.scan(body, x_BTD, (numbers, parameters))
+                x_BTD, _ = jax.lax.scan(body, x_BTD, (numbers, parameters, kept))
             first += length
         return self.final_norm(x_BTD, layout=layout) if self.architecture.norm_first else x_BTD
 

@@ -12,6 +12,12 @@ gives a smaller, stricter utilisation. Say which one a figure uses.
 Of F parameters that are frozen beside N trained ones (LoRA) no gradient is computed: 6 N + 4 F + 12 L H Q T.
 """
 
+import numpy as np
+from jaxtyping import Float64, Int64
+
+Count = int | Int64[np.ndarray, "*steps"]
+"""Of one step, or of each of many."""
+
 
 def model_flops_per_token(
     num_parameters: int,
@@ -60,3 +66,58 @@ def mfu(tokens_per_second: float, flops_per_token: float, *, peak_flops: float, 
     if peak_flops <= 0 or num_devices < 1:
         raise ValueError(f"peak_flops and num_devices must be positive; got {peak_flops} and {num_devices}")
     return tokens_per_second * flops_per_token / (peak_flops * num_devices)
+
+
+def training_flops(
+    *,
+    layer_parameters: float,
+    other_parameters: float,
+    num_layers: int,
+    dropping_layers: int,
+    attention_dim: int,
+    rows: Count,
+    length: Count,
+    kept: Count,
+    causal: bool = False,
+) -> Float64[np.ndarray, "*steps"]:
+    """FLOPs of a training step in which some layers see fewer tokens (random-LTD, arXiv 2211.11586).
+
+    A layer costs f(s) = 2 P s + 4 H Q s^2 for a row of s tokens in the forward pass, with P its parameters in matrix
+    products (12 D^2 in GPT: f(s) = 24 D^2 s + 4 D s^2), and twice that in the backward pass; the L_n dropping layers
+    see min(kept, length) tokens, all else sees `length`. Whatever depends on the step may be an array over steps.
+
+    Args:
+        layer_parameters: P, of one layer. Frozen ones count 2/3 here and below: they have no gradient.
+        other_parameters: those in matrix products outside the layers, such as the output projection.
+        num_layers: L.
+        dropping_layers: L_n.
+        attention_dim: width of all heads together, H Q.
+        rows: of the global batch.
+        length: real positions of a row.
+        kept: tokens that the dropping layers see of them.
+        causal: count only the keys up to the query, half of them.
+
+    Example:
+        >>> model = dict(layer_parameters=12 * 64**2, other_parameters=0, num_layers=4, attention_dim=64, rows=8)
+        >>> steps = training_flops(**model, dropping_layers=2, length=128, kept=np.array([64, 128]))
+        >>> (1 - steps / training_flops(**model, dropping_layers=0, length=128, kept=128)).round(4).tolist()
+        [0.2812, 0.0]
+    """
+    length = np.asarray(length, np.float64)
+    keys = 0.5 if causal else 1.0
+    layer = lambda tokens: 2.0 * layer_parameters * tokens + 4.0 * attention_dim * keys * tokens**2
+    layers = (num_layers - dropping_layers) * layer(length) + dropping_layers * layer(np.minimum(kept, length))
+    return 3.0 * np.asarray(rows) * (layers + 2.0 * other_parameters * length)
+
+
+def layer_tokens(
+    *, rows: Count, length: Count, kept: Count, num_layers: int, dropping_layers: int
+) -> Int64[np.ndarray, "*steps"]:
+    """Tokens times layers that see them, in a step or in an array of steps: rows (s (L - L_n) + k L_n).
+
+    Example:
+        >>> int(layer_tokens(rows=2, length=128, kept=64, num_layers=4, dropping_layers=2))
+        768
+    """
+    rows, length, kept = (np.asarray(count, np.int64) for count in (rows, length, kept))
+    return rows * (length * (num_layers - dropping_layers) + np.minimum(kept, length) * dropping_layers)

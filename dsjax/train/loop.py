@@ -38,6 +38,7 @@ from dsjax.train.folder import RunFolder, open_folder, resolved
 from dsjax.train.place import Placement, training_placement
 from dsjax.train.plan import require_memory
 from dsjax.train.processes import agree_any, barrier, num_processes, start_processes, use_compilation_cache
+from dsjax.train.programs import Programs, make_programs
 from dsjax.train.record import Counters, Recorder, StepFigures, tensor_names
 from dsjax.train.saving import Saver, newest_checkpoint, restore, summary_if_finished
 from dsjax.train.signals import StopRequest
@@ -51,7 +52,6 @@ from dsjax.train.state import (
     state_around,
     state_shardings,
 )
-from dsjax.train.step import Programs, make_programs
 from dsjax.train.validate import make_validation, validation_placement
 
 Resume = Literal["no", "must", "if_any"]

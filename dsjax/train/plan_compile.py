@@ -23,8 +23,9 @@ from dsjax.mesh.layout import Layout
 from dsjax.train.folder import resolved
 from dsjax.train.lora import split_model
 from dsjax.train.plan_trace import batch_shapes, is_spec
+from dsjax.train.programs import make_programs
 from dsjax.train.state import abstract_state, make_optimizer, state_shardings
-from dsjax.train.step import BATCH_SPEC, make_programs
+from dsjax.train.step import BATCH_SPEC
 
 
 def lower_programs(config: RunConfig, layout: Layout) -> dict[str, Any]:

@@ -16,7 +16,6 @@ classifier the targets are the rows' labels, and N is the number of rows.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -26,7 +25,9 @@ from jax.sharding import PartitionSpec
 
 from dsjax.layers.cross_entropy import summed_loss
 from dsjax.layers.dropout import sample_keys
+from dsjax.layers.random_ltd import Dropping
 from dsjax.mesh.layout import BATCH_AXES, Layout
+from dsjax.models.config import RandomLTDConfig
 from dsjax.optimizers.api import Measured, StagedTransform, Tree, UpdateInputs
 from dsjax.optimizers.guard import first_not_finite
 from dsjax.optimizers.workers import keep
@@ -37,7 +38,12 @@ Batch = Mapping[str, jax.Array]
 
 
 def batch_loss(
-    model: Any, batch: Batch, *, keys: jax.Array | None = None, layout: Layout | None = None
+    model: Any,
+    batch: Batch,
+    *,
+    keys: jax.Array | None = None,
+    dropping: Dropping | None = None,
+    layout: Layout | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum of the losses over real targets (float32) and their number (int32), for rows [B, T].
 
@@ -47,9 +53,10 @@ def batch_loss(
             task classification tokens, segments [B, T] int32, labels [B] int32, loss_mask [B] bool; of pairs of texts
             also token_types [B, T] int32.
         keys: dropout keys [B], or None.
+        dropping: the layers that see some tokens only, and how many; None: all see all.
         layout: placement, or None on one device.
     """
-    features = _features(model, batch, keys, layout)
+    features = _features(model, batch, keys, layout, dropping)
     if model.config.task == "classification":
         losses, _ = _label_losses(model, features, batch, keys, layout)
         return losses.sum(), batch["loss_mask"].sum(dtype=jnp.int32)
@@ -58,13 +65,16 @@ def batch_loss(
     return loss, batch["loss_mask"].sum(dtype=jnp.int32)
 
 
-def _features(model: Any, batch: Batch, keys: jax.Array | None, layout: Layout | None) -> jax.Array:
+def _features(
+    model: Any, batch: Batch, keys: jax.Array | None, layout: Layout | None, dropping: Dropping | None = None
+) -> jax.Array:
     return model.features(
         batch["tokens"],
         segments=batch.get("segments"),
         positions=batch.get("positions"),
         token_types=batch.get("token_types"),
         keys=keys,
+        dropping=dropping,
         layout=layout,
     )
 
@@ -81,12 +91,20 @@ def _label_losses(
 
 
 def make_gradient(
-    model: ModelTree, layout: Layout, *, per_worker: bool, dropout: bool, alone: bool = False
+    model: ModelTree,
+    layout: Layout,
+    *,
+    per_worker: bool,
+    dropout: bool,
+    alone: bool = False,
+    random_ltd: RandomLTDConfig | None = None,
+    num_kept: int | None = None,
 ) -> Callable[..., tuple[Tree, dict[str, jax.Array]]]:
-    """The gradient program: (params, run key, step, batch [W, A, b, T], frozen, shift) -> (gradients, figures).
+    """The gradient program: (params, run key, step, batch [W, A, b, T], frozen, shift, counts) -> (gradients, figures).
 
     `frozen` are parameters that have no gradient, None when there are none; `shift` is what every worker's parameters
-    differ by from `params`, [W, ...] ([S, W, ...] for a stack), None when they do not.
+    differ by from `params`, [W, ...] ([S, W, ...] for a stack), None when they do not; `counts` is int32 [2], how many
+    positions of a row are real and how many of these are kept, None when nothing is dropped.
 
     Args:
         model: the model taken apart.
@@ -95,6 +113,8 @@ def make_gradient(
             `data`. False: they are averaged over it.
         dropout: whether to draw dropout keys.
         alone: workers do not talk: loss and tokens are [W], a worker's gradient the mean over its own targets.
+        random_ltd: which layers drop tokens.
+        num_kept: slots for the tokens that these see, at most T; None: nothing is dropped.
 
     Returns:
         gradients in their ZeRO shards, and figures: loss (mean over targets), worker_loss [W], tokens (number of real
@@ -105,26 +125,32 @@ def make_gradient(
     def sharded(tree: Tree) -> Tree:
         return jax.tree.map(lambda x, s: jax.lax.with_sharding_constraint(x, layout.named(s)), tree, gradient_specs)
 
-    def loss(params: Tree, part: Batch, key: jax.Array, step: jax.Array, frozen: Tree | None) -> jax.Array:
-        keys = sample_keys(key, step, part["sample_ids"]) if dropout else None
-        return batch_loss(nnx.merge(model.graph, joined(params, frozen)), part, keys=keys, layout=layout)[0]
+    def loss(
+        params: Tree, part: Batch, key: jax.Array, step: jax.Array, frozen: Tree | None, counts: jax.Array | None
+    ) -> jax.Array:
+        merged = nnx.merge(model.graph, joined(params, frozen))
+        keys = sample_keys(key, step, part["sample_ids"]) if dropout or num_kept else None
+        dropping = None
+        if num_kept is not None:
+            assert keys is not None and random_ltd is not None and counts is not None
+            layers = random_ltd.layers(merged.config.num_layers)
+            dropping = Dropping(keys, layers, num_kept, length=counts[0], kept=counts[1])
+        return batch_loss(merged, part, keys=keys if dropout else None, dropping=dropping, layout=layout)[0]
 
     def shifted(param: jax.Array, shift: jax.Array, spec: PartitionSpec) -> jax.Array:
         return jax.lax.with_sharding_constraint(param + shift, layout.named(spec))
 
-    def worker(
-        params: Tree, key: jax.Array, step: jax.Array, parts: Batch, frozen: Tree | None, shift: Tree | None
-    ) -> tuple[Tree, jax.Array]:
-        """Gradient and loss of one worker's rows [A, b, T], as sums over its tokens."""
+    def worker(params: Tree, parts: Batch, shift: Tree | None, *same: Any) -> tuple[Tree, jax.Array]:
+        """Gradient and loss of one worker's rows [A, b, T], as sums over its tokens; `same` as `loss` wants it."""
         if shift is not None:
             params = jax.tree.map(shifted, params, shift, parameter_specs)
         value_and_grad = jax.value_and_grad(loss)
         if parts["tokens"].shape[0] == 1:
-            value, gradient = value_and_grad(params, {name: x[0] for name, x in parts.items()}, key, step, frozen)
+            value, gradient = value_and_grad(params, {name: x[0] for name, x in parts.items()}, *same)
             return sharded(gradient), value
 
         def accumulate(total, part):
-            value, gradient = value_and_grad(params, part, key, step, frozen)
+            value, gradient = value_and_grad(params, part, *same)
             return sharded(jax.tree.map(jnp.add, total, sharded(gradient))), value
 
         zeros = sharded(jax.tree.map(jnp.zeros_like, params))
@@ -138,18 +164,18 @@ def make_gradient(
         batch: Batch,
         frozen: Tree | None = None,
         shift: Tree | None = None,
+        counts: jax.Array | None = None,
     ):
         num_workers, num_parts, rows = batch["tokens"].shape[:3]
-        if dropout:
+        if dropout or num_kept:
             ids = jnp.arange(num_workers * num_parts * rows, dtype=jnp.int32).reshape(num_workers, num_parts, rows)
             batch = {**batch, "sample_ids": jax.lax.with_sharding_constraint(ids, layout.named(BATCH_SPEC))}
         counted = tuple(range(int(alone), batch["loss_mask"].ndim))
         tokens = batch["loss_mask"].sum(axis=counted, dtype=jnp.int32)
         per_token = 1 / jnp.maximum(tokens, 1).astype(jnp.float32)
         workers_dim = None if shift is None else jax.tree.map(int, model.stacked)
-        gradients, losses = jax.vmap(worker, in_axes=(None, None, None, 0, None, workers_dim), spmd_axis_name="data")(
-            params, key, step, batch, frozen, shift
-        )
+        each_worker = jax.vmap(worker, in_axes=(None, 0, workers_dim, *[None] * 4), spmd_axis_name="data")
+        gradients, losses = each_worker(params, batch, shift, key, step, frozen, counts)
         if alone:
             each = lambda g: g * per_token.reshape(-1, *[1] * (g.ndim - 1))
             return jax.tree.map(each, gradients), {"loss": losses * per_token, "tokens": tokens}
@@ -232,83 +258,3 @@ def make_evaluate(model: ModelTree, layout: Layout) -> Callable[[Tree, Batch], d
         return {"loss": losses.sum(), **{name: x.sum(dtype=jnp.int32) for name, x in sums.items()}}
 
     return evaluate
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """The jitted programs of a run.
-
-    Attributes:
-        gradient: (params, key, step, batch) -> (gradients, figures).
-        updates: stage -> (state, gradients, loss, learning rate) -> (state, figures); the state is donated.
-        evaluate: (params, batch) -> sums over the real targets.
-        alone: (params, key, step, batch, shift) -> (gradients, figures), of workers that do not talk; None if there is
-            no such stage.
-    """
-
-    gradient: Callable
-    updates: Mapping[str, Callable]
-    evaluate: Callable
-    alone: Callable | None = None
-
-    def gradient_of(self, optimizer: StagedTransform, stage: str, state: TrainState, batch: Batch) -> tuple[Tree, dict]:
-        """The gradients that an update of this stage wants, and figures."""
-        if stage not in optimizer.alone:
-            return self.gradient(state.params, state.key, state.step, batch)
-        assert self.alone is not None and optimizer.shift is not None
-        return self.alone(state.params, state.key, state.step, batch, optimizer.shift(state.opt_state))
-
-    def beside(self, frozen: Tree | None) -> "Programs":
-        """The same with parameters that are not trained, which gradient and evaluate take beside params."""
-        if frozen is None:
-            return self
-        return dataclasses.replace(
-            self,
-            gradient=lambda params, key, step, batch: self.gradient(params, key, step, batch, frozen),
-            alone=self.alone and partial(self.alone, frozen=frozen),
-            evaluate=lambda params, batch: self.evaluate(params, batch, frozen),
-        )
-
-
-def make_programs(
-    model: ModelTree,
-    optimizer: StagedTransform,
-    layout: Layout,
-    shardings: TrainState,
-    *,
-    clip_norm: float,
-    ema_decay: float,
-    dropout: bool,
-) -> Programs:
-    """Jit the programs with their layouts; nothing is compiled until the first call."""
-    per_worker = optimizer.gradients == "per_worker"
-    specs = model.specs(layout.gradient)
-    is_spec = lambda leaf: isinstance(leaf, PartitionSpec)
-    gradient_shardings = jax.tree.map(
-        lambda spec: layout.named(PartitionSpec("data", *spec) if per_worker else spec), specs, is_leaf=is_spec
-    )
-    whole = layout.named(PartitionSpec())
-    figures = {"loss": whole, "worker_loss": layout.named(PartitionSpec("data")), "tokens": whole}
-    gradient = jax.jit(
-        make_gradient(model, layout, per_worker=per_worker, dropout=dropout),
-        out_shardings=(gradient_shardings, figures),
-    )
-    each = layout.named(PartitionSpec("data"))
-    updates = {}
-    for stage in optimizer.updates:
-        update = make_update(model, optimizer, stage, clip_norm=clip_norm, ema_decay=ema_decay)
-        figures = whole
-        if stage in optimizer.alone:
-            figures = dict.fromkeys(("grad_norm", "finite", "first_bad"), each)
-            figures |= {} if stage in optimizer.silent else {"worker_skips": whole}
-        updates[stage] = jax.jit(update, donate_argnums=0, out_shardings=(shardings, figures))
-    evaluate = jax.jit(make_evaluate(model, layout), out_shardings=whole)
-    if not optimizer.alone:
-        return Programs(gradient, updates, evaluate)
-    by_itself = make_gradient(model, layout, per_worker=True, dropout=dropout, alone=True)
-
-    def of_one(params: Tree, key: jax.Array, step: jax.Array, batch: Batch, shift: Tree, frozen: Tree | None = None):
-        return by_itself(params, key, step, batch, frozen, shift)
-
-    alone = jax.jit(of_one, out_shardings=(gradient_shardings, {"loss": each, "tokens": each}))
-    return Programs(gradient, updates, evaluate, alone)

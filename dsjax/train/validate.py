@@ -11,8 +11,8 @@ from dsjax.data.pipeline import validation_rows
 from dsjax.mesh.layout import Layout
 from dsjax.train.config import EvaluateConfig, TrainConfig
 from dsjax.train.place import Placement, evaluation_placement
+from dsjax.train.programs import Programs
 from dsjax.train.state import TrainState
-from dsjax.train.step import Programs
 
 
 def validation_placement(config: EvaluateConfig, train: TrainConfig, layout: Layout) -> Placement:

@@ -24,8 +24,8 @@ from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
 from dsjax.train.place import training_placement
 from dsjax.train.plan_rounds import predict_rounds
 from dsjax.train.processes import start_processes
+from dsjax.train.programs import make_programs
 from dsjax.train.state import ModelTree, count_parameters, init_state, make_optimizer, state_shardings
-from dsjax.train.step import make_programs
 
 BF16 = "bf16_adam"
 # What a device sends of a buffer, in (W - 1) / W of it.

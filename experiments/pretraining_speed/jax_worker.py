@@ -18,8 +18,9 @@ from dsjax.models.families import abstract, create
 from dsjax.models.pretrained import load_pretrained
 from dsjax.optimizers.config import AdamWConfig
 from dsjax.optimizers.create import create_optimizer
+from dsjax.train.programs import make_programs
 from dsjax.train.state import ModelTree, TrainState, init_state, state_shardings
-from dsjax.train.step import BATCH_SPEC, make_programs
+from dsjax.train.step import BATCH_SPEC
 
 
 class JaxTrainer:

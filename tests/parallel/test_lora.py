@@ -19,8 +19,8 @@ from dsjax.optimizers.config import AdamWConfig
 from dsjax.optimizers.create import create_optimizer
 from dsjax.train import lora
 from dsjax.train.place import training_placement
+from dsjax.train.programs import make_programs
 from dsjax.train.state import state_around, state_shardings
-from dsjax.train.step import make_programs
 from tests.helpers import FAST, assert_close, make_rows
 
 SIZES = {"vocab_size": 64, "num_layers": 2, "model_dim": 32, "num_heads": 8, "mlp_dim": 48, "segments": (2,)}
