@@ -7,9 +7,8 @@ from flax import nnx
 
 from dsjax.models.config import BloomConfig, GPT2Config, ModelConfig
 from dsjax.models.families import abstract
-from dsjax.models.naming import from_flat
 from dsjax.models.transformer import Transformer
-from tests.helpers import make_params
+from tests.helpers import from_flat, make_params
 
 SHAPE = {"vocab_size": 40, "num_layers": 2, "model_dim": 24, "norm_eps": 1e-5}
 MODELS = {
