@@ -7,13 +7,10 @@ threads are safe in a process that has started JAX and need no importable main m
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -24,6 +21,7 @@ import numpy as np
 from dsjax.data.config import DataTask, TokenizerConfig
 from dsjax.data.encode import encode_documents
 from dsjax.data.labels import encode_labelled, label_names, number_labels
+from dsjax.data.lock import full_disk_as_message, locked
 from dsjax.data.progress import ByteProgress
 from dsjax.data.read import Document, Undecodable, read_part
 from dsjax.data.sources import Part, Source
@@ -67,47 +65,16 @@ def build_folder(plan: BuildPlan, *, progress: bool, workers: int) -> CorpusFold
     while not (plan.folder / MANIFEST).is_file():
         if plan.folder.exists() and (not plan.folder.is_dir() or any(plan.folder.iterdir())):
             raise ValueError(f"{plan.folder} exists and is not a corpus folder: name a new or empty folder")
-        with _locked(partial, progress) as held:
+        with locked(partial, progress=progress) as held:
             if held:
                 if not (plan.folder / MANIFEST).is_file():
-                    _build_or_say_full(plan, partial, progress, workers)
+                    with full_disk_as_message(plan.folder):
+                        _build(plan, partial, progress, workers)
                 shutil.rmtree(partial, ignore_errors=True)
     opened = open_corpus_folder(plan.folder)
     if opened.key != plan.key:
         raise ValueError(f"{plan.folder} holds a corpus of other data or settings: remove it or name another folder")
     return opened
-
-
-@contextlib.contextmanager
-def _locked(partial: Path, progress: bool) -> Iterator[bool]:
-    """Hold the lock in `partial`; False when the process that had it took the folder away, its work being done.
-
-    The kernel frees the lock of a process that dies, however it dies.
-    """
-    partial.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = (partial / "lock").open("a")
-    except FileNotFoundError:
-        yield False
-        return
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if progress:
-                print(f"waiting for the process that builds {partial}", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        path = partial / "lock"
-        yield path.exists() and os.fstat(lock.fileno()).st_ino == path.stat().st_ino
-
-
-def _build_or_say_full(plan: BuildPlan, partial: Path, progress: bool, workers: int) -> None:
-    try:
-        _build(plan, partial, progress, workers)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise ValueError(f"the disk of {plan.folder} is full; what was done is kept: make room, run again") from error
 
 
 def _build(plan: BuildPlan, partial: Path, progress: bool, workers: int) -> None:

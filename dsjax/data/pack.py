@@ -27,7 +27,7 @@ from dsjax.data.store import TokenStore
 
 Pack = Literal["best_fit", "stream", "none"]
 PIECE = np.dtype([("document", "<u4"), ("start", "<u4"), ("length", "<u4")])
-_VERSION = 1
+VERSION = 1
 _SHUFFLE_KEY = 0x5EED
 
 
@@ -101,7 +101,7 @@ class PackIndex:
     ) -> "PackIndex":
         """As `build`, memory-mapped from `cache_dir`/packs; built and kept there the first time."""
         how = "all" if all_tokens else "isolated" if isolate_documents else "running"
-        name = f"{store.hash[:32]}-{length}-{pack}-{how}-{_VERSION}"
+        name = f"{store.hash[:32]}-{length}-{pack}-{how}-{VERSION}"
         folder = cache_dir / "packs" / name
         if not folder.is_dir():
             index = cls.build(

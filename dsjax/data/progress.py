@@ -11,15 +11,15 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 
 class ByteProgress:
-    """Counts megabytes of a job; use it as a context manager. Does nothing when not `enabled`.
+    """Counts megabytes of a job, or millions of a `unit`; use it as a context manager. Does nothing when not `enabled`.
 
     Example:
         >>> with ByteProgress("reading", total=10, enabled=False) as progress:
         ...     progress.advance(10)
     """
 
-    def __init__(self, label: str, *, total: int, enabled: bool) -> None:
-        self._label = label
+    def __init__(self, label: str, *, total: int, enabled: bool, unit: str = "MB") -> None:
+        self._label, self._unit = label, unit
         self._total = max(1, total)
         self._enabled = enabled
         self._done = 0
@@ -54,7 +54,7 @@ class ByteProgress:
 
     def _state(self) -> str:
         rate = self._done / max(1e-9, time.monotonic() - self._begin)
-        return f"{self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} MB, {rate / 1e6:,.1f} MB/s"
+        return f"{self._done / 1e6:,.1f} of {self._total / 1e6:,.1f} {self._unit}, {rate / 1e6:,.1f} {self._unit}/s"
 
     def _print(self) -> None:
         self._printed = time.monotonic()
