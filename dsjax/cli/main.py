@@ -20,6 +20,7 @@ VERBS = {
     "evaluate": "loss, perplexity and bits per byte of a model on text",
     "embed": "unit vectors of texts, and the cosine of each pair",
     "data": "tokenise a corpus once, into memory-mapped files",
+    "analyze": "how difficult the training rows are, by the metrics of a curriculum",
     "plan": "memory, traffic and FLOPs a run would need, without running it",
     "convert": "between a run folder, a Hugging Face folder and a GGUF file",
     "config": "show, compare and document run files",

@@ -1,4 +1,4 @@
-"""The loss curve of a run as a picture."""
+"""The loss curve of a run, and how values are spread, as pictures."""
 
 import math
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 _INK, _TRAIN, _VALIDATION, _RATE = "#2b2d42", "#3a6ea5", "#d1495b", "#8d99ae"
+_MOST_BARS = 80
 _REFERENCES = ("#6a994e", "#bc6c25", "#7b2cbf", "#457b9d")
 
 
@@ -31,8 +32,6 @@ def loss_plot(
     Raises:
         ValueError: no row has a finite loss.
     """
-    # No pyplot: it would choose a display and keep the figure in a global list.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     steps, losses = _column(rows, "loss")
@@ -51,16 +50,51 @@ def loss_plot(
         panels[1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 3), useMathText=True)
         panels[1].locator_params(axis="y", nbins=3)
     for panel in panels:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.spines[["left", "bottom"]].set_color("#c5c9d3")
-        panel.tick_params(colors=_INK, labelsize=8, length=3)
-        panel.yaxis.get_offset_text().set_size(7)
-        panel.grid(axis="y", color="#eceff4", linewidth=0.8)
-        panel.set_axisbelow(True)
+        _plain_axes(panel)
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     panels[-1].set_xlabel("step", color=_INK, fontsize=9)
     if title:
         panels[0].set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold")
+    _save(figure, path)
+
+
+def histogram_plot(values: np.ndarray, path: Path, *, label: str, title: str = "") -> None:
+    """Draws how many of some whole numbers lie where. The file is replaced in one move.
+
+    Args:
+        values: the numbers.
+        path: the PNG to write.
+        label: what they are.
+        title: over the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 4.0), dpi=150, facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
+    panel = figure.subplots()
+    least, most = int(values.min()), int(values.max())
+    width = -(-(most - least + 1) // _MOST_BARS)  # a whole one: bars of equally many values
+    panel.hist(values, bins=(np.arange(least, most + width + 1, width) - 0.5).tolist(), color=_TRAIN)
+    panel.set_xlabel(label, color=_INK, fontsize=9)
+    panel.set_ylabel("rows", color=_INK, fontsize=9)
+    _plain_axes(panel)
+    panel.set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold")
+    _save(figure, path)
+
+
+def _plain_axes(panel) -> None:
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.spines[["left", "bottom"]].set_color("#c5c9d3")
+    panel.tick_params(colors=_INK, labelsize=8, length=3)
+    panel.yaxis.get_offset_text().set_size(7)
+    panel.grid(axis="y", color="#eceff4", linewidth=0.8)
+    panel.set_axisbelow(True)
+
+
+def _save(figure, path: Path) -> None:
+    # No pyplot: it would choose a display and keep the figure in a global list.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     FigureCanvasAgg(figure).print_png(str(partial))

@@ -1,4 +1,4 @@
-"""Difficulties of rows against counting by hand; their index: kept, resumed after a kill, refused if it does not fit."""
+"""Difficulties of rows against counting by hand; their index: kept, resumed after a kill, refused if it is wrong."""
 
 import collections
 import json

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsjax.observe.plots import loss_plot, smoothed
+from dsjax.observe.plots import histogram_plot, loss_plot, smoothed
 
 
 def rows(count: int) -> list[dict[str, float | int | str]]:
@@ -71,3 +71,14 @@ def test_smoothing_is_the_least_squares_line_of_the_window() -> None:
         window = np.arange(max(0, at - 10), min(400, at + 11))
         expected = np.polyval(np.polyfit(window, noisy[window], 1), at)
         assert found[at] == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("values", [[7], [0, 1, 1, 2**60], list(range(1000))])
+def test_a_histogram_of_any_whole_numbers(tmp_path: Path, values: list[int]) -> None:
+    import matplotlib.image
+
+    histogram_plot(np.array(values), tmp_path / "new" / "h.png", label="difficulty", title="rows")
+    picture = matplotlib.image.imread(tmp_path / "new" / "h.png")
+    assert picture.shape == (600, 1200, 4) and [path.name for path in (tmp_path / "new").iterdir()] == ["h.png"]
+    bars = (picture[..., :3] - [0.227, 0.431, 0.647]).__abs__().max(axis=-1) < 0.02
+    assert bars.sum() > 100
