@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from dsjax.data.config import CustomSchedule, DifficultySchedule, FixedDiscrete, FixedLinear, FixedRoot
+from dsjax.data.config import (
+    CurriculumConfig,
+    CustomSchedule,
+    DifficultySchedule,
+    FixedDiscrete,
+    FixedLinear,
+    FixedRoot,
+)
 
 Steps = Int64[np.ndarray, " n"]
 
@@ -62,6 +69,21 @@ def grown(steps: Steps, total: int, *, least: int, most: int, quantum: int, degr
     share = np.asarray(steps, np.float64) / total
     values = np.floor((share if degree == 1 else share ** (1.0 / degree)) * (most - least) + least).astype(np.int64)
     return np.minimum(values - values % quantum, most)
+
+
+def difficulties(config: CurriculumConfig, step: int) -> dict[str, int]:
+    """How difficult rows may be at a step counted from 0, by the names of the metrics.
+
+    Example:
+        >>> config = CurriculumConfig(difficulty=(DifficultyConfig(schedule=FixedLinear(steps=10, quantum=1)),))
+        >>> difficulties(config, 4)
+        {'vocab_rarity': 50}
+    """
+    at = np.array([step + 1])
+    return {
+        one.metric.rpartition(".")[2]: int(difficulty(one.schedule, at, least=one.min, most=one.max)[0])
+        for one in config.difficulty
+    }
 
 
 def _custom(path: str, steps: Steps) -> Int64[np.ndarray, " n"]:

@@ -11,14 +11,20 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 
 WIDTH = 100
-_BAR_WIDTH = 14
+_BAR_WIDTH = 8
 # Short names on the line, in this order, which is also the order of importance: the last ones go when it gets too long.
 _LABELS = {
     "loss": "loss {:.3f}",
     "validation_loss": "val {:.3f}",
+    "length": "length {}",
+    "kept": "kept {}",
+    "difficulty": "difficulty {}",
+    "tokens": "{} tok",
+    "saving": "saved {:.0%}",
     "tokens_per_second": "{} tok/s",
     "learning_rate": "lr {:.1e}",
 }
+_COUNTS = ("tokens", "tokens_per_second")
 
 
 class Progress:
@@ -81,7 +87,8 @@ class Progress:
     def update(self, step: int, **figures: float) -> None:
         """Shows that `step` is done, with its figures; a figure not given keeps its last value.
 
-        Known: loss, validation_loss (nats per token), learning_rate, tokens_per_second; any other is shown by its name.
+        Known: loss, validation_loss (nats per token), learning_rate, tokens_per_second, and of runs whose rows change
+        length, kept, difficulty, tokens, saving (a share); any other is shown by its name.
         """
         now = self._clock()
         self._figures |= figures
@@ -129,7 +136,7 @@ def format_line(step: int, total_steps: int, figures: dict[str, float], *, eta_s
     for name in ordered:
         value = figures[name]
         text = _LABELS.get(name, name.replace("_", " ").replace("{", "(").replace("}", ")") + " {:.4g}").format(
-            format_count(value) if name == "tokens_per_second" else value
+            format_count(value) if name in _COUNTS else value
         )
         if len("  ".join([*parts, *shown, text])) > limit:
             break

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Literal
 
-Clock = Literal["steps", "tokens"]
+Clock = Literal["steps", "tokens", "layer_tokens"]
+"""layer_tokens: tokens times the layers that see them, the clock of random-LTD's schedule (arXiv 2211.11586)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

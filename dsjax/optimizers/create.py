@@ -87,13 +87,14 @@ def _freeze_rule(config: OneBitAdamConfig | OneBitLambConfig | ZeroOneAdamConfig
     return FreezeRule(config.freeze_tolerance, config.freeze_every, 2 if isinstance(config, OneBitLambConfig) else 1)
 
 
-def advice(config: OptimizerConfig, *, workers: int, steps: int) -> list[str]:
+def advice(config: OptimizerConfig, *, workers: int, steps: int, growing_until: int = 0) -> list[str]:
     """What a user may not have meant.
 
     Args:
         config: the optimizer.
         workers: size of the mesh's axis `data`.
         steps: of the whole run.
+        growing_until: the step up to which rows become longer or more of their tokens are kept; 0 if they never do.
 
     Example:
         >>> advice(OneBitAdamConfig(freeze_step=10), workers=1, steps=100)
@@ -110,6 +111,12 @@ def advice(config: OptimizerConfig, *, workers: int, steps: int) -> list[str]:
         found.append(
             f"optimizer.{name} = {last} lies inside the learning rate's warm-up of {schedule.warmup} steps: the "
             "variance is frozen while gradients still change fast; freeze after it"
+        )
+    if last < growing_until:
+        name = "var_freeze_step" if isinstance(config, ZeroOneAdamConfig) else "freeze_step"
+        found.append(
+            f"optimizer.{name} = {last} lies before step {growing_until}, up to which rows or kept tokens grow: the "
+            "variance of short rows is not that of long ones; freeze after it"
         )
     if isinstance(config, OneBitLambConfig) and last * (1 - config.coeff_beta) < 1:
         found.append(

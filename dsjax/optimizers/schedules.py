@@ -21,17 +21,20 @@ from dsjax.optimizers.config import Clock, ScheduleConfig
 
 @dataclasses.dataclass(frozen=True)
 class Clocks:
-    """How far training is: steps done and effective tokens seen, as exact Python ints."""
+    """How far training is: steps done, effective tokens and layer tokens seen, as exact Python ints."""
 
     steps: int = 0
     tokens: int = 0
+    layer_tokens: int = 0
 
     def read(self, unit: Clock) -> int:
         """The clock in one unit."""
-        return self.steps if unit == "steps" else self.tokens
+        return {"steps": self.steps, "tokens": self.tokens, "layer_tokens": self.layer_tokens}[unit]
 
 
-def learning_rate(config: ScheduleConfig, peak: float, *, after: Clocks, end: Clocks) -> float:
+def learning_rate(
+    config: ScheduleConfig, peak: float, *, after: Clocks, end: Clocks, warmed: Clocks = Clocks()
+) -> float:
     """The learning rate of one step.
 
     Args:
@@ -39,23 +42,24 @@ def learning_rate(config: ScheduleConfig, peak: float, *, after: Clocks, end: Cl
         peak: the largest learning rate.
         after: the clocks as they will stand after the step, so that the first step of a warm-up of N has peak / N.
         end: the clocks at the end of training, where the decay ends unless config.decay says otherwise.
+        warmed: the clocks where the warm-up ends: the decay begins there, also when it is counted in another unit (a
+            warm-up in steps and a decay in tokens, as curricula want it).
 
     Example:
         >>> config = ScheduleConfig(kind="linear", warmup=2, decay=6, min_ratio=0.0)
         >>> [round(learning_rate(config, 1.0, after=Clocks(step), end=Clocks(6)), 2) for step in range(1, 8)]
         [0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
     """
-    return config.offset + peak * _share_of_peak(config, after, end)
+    return config.offset + peak * _share_of_peak(config, after, end, warmed)
 
 
-def _share_of_peak(config: ScheduleConfig, after: Clocks, end: Clocks) -> float:
+def _share_of_peak(config: ScheduleConfig, after: Clocks, end: Clocks, warmed: Clocks) -> float:
     now = after.read(config.warmup_by)
     if now < config.warmup:
         return (now / config.warmup) ** config.warmup_power
     if config.kind == "constant":
         return 1.0
-    # A warm-up in another unit has no place on this clock; the decay is then counted from the start.
-    start = config.warmup if config.warmup_by == config.decay_by else 0
+    start = config.warmup if config.warmup_by == config.decay_by else warmed.read(config.decay_by)
     since = after.read(config.decay_by) - start
     if config.kind == "exponential":
         since = min(since, config.decay - start) if config.decay else since

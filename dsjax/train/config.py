@@ -24,10 +24,6 @@ class TrainConfig:
     ema_decay: float = 0.0
     """Keep an exponential moving average of the parameters with this decay and evaluate it; 0 keeps none."""
 
-    def num_steps(self, sequence_length: int) -> int:
-        """Steps of the whole run: as given, or until the first that reaches the tokens asked for."""
-        return self.steps or -(-self.tokens // (self.batch_size * sequence_length))
-
     def __post_init__(self) -> None:
         if (self.steps > 0) == (self.tokens > 0):
             raise ValueError(f"give steps or tokens, one of them above 0; got steps {self.steps}, tokens {self.tokens}")

@@ -1,12 +1,17 @@
 """The corpus of a run: made by one process and opened by the others, and whether it fits the model."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from rich.console import Console
 
+from dsjax.data.analyze import metrics_of, open_index
 from dsjax.data.build import Corpus, build_corpus
-from dsjax.data.config import DataConfig
+from dsjax.data.config import CurriculumConfig, DataConfig
+from dsjax.data.curriculum import Curriculum, check_curriculum
+from dsjax.data.pipeline import longest_row
+from dsjax.data.rows import Rows
 from dsjax.models.config import ModelConfig
 from dsjax.train.processes import barrier
 
@@ -48,6 +53,52 @@ def open_corpus(config: DataConfig, model: ModelConfig, *, console: Console) -> 
             markup=False,
         )
     return corpus
+
+
+def open_curriculum(
+    config: CurriculumConfig | None,
+    corpus: Corpus,
+    rows: Rows,
+    data: DataConfig,
+    *,
+    batch_size: int,
+    console: Console,
+) -> tuple[Curriculum | None, Callable[[int], int] | None]:
+    """What draws the rows of a run, and what tells the longest row of a step; None where the config asks for neither.
+
+    The first process measures how difficult rows are, if that was not done before. All processes call it.
+
+    Args:
+        config: the curriculum, if there is one.
+        corpus: the data.
+        rows: of its training split.
+        data: how they came about.
+        batch_size: rows of a step.
+        console: a quiet one shows no progress.
+
+    Raises:
+        ValueError: the curriculum does not fit the data, or a metric of the user's own fails.
+    """
+    if config is None:
+        return None, None
+    check_curriculum(config, data)
+    metrics = metrics_of(config)
+    if not metrics:
+        return None, None
+    if jax.process_index() == 0:
+        index = open_index(corpus, rows, config=data, metrics=metrics, progress=not console.quiet)
+        barrier("curriculum")
+    else:
+        barrier("curriculum")
+        index = open_index(corpus, rows, config=data, metrics=metrics)
+    drawn = None
+    if config.difficulty:
+        drawn = Curriculum(index.values, config.difficulty, batch_size=batch_size, seed=data.shuffle_seed)
+    longest = None
+    if config.cut_to_longest:
+        numbers = rows.numbers if drawn is None else drawn.rows
+        longest = longest_row(index.values["length"], numbers, batch_size=batch_size)
+    return drawn, longest
 
 
 def describe(corpus: Corpus) -> dict[str, Any]:

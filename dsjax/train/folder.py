@@ -28,13 +28,14 @@ from dsjax.models.families import training_task
 from dsjax.models.pretrained import resolve
 from dsjax.observe.environment import versions
 from dsjax.optimizers.config import frozen_at
+from dsjax.train.pace import Pace, make_pace
 from dsjax.train.processes import barrier, from_first
 
 SUMMARY_FILE = "summary.json"
 # What may differ when a run is resumed: where and how it runs, how long, and what is looked at meanwhile. Data may lie
 # elsewhere: their hash says whether they are the same.
 RESUMABLE = re.compile(
-    r"name|(mesh|checkpoint|observe|evaluate|sample)\..*|train\.(steps|tokens|accumulation|max_nonfinite_steps)"
+    r"name|(mesh|checkpoint|observe|evaluate|sample)\..*|train\.(steps|tokens|accumulation|max_nonfinite_steps|max_programs)"
     r"|model\.(remat|segments|init_from)|data\.(cache_dir|read_threads|prefetch|tokenizer\.path|(validation_)?sources\.\d+\.path)"
 )
 # What a run that was killed before its config.yaml was written has left.
@@ -160,8 +161,23 @@ def resolved(config: RunConfig) -> ResolvedRunConfig:
         )
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     data = dataclasses.replace(config.data, task=task)
-    optimizer = frozen_at(config.optimizer, config.train.num_steps(data.sequence_length))
-    return ResolvedRunConfig(**{**values, "model": model, "data": data, "optimizer": optimizer})
+    settled = ResolvedRunConfig(**{**values, "model": model, "data": data})
+    return dataclasses.replace(settled, optimizer=frozen_at(config.optimizer, pace_of(settled).num_steps))
+
+
+def pace_of(config: ResolvedRunConfig) -> Pace:
+    """Lengths, kept tokens and clocks of every step of a run.
+
+    Raises:
+        ValueError: lengths or kept tokens that its rows or its model do not have.
+    """
+    return make_pace(
+        config.train,
+        config.curriculum,
+        config.random_ltd,
+        sequence_length=config.data.sequence_length,
+        num_layers=config.model.num_layers,
+    )
 
 
 def read_config(path: Path) -> ResolvedRunConfig:

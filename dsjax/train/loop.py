@@ -6,13 +6,11 @@ config -> mesh -> model (abstract) -> shardings -> data -> folder -> state (fres
 import contextlib
 import dataclasses
 import functools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 from rich.console import Console
 
 from dsjax.checkpoint.metrics_log import truncate_metrics
@@ -20,26 +18,28 @@ from dsjax.checkpoint.store import CheckpointStore
 from dsjax.config.load import to_dict
 from dsjax.config.run import ResolvedRunConfig, RunConfig
 from dsjax.data.build import Corpus
+from dsjax.data.curriculum import Curriculum
 from dsjax.data.pipeline import Batches
 from dsjax.data.rows import Rows
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
+from dsjax.models.config import check_dropping
 from dsjax.models.families import check_divisible, check_length, initial_params
 from dsjax.models.pretrained import initial_weights
-from dsjax.observe.profile import TraceWindow
 from dsjax.observe.progress import Progress
 from dsjax.observe.trackers import METRICS_FILE, make_trackers
 from dsjax.optimizers.api import StagedTransform, Tree
 from dsjax.optimizers.create import advice
-from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.train import lora, outcome
-from dsjax.train.corpus import describe, open_corpus
-from dsjax.train.folder import RunFolder, open_folder, resolved
-from dsjax.train.place import Placement, training_placement
+from dsjax.train.corpus import describe, open_corpus, open_curriculum
+from dsjax.train.cost import Cost
+from dsjax.train.folder import RunFolder, open_folder, pace_of, resolved
+from dsjax.train.pace import Pace
+from dsjax.train.place import Placement, training_placements
 from dsjax.train.plan import require_memory
-from dsjax.train.processes import agree_any, barrier, num_processes, start_processes, use_compilation_cache
+from dsjax.train.processes import barrier, num_processes, start_processes, use_compilation_cache
 from dsjax.train.programs import Programs, make_programs
-from dsjax.train.record import Counters, Recorder, StepFigures, tensor_names
+from dsjax.train.record import Counters, Recorder, tensor_names
 from dsjax.train.saving import Saver, newest_checkpoint, restore, summary_if_finished
 from dsjax.train.signals import StopRequest
 from dsjax.train.state import (
@@ -52,6 +52,7 @@ from dsjax.train.state import (
     state_around,
     state_shardings,
 )
+from dsjax.train.steps import train_steps
 from dsjax.train.validate import make_validation, validation_placement
 
 Resume = Literal["no", "must", "if_any"]
@@ -108,18 +109,27 @@ def run(
     layout = Layout(make_mesh(config.mesh), config.mesh.zero_stage)
     check_divisible(config.model, layout.mesh.shape)
     check_length(config.model, config.data.sequence_length)
+    if config.random_ltd is not None:
+        check_dropping(config.model, config.random_ltd)
     model, untrained = lora.split_model(config.model, config.lora)
-    optimizer = make_optimizer(config.optimizer, model, layout, steps=num_steps(config))
-    for line in advice(config.optimizer, workers=layout.mesh.shape["data"], steps=num_steps(config)):
+    pace = pace_of(config)
+    optimizer = make_optimizer(config.optimizer, model, layout, steps=pace.num_steps)
+    workers = layout.mesh.shape["data"]
+    for line in advice(config.optimizer, workers=workers, steps=pace.num_steps, growing_until=pace.settled):
         report(f"warning: {line}")
     shardings = state_shardings(layout, model, optimizer, ema=config.train.ema_decay > 0)
-    placement = training_placement(layout, batch_size=config.train.batch_size, accumulation=config.train.accumulation)
+    placements = training_placements(layout, pace, accumulation=config.train.accumulation)
     validation = validation_placement(config.evaluate, config.train, layout)
     if not force:
         require_memory(config, layout)
 
     corpus = open_corpus(config.data, config.model, console=console)
     rows = Rows.of(corpus, config.data, split="train")
+    curriculum, longest = open_curriculum(
+        config.curriculum, corpus, rows, config.data, batch_size=config.train.batch_size, console=console
+    )
+    if longest is not None:
+        pace = pace.cut(longest, most=config.train.max_programs)
     programs = make_programs(
         model,
         optimizer,
@@ -128,13 +138,13 @@ def run(
         clip_norm=config.train.clip_norm,
         ema_decay=config.train.ema_decay,
         dropout=config.model.dropout > 0 or config.model.attention_dropout > 0,
+        random_ltd=config.random_ltd,
     )
 
     folder = open_folder(config, corpus.hash, run_dir=run_dir, resume=resume, report=report)
     store = CheckpointStore(folder.path / "checkpoints", config.checkpoint)
     saved, counters = newest_checkpoint(store, report) if folder.resumed else (None, Counters())
-    total_steps = num_steps(config)
-    if folder.resumed and (summary := summary_if_finished(folder, counters, total_steps, report)):
+    if folder.resumed and (summary := summary_if_finished(folder, counters, pace.num_steps, report)):
         return RunResult(folder.path, summary)
     about = describe(corpus)
     if config.lora is not None:
@@ -147,14 +157,17 @@ def run(
     if folder.resumed and folder.is_first_process:
         truncate_metrics(folder.path / METRICS_FILE, counters.steps)
 
-    use = outcome.utilisation(config, model, frozen=untrained, num_devices=layout.mesh.size)
+    use = outcome.utilisation(config, num_devices=layout.mesh.size)
+    whole = {"rows": config.train.batch_size, "sequence_length": config.data.sequence_length}
+    cost = Cost.of(config.model, model, untrained, pace, config.random_ltd, **whole)
     num_rows = config.evaluate.rows
     evaluate = make_validation(corpus, config.data, num_rows=num_rows, placement=validation, programs=programs)
     state, recorder, stopped_by = _train(
-        config, state, programs, optimizer, use, evaluate, rows, placement, corpus, folder, store, counters, console
-    )
+        config, state, programs, optimizer, pace, cost, use, evaluate, rows, curriculum, placements, corpus, folder,
+        store, counters, console,
+    )  # fmt: skip
     barrier("finished")
-    if counters.steps < total_steps:
+    if counters.steps < pace.num_steps:
         report(f"stopped by {stopped_by or 'a signal'} at step {counters.steps}; to go on: {folder.how_to_resume}")
         return RunResult(folder.path, {}, stopped_by=stopped_by or "SIGTERM")
     params, num_trained = state.ema if state.ema is not None else state.params, count_parameters(model)
@@ -166,25 +179,18 @@ def run(
     return RunResult(folder.path, summary)
 
 
-def tokens_per_step(config: RunConfig) -> int:
-    """Effective tokens of one step: all positions of all rows."""
-    return config.train.batch_size * config.data.sequence_length
-
-
-def num_steps(config: RunConfig) -> int:
-    """Steps of the whole run: as given, or until the first that reaches the tokens asked for."""
-    return config.train.num_steps(config.data.sequence_length)
-
-
 def _train(
     config: ResolvedRunConfig,
     state: TrainState,
     programs: Programs,
     optimizer: StagedTransform,
+    pace: Pace,
+    cost: Cost,
     use: outcome.Utilisation,
     evaluate: Callable[[TrainState], dict[str, float]] | None,
     rows: Rows,
-    placement: Placement,
+    curriculum: Curriculum | None,
+    placements: dict[int, Placement],
     corpus: Corpus,
     folder: RunFolder,
     store: CheckpointStore,
@@ -200,7 +206,7 @@ def _train(
             trackers = make_trackers(config.observe, folder.path, resume_step=resume_step, settings=to_dict(config))
         for tracker in trackers:
             stack.callback(tracker.close)
-        progress = stack.enter_context(Progress(num_steps(config), start_step=counters.steps, console=console))
+        progress = stack.enter_context(Progress(pace.num_steps, start_step=counters.steps, console=console))
         stop = stack.enter_context(StopRequest())
         recorder = Recorder(
             counters,
@@ -214,82 +220,19 @@ def _train(
         batches = Batches(
             rows,
             batch_size=config.train.batch_size,
-            positions=placement.positions,
             threads=config.data.read_threads,
             prefetch=config.data.prefetch,
             start_step=counters.steps,
+            order=curriculum,
+            shape_at=pace.shape_at,
+            positions_of=lambda num_rows: placements[num_rows].positions,
         )
         stack.enter_context(batches)
         saver = Saver(store, config.model.layer_runs, counters, corpus.hash, progress, folder)
-        state = _steps(config, state, programs, optimizer, placement, batches, recorder, evaluate, saver, stop, folder)
+        state = train_steps(
+            config, state, programs, optimizer, pace, cost, placements, batches, recorder, evaluate, saver, stop, folder
+        )
     return state, recorder, stop.received
-
-
-def _steps(
-    config: ResolvedRunConfig,
-    state: TrainState,
-    programs: Programs,
-    optimizer: StagedTransform,
-    placement: Placement,
-    batches: Iterator[tuple[int, dict[str, np.ndarray]]],
-    recorder: Recorder,
-    evaluate: Callable[[TrainState], dict[str, float]] | None,
-    saver: Saver,
-    stop: StopRequest,
-    folder: RunFolder,
-) -> TrainState:
-    """The steps that are left."""
-    total, per_step = num_steps(config), tokens_per_step(config)
-    end = Clocks(total, total * per_step)
-    trace = TraceWindow(config.observe.profile, folder.path / "profile")
-    start = config.observe.profile.partition(":")[0]
-    if start and int(start) > total:
-        saver.progress.note(f"observe.profile {config.observe.profile} begins after the last step, {total}: no trace")
-    recorder.restart_clock()
-    for step in range(recorder.counters.steps, total):
-        trace.step(step + 1, pending=state.step)
-        before = time.perf_counter()
-        _, rows = next(batches)
-        batch = placement(rows)
-        # Rows that came while the device was still at the last step's work kept nobody waiting.
-        waited = time.perf_counter() - before if state.step.is_ready() else 0.0
-
-        after = Clocks(step + 1, (step + 1) * per_step)
-        rate = learning_rate(config.optimizer.schedule, config.optimizer.learning_rate, after=after, end=end)
-        stage = optimizer.stage(step, recorder.counters.freeze_step)
-        compiles = recorder.enter(stage)
-        gradients, figures = programs.gradient_of(optimizer, stage, state, batch)
-        state, more = programs.updates[stage](state, gradients, figures["loss"], np.float32(rate))
-
-        figures.pop("worker_loss", None)
-        device = {**figures, **more}
-        if stage not in optimizer.silent:  # whether to stop is a message, too
-            device["stop"] = agree_any(bool(stop.received))
-        del gradients
-        how = {"learning_rate": rate, "tokens": after.tokens, "data_seconds": waited, "compiles": compiles}
-        recorder.add(StepFigures(step=step + 1, device=device, **how))
-        last = step + 1 == total
-        loss = None
-        if evaluate is not None and (_due(step + 1, config.evaluate.every) or last):
-            recorder.settle()
-            figures = evaluate(state)
-            loss = figures["validation_loss"]
-            recorder.flush(**figures)
-        stopping = recorder.stop_agreed and not last
-        if _due(step + 1, config.checkpoint.every) or last or stopping:
-            recorder.flush()
-            saver.save(state, validation_loss=loss, must=last or stopping)
-        if stopping:
-            break
-        if _due(step + 1, config.evaluate.every) or _due(step + 1, config.checkpoint.every):
-            recorder.restart_clock()
-    recorder.flush()
-    trace.close(pending=state.step)
-    return state
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def _state(

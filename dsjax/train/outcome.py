@@ -25,17 +25,15 @@ from dsjax.observe.trackers import METRICS_FILE, read_metrics
 from dsjax.train.folder import SUMMARY_FILE, RunFolder, write_json
 from dsjax.train.record import Counters, Recorder
 from dsjax.train.source import TrainedModel
-from dsjax.train.state import ModelTree, count_parameters, flops_per_token
+from dsjax.train.state import ModelTree, count_parameters
 from dsjax.train.write import plain_prompt, write
 
 Utilisation = Callable[[float], float] | None
-"""Tokens per second -> model FLOPs utilisation; None when nobody knows the device's peak."""
+"""FLOPs per second -> model FLOPs utilisation; None when nobody knows the devices' peak."""
 
 
-def utilisation(
-    config: ResolvedRunConfig, model: ModelTree, *, frozen: ModelTree | None, num_devices: int
-) -> Utilisation:
-    """How the utilisation of a run's devices follows from its speed; `frozen` is what is not trained of the model."""
+def utilisation(config: ResolvedRunConfig, *, num_devices: int) -> Utilisation:
+    """How the utilisation of a run's devices follows from its speed."""
     peak = config.observe.peak_tflops
     if not peak:
         spec = from_jax_device_kind(jax.devices()[0].device_kind)
@@ -43,8 +41,7 @@ def utilisation(
             return None
         bf16 = config.model.compute_dtype == "bfloat16"
         peak = (spec.peak_bf16_tflops if bf16 else spec.peak_tf32_tflops) or spec.peak_f32_tflops
-    flops = flops_per_token(config.model, model, frozen=frozen, sequence_length=config.data.sequence_length)
-    return lambda tokens_per_second: mfu(tokens_per_second, flops, peak_flops=peak * 1e12, num_devices=num_devices)
+    return lambda flops_per_second: mfu(flops_per_second, 1.0, peak_flops=peak * 1e12, num_devices=num_devices)
 
 
 def summarise(
@@ -106,7 +103,7 @@ def _figures(
         "parameters": (parameters, "counted"),
         "steps": (counters.steps, "counted, skipped ones included"),
         "skipped_steps": (counters.skipped, "steps whose gradient was not finite"),
-        "tokens": (counters.tokens, "rows x sequence length, over all steps"),
+        "tokens": (counters.tokens, "effective: rows x length x the share of layers that see them, over all steps"),
         "real_tokens": (counters.real_tokens, f"targets that counted in the loss: {_TARGETS[config.data.task]}"),
         "training_loss": (rows[-1]["loss"], "last step, nats per target"),
     }
@@ -114,11 +111,13 @@ def _figures(
         figures.update(_validation_figures(config, corpus, rows))
     if recorder.step_seconds:
         steps = np.array(recorder.step_seconds)
-        per_step = config.train.batch_size * config.data.sequence_length
         spread = f"median of {len(steps)} steps, quartiles"
         quartiles = [float(x) for x in np.quantile(steps, [0.25, 0.75])]
         figures["step_seconds"] = (float(np.median(steps)), f"{spread} {quartiles[0]:.3g} to {quartiles[1]:.3g}")
-        figures["tokens_per_second"] = (per_step / float(np.median(steps)), "tokens of a step / median step time")
+        figures["tokens_per_second"] = (
+            float(np.median(recorder.token_rates)),
+            "effective tokens of a step / its time, median",
+        )
         waiting = sum(recorder.data_seconds) / steps.sum()
         figures["waiting_for_data"] = (
             float(waiting),
@@ -126,8 +125,13 @@ def _figures(
         )
         if use is not None:
             matrices = "6 N" if config.lora is None else "6 N trained + 4 N frozen"
-            how = f"tokens/s x ({matrices} + 12 L D T) / (devices x peak)"
-            figures["mfu"] = (use(figures["tokens_per_second"][0]), how)
+            how = f"FLOPs of a step by {matrices} + 12 L D T, a second, median / (devices x peak)"
+            figures["mfu"] = (use(float(np.median(recorder.flop_rates))), how)
+    if recorder.stalls:
+        figures["stall_seconds"] = (
+            sum(recorder.stalls),
+            f"waiting for programs of {len(recorder.stalls)} steps to be compiled, the first among them",
+        )
     figures["training_seconds"] = (counters.seconds, "sum of step times; compiling and evaluating left out")
     figures["peak_host_bytes"] = (peak_host_bytes(), "peak resident memory of the first process")
     peaks = [memory.peak for memory in device_memory_report(jax.local_devices()) if memory.peak is not None]

@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dsjax.mesh.layout import BATCH_AXES, Layout
+from dsjax.train.pace import Pace
 from dsjax.train.step import BATCH_SPEC
 
 EVALUATION_SPEC = PartitionSpec(("data", *BATCH_AXES))
@@ -60,6 +61,16 @@ def training_placement(layout: Layout, *, batch_size: int, accumulation: int) ->
             f"(fsdp * expert) {shards} = {parts} equal parts; use a multiple of {parts}, such as {near}"
         )
     return Placement(layout.named(BATCH_SPEC), (workers, accumulation, batch_size // (workers * accumulation)))
+
+
+def training_placements(layout: Layout, pace: Pace, *, accumulation: int) -> dict[int, Placement]:
+    """Number of rows -> where a batch of so many lies, for all that a run has.
+
+    Raises:
+        ValueError: a batch cannot be cut evenly.
+    """
+    sizes = {bucket.rows for bucket in pace.buckets}
+    return {rows: training_placement(layout, batch_size=rows, accumulation=accumulation) for rows in sorted(sizes)}
 
 
 def evaluation_placement(layout: Layout, *, batch_size: int) -> Placement:

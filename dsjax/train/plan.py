@@ -20,13 +20,16 @@ from dsjax.mesh.layout import BATCH_AXES, Layout
 from dsjax.models.families import check_divisible
 from dsjax.observe.devices import DeviceSpec
 from dsjax.observe.memory import available_memory_bytes, device_memory_report, format_bytes
-from dsjax.train.folder import resolved
+from dsjax.train.cost import Cost
+from dsjax.train.folder import pace_of, resolved
 from dsjax.train.lora import split_model
+from dsjax.train.pace import Pace
 from dsjax.train.place import evaluation_placement, training_placement
+from dsjax.train.plan_pace import schedule_rows
 from dsjax.train.plan_rounds import Round, predict_rounds
 from dsjax.train.plan_trace import OneDevice, Traced, abstract_layout, batch_shapes, shard_bytes, state_specs, trace
 from dsjax.train.plan_traffic import Traffic, predict_traffic
-from dsjax.train.state import abstract_state, count_parameters, flops_per_token, make_optimizer, state_shardings
+from dsjax.train.state import abstract_state, count_parameters, make_optimizer, state_shardings
 from dsjax.train.step import BATCH_SPEC
 
 _SCALARS = 12  # step and key
@@ -69,6 +72,8 @@ class Plan:
         peak: most bytes on one device during a step.
         traffic: bytes per step and axis; over `data` only what is the same in every step.
         gradient_bytes: of the gradients that are averaged over `data`, on one device.
+        pace: lengths and kept tokens of every step.
+        cost: FLOPs of every step.
         rounds: what crosses `data` in each stage of the optimizer; empty with one worker.
         step_flops: of all devices in a step's matrix products, what is computed again included.
         model_flops: the same by the formula 6 N + 12 L D T, nothing again.
@@ -90,6 +95,8 @@ class Plan:
     peak: int
     traffic: tuple[Traffic, ...]
     gradient_bytes: int
+    pace: Pace
+    cost: Cost
     rounds: tuple[Round, ...]
     step_flops: int
     model_flops: float
@@ -106,7 +113,11 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**dataclasses.asdict(self), "fits": self.fits}
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("pace", "cost")}
+        rounds, traffic = ([dataclasses.asdict(row) for row in rows] for rows in (self.rounds, self.traffic))
+        parts = {name: dataclasses.asdict(getattr(self, name)) for name in ("memory", "gradient", "update")}
+        schedule = schedule_rows(self.pace, self.cost)
+        return {**plain, **parts, "rounds": rounds, "traffic": traffic, "schedule": schedule, "fits": self.fits}
 
 
 def plan(config: RunConfig, *, num_devices: int | None = None, device: DeviceSpec | None = None) -> Plan:
@@ -207,7 +218,9 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
     """The plan on a layout whose mesh divides everything."""
     sizes, train, length = dict(layout.mesh.shape), config.train, config.data.sequence_length
     model, frozen = split_model(config.model, config.lora)
-    optimizer = make_optimizer(config.optimizer, model, layout, steps=train.num_steps(length))
+    pace = pace_of(config)
+    optimizer = make_optimizer(config.optimizer, model, layout, steps=pace.num_steps)
+    cost = Cost.of(config.model, model, frozen, pace, config.random_ltd, rows=train.batch_size, sequence_length=length)
     batch = batch_shapes(config.data, train.batch_size, workers=sizes["data"], accumulation=train.accumulation)
     dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
     one = OneDevice.of(config.model, model, layout, batch, frozen=frozen, lora=config.lora)
@@ -242,7 +255,6 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
         residuals=residuals,
         working=temporary - residuals,
     )
-    per_token = flops_per_token(config.model, model, frozen=frozen, sequence_length=length)
     peak = sum(dataclasses.asdict(memory).values())
     needed = peak * sharing
     return Plan(
@@ -256,7 +268,9 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
         update=update,
         peak=peak,
         gradient_bytes=gradients,
-        rounds=predict_rounds(model, optimizer, state.opt_state, layout, steps=train.num_steps(length)),
+        pace=pace,
+        cost=cost,
+        rounds=predict_rounds(model, optimizer, state.opt_state, layout, steps=pace.num_steps),
         traffic=predict_traffic(
             config.model,
             model,
@@ -268,7 +282,7 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
             frozen=frozen,
         ),
         step_flops=traced.flops * layout.mesh.size,
-        model_flops=per_token * train.batch_size * length,
+        model_flops=cost.dense,
         step_tokens=train.batch_size * length,
         needed=needed,
         available=available,

@@ -20,7 +20,7 @@ from dsjax.config.load import from_dict, to_dict
 from dsjax.config.run import RunConfig
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.layout import Layout
-from dsjax.train.folder import resolved
+from dsjax.train.folder import pace_of, resolved
 from dsjax.train.lora import split_model
 from dsjax.train.plan_trace import batch_shapes, is_spec
 from dsjax.train.programs import make_programs
@@ -33,7 +33,7 @@ def lower_programs(config: RunConfig, layout: Layout) -> dict[str, Any]:
     config = resolved(config)
     train = config.train
     model, frozen = split_model(config.model, config.lora)
-    optimizer = make_optimizer(config.optimizer, model, layout, steps=train.num_steps(config.data.sequence_length))
+    optimizer = make_optimizer(config.optimizer, model, layout, steps=pace_of(config).num_steps)
     shardings = state_shardings(layout, model, optimizer, ema=train.ema_decay > 0)
     programs = make_programs(
         model,

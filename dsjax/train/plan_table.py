@@ -10,6 +10,7 @@ from dsjax.mesh.config import AXES
 from dsjax.observe.devices import SPECS
 from dsjax.observe.memory import format_bytes
 from dsjax.train.plan import Plan, gpu_share
+from dsjax.train.plan_pace import pace_table
 
 _WHAT = {
     "parameters": "float32, in their shards; of a run with lora those that are trained",
@@ -30,6 +31,8 @@ def plan_table(plan: Plan, compiled: dict[str, Any] | None = None) -> Renderable
         parts += [_traffic(plan), Text()]
     if len(plan.rounds) > 1:
         parts += [_rounds(plan), Text()]
+    if (schedule := pace_table(plan.pace, plan.cost)) is not None:
+        parts += [schedule, Text()]
     parts.append(Text(_flops(plan)))
     if compiled is not None:
         parts += [Text(), _compiled(plan, compiled)]

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,7 +27,8 @@ class Counters:
 
     Attributes:
         steps: optimizer steps, skipped ones included.
-        tokens: effective tokens: rows x sequence length.
+        tokens: effective tokens (see pace.py).
+        layer_tokens: tokens times the layers that saw them.
         real_tokens: target tokens that counted in the loss.
         skipped: steps whose gradient was not finite.
         skipped_in_a_row: the last of them, up to now.
@@ -45,11 +47,7 @@ class Counters:
     seconds: float = 0.0
     freeze_step: int | None = None
     variance: float | None = None
-
-    @property
-    def clocks(self) -> Clocks:
-        """The two clocks that schedules read."""
-        return Clocks(self.steps, self.tokens)
+    layer_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,17 +59,23 @@ class StepFigures:
         device: loss, tokens, grad_norm, finite, first_bad, stop, of some optimizers variance; still being computed.
             Of a stage in which workers do not talk they are [W], and this process' part of them counts.
         learning_rate: of this step.
-        tokens: effective tokens up to and with this step.
+        after: the clocks after it.
+        flops: what it costs by the formula of observe/flops.py.
+        pace: what is particular about its rows, of a run in which they change: their length and the like.
         data_seconds: time the device had nothing to do because its rows were being fetched (at most).
         compiles: whether its programs were made in it: its time is the compiler's. See Recorder.enter.
+        stall: seconds for which it waited for a program that is compiled in the background, not in its time.
     """
 
     step: int
     device: dict[str, Any]
     learning_rate: float
-    tokens: int
+    after: Clocks
+    flops: float
+    pace: Mapping[str, float]
     data_seconds: float
     compiles: bool
+    stall: float
 
 
 class Recorder:
@@ -82,7 +86,7 @@ class Recorder:
         trackers: where rows go; none on processes other than the first.
         progress: the line that people look at.
         max_skipped: as TrainConfig.max_nonfinite_steps.
-        utilisation: tokens per second -> model FLOPs utilisation, or None when the peak is unknown.
+        utilisation: FLOPs per second -> model FLOPs utilisation, or None when the peak is unknown.
         tensor_names: names of all tensors, layers of a stack one by one, to name a bad one.
         freeze: how the optimizer's freeze may be decided during the run, or None.
     """
@@ -102,6 +106,9 @@ class Recorder:
         self.stop_agreed = False
         self.step_seconds: list[float] = []
         self.data_seconds: list[float] = []
+        self.token_rates: list[float] = []
+        self.flop_rates: list[float] = []
+        self.stalls: list[float] = []
         self._trackers, self._progress = trackers, progress
         self._max_skipped, self._utilisation = max_skipped, utilisation
         self._tensor_names, self._freeze = tensor_names, freeze
@@ -110,14 +117,19 @@ class Recorder:
         self._mark = time.perf_counter()
         self._stages: set[str] = set()
 
-    def enter(self, stage: str) -> bool:
+    def enter(self, stage: str, *, must_wait: bool = False) -> bool:
         """Say which stage of the optimizer the next step runs in, before it is dispatched.
 
+        Args:
+            stage: its name.
+            must_wait: the program of its size is still being compiled.
+
         Returns:
-            whether it is the first in this process: its programs are to be compiled, for which the step before does
-            not wait.
+            whether its time is the compiler's: it waits, or is the first of its stage in this process. The step before
+            does not wait for that.
         """
-        if stage in self._stages:
+        known = stage in self._stages
+        if known and not must_wait:
             return False
         self._stages.add(stage)
         self.settle()
@@ -127,6 +139,11 @@ class Recorder:
         """Take note of a step and write down the one before it."""
         self.flush()
         self._pending = figures
+
+    @property
+    def recent_seconds(self) -> float | None:
+        """How long a step takes now; None as long as none has been timed."""
+        return statistics.median(self.step_seconds[-9:]) if self.step_seconds else None
 
     def restart_clock(self) -> None:
         """Leave what happened since the last step (evaluation, saving) out of the next step's time."""
@@ -154,8 +171,12 @@ class Recorder:
         self._note_best(extra.get("validation_loss", math.nan))
         self.stop_agreed = self.stop_agreed or bool(host.get("stop", False))
         counters = self.counters
-        tokens = figures.tokens - counters.tokens
-        counters.steps, counters.tokens = figures.step, figures.tokens
+        tokens = figures.after.tokens - counters.tokens
+        counters.steps, counters.tokens, counters.layer_tokens = (
+            figures.step,
+            figures.after.tokens,
+            figures.after.layer_tokens,
+        )
         counters.real_tokens += int(host["tokens"])
         row: dict[str, float | int | str] = {
             "step": figures.step,
@@ -167,16 +188,22 @@ class Recorder:
             "step_seconds": seconds,
             "data_seconds": figures.data_seconds,
             "tokens_per_second": tokens / seconds,
+            **figures.pace,
             **extra,
         }
+        if figures.stall:
+            row["stall_seconds"] = figures.stall
+            self.stalls.append(figures.stall)
         if figures.compiles:
             row["compiled"] = 1
         else:
             counters.seconds += seconds
             self.step_seconds.append(seconds)
             self.data_seconds.append(figures.data_seconds)
+            self.token_rates.append(tokens / seconds)
+            self.flop_rates.append(figures.flops / seconds)
         if self._utilisation is not None:
-            row["mfu"] = self._utilisation(tokens / seconds)
+            row["mfu"] = self._utilisation(figures.flops / seconds)
         bad = self._count_skipped(figures, finite=host["finite"], first_bad=int(host["first_bad"]))
         if self._freeze is not None and "variance" in host:
             self._look_at_variance(figures.step, host["variance"])
@@ -188,7 +215,9 @@ class Recorder:
         for tracker in self._trackers:
             tracker.log(figures.step, row)
         shown = {"loss": host["loss"], "learning_rate": figures.learning_rate, "tokens_per_second": tokens / seconds}
-        self._progress.update(figures.step, **shown, **extra)
+        if figures.pace:
+            shown["tokens"] = counters.tokens
+        self._progress.update(figures.step, **shown, **figures.pace, **extra)
         if counters.skipped_in_a_row >= self._max_skipped:
             raise NonFiniteError(
                 f"{counters.skipped_in_a_row} steps in a row had a gradient that is not finite, the last at step "

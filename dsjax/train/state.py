@@ -11,9 +11,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dsjax.mesh.layout import Layout
-from dsjax.models.config import ModelConfig
 from dsjax.models.transformer import Transformer
-from dsjax.observe.flops import model_flops_per_token
 from dsjax.optimizers.api import StagedTransform, Tree
 from dsjax.optimizers.config import OptimizerConfig
 from dsjax.optimizers.create import create_optimizer
@@ -82,8 +80,8 @@ class ModelTree:
 
         return jax.tree.map(spec, self.axes, self.shapes, self.stacked)
 
-    def matrix_parameters(self, task: str) -> int:
-        """How many parameters every token is multiplied with: N of observe/flops.py.
+    def matrix_parameters(self, task: str) -> tuple[int, int]:
+        """How many parameters every token is multiplied with, in the layers and outside: N of observe/flops.py.
 
         All kernels and adapters but those that see one position of a row (pooler, classifier), and of a language model
         the table of the logits, also where it is the embedding's.
@@ -92,37 +90,20 @@ class ModelTree:
             task: of the model's config.
         """
         tables = {"language_model": "unembed" if "unembed" in self.shapes else "embed"}
-        total = 0
+        in_layers = outside = 0
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.shapes):
             names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
             kernel = names[-1] in ("kernel", "lora_a", "lora_b") and names[0] not in ("pooler", "classifier")
-            total += math.prod(leaf.shape) if kernel or names == [tables.get(task), "table"] else 0
-        return total
+            if kernel and names[0] == "segments":
+                in_layers += math.prod(leaf.shape)
+            elif kernel or names == [tables.get(task), "table"]:
+                outside += math.prod(leaf.shape)
+        return in_layers, outside
 
 
 def count_parameters(model: ModelTree) -> int:
     """How many numbers its tensors hold."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.shapes))
-
-
-def flops_per_token(
-    config: ModelConfig, model: ModelTree, *, frozen: ModelTree | None = None, sequence_length: int
-) -> float:
-    """FLOPs of a training step per position by PaLM's formula, with the parameters counted from the shapes.
-
-    Args:
-        config: the model.
-        model: what is trained.
-        frozen: the rest of it, None when all is trained.
-        sequence_length: T.
-    """
-    return model_flops_per_token(
-        model.matrix_parameters(config.task),
-        num_frozen=0 if frozen is None else frozen.matrix_parameters(config.task),
-        num_layers=config.num_layers,
-        model_dim=config.num_heads * config.head_size,
-        sequence_length=sequence_length,
-    )
 
 
 def part_of(tree: Tree, keep: Callable[[str], bool], *, prefix: str = "") -> Tree:

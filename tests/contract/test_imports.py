@@ -33,9 +33,10 @@ ALLOWED = {
     "graph": BELOW_TRAIN,
     "rlhf": BELOW_TRAIN | {"compression", "inference", "train"},
 }
-# Of dsjax.config, and so of RunConfig: the command, the planner, and the run: its loop, its folder (which keeps the
-# config) and its outcome.
-SEES_RUN_CONFIG = {"train/loop.py", "train/plan.py", "train/plan_compile.py", "train/folder.py", "train/outcome.py"}
+# Of dsjax.config, and so of RunConfig: the command, the planner, and the run: its loop and steps, its folder (which
+# keeps the config) and its outcome.
+RUN = {"train/loop.py", "train/steps.py", "train/folder.py", "train/outcome.py"}
+SEES_RUN_CONFIG = RUN | {"train/plan.py", "train/plan_compile.py"}
 NEVER = {"torch", "transformers", "tensorflow", "clu", "pickle", "cloudpickle", "dill"}
 
 

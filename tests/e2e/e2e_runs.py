@@ -95,13 +95,21 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def curve(run: Path) -> list[dict[str, Any]]:
     """What must come out equal whatever happened on the way: all figures of each step but those of the clock."""
-    clock = ("step_seconds", "data_seconds", "tokens_per_second", "compiled", "mfu")
+    clock = ("step_seconds", "data_seconds", "tokens_per_second", "compiled", "mfu", "stall_seconds")
     return [{name: value for name, value in row.items() if name not in clock} for row in rows(run)]
 
 
 def outcome(run: Path) -> dict[str, Any]:
     """The values of summary.json that must come out equal."""
-    clock = ("step_seconds", "tokens_per_second", "waiting_for_data", "training_seconds", "peak_host_bytes", "mfu")
+    clock = (
+        "step_seconds",
+        "tokens_per_second",
+        "waiting_for_data",
+        "training_seconds",
+        "peak_host_bytes",
+        "mfu",
+        "stall_seconds",
+    )
     summary = json.loads((run / "summary.json").read_text())
     del summary["name"]
     return {name: figure["value"] for name, figure in summary.items() if name not in clock}

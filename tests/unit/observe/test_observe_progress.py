@@ -66,7 +66,7 @@ figures = st.dictionaries(
 @given(st.integers(0, 10**9), figures, st.one_of(st.none(), st.floats(0, 1e9)))
 def test_it_fits_100_columns_beside_the_bar(step: int, figures, eta) -> None:
     line = format_line(step, 10**9, figures, eta_seconds=eta)
-    assert len(line) <= 84
+    assert len(line) <= 90
     assert line.startswith(f"step {step}/1000000000")
 
 

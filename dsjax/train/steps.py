@@ -1,0 +1,124 @@
+"""The steps of a run, one after another: batch, gradients, update, and now and then a look at how it goes."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from dsjax.config.run import ResolvedRunConfig
+from dsjax.data.difficulty import difficulties
+from dsjax.data.pipeline import Batches
+from dsjax.observe.profile import TraceWindow
+from dsjax.optimizers.api import StagedTransform
+from dsjax.optimizers.schedules import learning_rate
+from dsjax.train.cost import Cost
+from dsjax.train.folder import RunFolder
+from dsjax.train.gradients import Gradients
+from dsjax.train.pace import Pace
+from dsjax.train.place import Placement
+from dsjax.train.processes import agree_any
+from dsjax.train.programs import Programs
+from dsjax.train.record import Recorder, StepFigures
+from dsjax.train.saving import Saver
+from dsjax.train.signals import StopRequest
+from dsjax.train.state import TrainState
+
+
+def train_steps(
+    config: ResolvedRunConfig,
+    state: TrainState,
+    programs: Programs,
+    optimizer: StagedTransform,
+    pace: Pace,
+    cost: Cost,
+    placements: dict[int, Placement],
+    batches: Batches,
+    recorder: Recorder,
+    evaluate: Callable[[TrainState], dict[str, float]] | None,
+    saver: Saver,
+    stop: StopRequest,
+    folder: RunFolder,
+) -> TrainState:
+    """The steps that are left; the state after the last, or after the one at which a signal stopped them."""
+    total, end, schedule = pace.num_steps, pace.clocks(pace.num_steps), config.optimizer.schedule
+    warmed, counters = pace.warmed(schedule), recorder.counters
+    trace = TraceWindow(config.observe.profile, folder.path / "profile")
+    start = config.observe.profile.partition(":")[0]
+    if start and int(start) > total:
+        saver.progress.note(f"observe.profile {config.observe.profile} begins after the last step, {total}: no trace")
+    stage_at = lambda step: optimizer.stage(step, counters.freeze_step)
+    gradient_of = Gradients(programs, optimizer, pace, stage_at)
+    recorder.restart_clock()
+    with gradient_of:
+        for step in range(counters.steps, total):
+            trace.step(step + 1, pending=state.step)
+            before = time.perf_counter()
+            _, rows = next(batches)
+            batch = placements[pace.bucket_at(step).rows](rows)
+            # Rows that came while the device was still at the last step's work kept nobody waiting.
+            waited = time.perf_counter() - before if state.step.is_ready() else 0.0
+
+            after, stage = pace.clocks(step + 1), stage_at(step)
+            rate = learning_rate(schedule, config.optimizer.learning_rate, after=after, end=end, warmed=warmed)
+            compiles = recorder.enter(stage, must_wait=gradient_of.must_wait(step))
+            gradients, figures, stall = gradient_of.at(step, stage, state, batch)
+            state, more = programs.updates[stage](state, gradients, figures["loss"], np.float32(rate))
+            gradient_of.look_ahead(step, step_seconds=recorder.recent_seconds)
+
+            figures.pop("worker_loss", None)
+            device = {**figures, **more}
+            if stage not in optimizer.silent:  # whether to stop is a message, too
+                device["stop"] = agree_any(bool(stop.received))
+            del gradients
+            recorder.add(
+                StepFigures(
+                    step=step + 1,
+                    device=device,
+                    learning_rate=rate,
+                    after=after,
+                    flops=float(cost.flops[step]),
+                    pace=_shown(config, pace, cost, step),
+                    data_seconds=waited,
+                    compiles=compiles,
+                    stall=stall,
+                )
+            )
+            last = step + 1 == total
+            loss = None
+            if evaluate is not None and (_due(step + 1, config.evaluate.every) or last):
+                recorder.settle()
+                figures = evaluate(state)
+                loss = figures["validation_loss"]
+                recorder.flush(**figures)
+            stopping = recorder.stop_agreed and not last
+            if _due(step + 1, config.checkpoint.every) or last or stopping:
+                recorder.flush()
+                saver.save(state, validation_loss=loss, must=last or stopping)
+            if stopping:
+                break
+            if _due(step + 1, config.evaluate.every) or _due(step + 1, config.checkpoint.every):
+                recorder.restart_clock()
+        recorder.flush()
+    trace.close(pending=state.step)
+    return state
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _shown(config: ResolvedRunConfig, pace: Pace, cost: Cost, step: int) -> dict[str, float]:
+    """What is particular about a step's rows: nothing in a run whose rows are all alike."""
+    shown: dict[str, float] = {}
+    if config.curriculum is None and config.random_ltd is None:
+        return shown
+    if config.curriculum is not None and config.curriculum.difficulty:
+        each = difficulties(config.curriculum, step)
+        shown |= (
+            {"difficulty": min(each.values())} if len(each) == 1 else {f"difficulty_{n}": d for n, d in each.items()}
+        )
+    if config.curriculum is not None and config.curriculum.length is not None:
+        shown["length"] = int(pace.length[step])
+    if config.random_ltd is not None:
+        shown["kept"] = int(pace.kept[step])
+    return shown | {"saving": cost.saving(step + 1)}
