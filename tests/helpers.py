@@ -11,7 +11,7 @@ import numpy as np
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
-from dsjax.models.config import BloomConfig, ModelConfig
+from dsjax.models.config import BloomConfig, ModelConfig, RandomLTDConfig
 from dsjax.models.families import abstract, initial_params
 from dsjax.models.naming import leaf_names, to_named
 from dsjax.optimizers.api import Measured, StagedTransform, UpdateInputs
@@ -34,6 +34,10 @@ MESHES = {
 }
 ONE = MeshConfig(data=1)
 ADAMW = AdamWConfig()
+# Random-LTD in both layers of TINY, 6 of the first 14 of 16 positions in 8 slots, on meshes that have every axis.
+LTD = RandomLTDConfig(steps=1, min_kept=4, quantum=1, first_layers=0, last_layers=0)
+LTD_COUNTS = (14, 6)
+LTD_MESHES = ("expert", "all")
 
 
 def make_rows(num_rows: int = 16, length: int = 16, *, vocab: int = 64, seed: int = 0) -> dict[str, np.ndarray]:
@@ -130,15 +134,26 @@ class Training:
         """Rows [B, T] on the mesh as [W, A, b, T]."""
         return training_placement(self.layout, batch_size=len(rows["tokens"]), accumulation=accumulation)(rows)
 
-    def gradient(self, state: TrainState, rows: dict[str, np.ndarray], *, accumulation: int = 1, stage: str = "full"):
-        """Gradients and figures, as an update of this stage wants them."""
-        batch = self.place(rows, accumulation=accumulation)
-        arguments = (state.params, state.key, state.step, batch)
-        if stage not in self.optimizer.alone:
-            return self._fast("gradient", self.programs.gradient, *arguments, self.frozen)
-        assert self.programs.alone is not None and self.optimizer.shift is not None
-        shift = self.optimizer.shift(state.opt_state)
-        return self._fast("alone", self.programs.alone, *arguments, shift, self.frozen)
+    def gradient(
+        self,
+        state: TrainState,
+        rows: dict[str, np.ndarray],
+        *,
+        accumulation: int = 1,
+        stage: str = "full",
+        num_kept: int | None = None,
+        counts: tuple[int, int] | None = None,
+    ):
+        """Gradients and figures, as an update of this stage wants them; with random-LTD where num_kept is given."""
+        return self._fast(*self._gradient_call(state, rows, accumulation, stage, num_kept, counts))
+
+    def _gradient_call(self, state, rows, accumulation, stage, num_kept, counts):
+        """A name for the program, the program and what it is called with."""
+        batch, programs = self.place(rows, accumulation=accumulation), self.programs.beside(self.frozen)
+        program = programs.gradient_for(self.optimizer, stage, num_kept=num_kept)
+        given = None if counts is None else np.asarray(counts, np.int32)
+        arguments = programs.gradient_arguments(self.optimizer, stage, state, batch, counts=given)
+        return (stage in self.optimizer.alone, num_kept), program, *arguments
 
     def update(self, state: TrainState, gradients: Any, loss: Any, *, learning_rate: float = 1e-2, stage: str = "full"):
         """The state after a step, and figures; the given state is donated."""
@@ -156,11 +171,12 @@ class Training:
             history.append({**jax.device_get(figures), **jax.device_get(more)})
         return state, history
 
-    def gradient_text(self, *, accumulation: int = 1) -> str:
+    def gradient_text(
+        self, *, accumulation: int = 1, num_kept: int | None = None, counts: tuple[int, int] | None = None
+    ) -> str:
         """The compiled gradient program as text."""
-        state, batch = self.state(), self.place(make_rows(), accumulation=accumulation)
-        arguments = (state.params, state.key, state.step, batch, self.frozen)
-        return self._compiled("gradient", self.programs.gradient, *arguments).as_text()
+        call = self._gradient_call(self.state(), make_rows(), accumulation, "full", num_kept, counts)
+        return self._compiled(*call).as_text()
 
     def update_text(self) -> str:
         """The compiled update program as text."""
@@ -173,10 +189,10 @@ class Training:
         rate = jnp.float32(1)
         return self._compiled("update", self.programs.updates["full"], state, gradients, rate, rate).as_text()
 
-    def _fast(self, name: str, program: Any, *arguments: Any):
+    def _fast(self, name: Any, program: Any, *arguments: Any):
         return self._compiled(name, program, *arguments)(*arguments)
 
-    def _compiled(self, name: str, program: Any, *arguments: Any):
+    def _compiled(self, name: Any, program: Any, *arguments: Any):
         key = (name, *(leaf.shape for leaf in jax.tree.leaves(arguments)))
         if key not in self.compiled:
             self.compiled[key] = program.lower(*arguments).compile(compiler_options=FAST)
@@ -203,6 +219,7 @@ def make_training(
     per_worker: bool = False,
     steps: int = 0,
     only: tuple[str, ...] = (),
+    random_ltd: RandomLTDConfig | None = None,
 ) -> Training:
     """A training set-up on as many of the devices as the mesh needs; the same arguments give the same programs.
 
@@ -228,6 +245,7 @@ def make_training(
         clip_norm=clip_norm,
         ema_decay=ema_decay,
         dropout=config.dropout > 0 or config.attention_dropout > 0,
+        random_ltd=random_ltd,
     )
     return Training(config, layout, model, transform, shardings, programs, frozen)
 

@@ -1,0 +1,87 @@
+"""Random-LTD in the gradient program: on meshes as on one device, in buckets, with frozen parameters and alone."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from dsjax.mesh.config import MeshConfig
+from dsjax.optimizers.config import ZeroOneAdamConfig
+from tests.helpers import LTD, LTD_COUNTS, LTD_MESHES, MESHES, ONE, TINY, assert_close, make_rows, make_training
+
+
+@functools.cache
+def one_device(num_kept: int | None = 8):
+    """Loss and gradients on one device without accumulation; TINY's dropout is on."""
+    training = make_training(ONE, TINY, random_ltd=LTD)
+    counts = None if num_kept is None else LTD_COUNTS
+    gradients, figures = training.gradient(training.state(), make_rows(), num_kept=num_kept, counts=counts)
+    return float(figures["loss"]), training.named(gradients)
+
+
+@pytest.mark.parametrize("mesh_name", LTD_MESHES)
+def test_gradients_are_those_of_one_device(mesh_name):
+    """With accumulation: a row keeps the same tokens wherever it is computed."""
+    training = make_training(MESHES[mesh_name], TINY, random_ltd=LTD)
+    gradients, figures = training.gradient(training.state(), make_rows(), accumulation=2, num_kept=8, counts=LTD_COUNTS)
+    loss, expected = one_device()
+    assert float(figures["loss"]) == pytest.approx(loss, rel=1e-6)
+    # float32 sums in another order.
+    assert_close(training.named(gradients), expected, 1e-5, what=mesh_name)
+
+
+def test_a_bucket_is_no_part_of_the_result():
+    """6 tokens in 6 slots or in 8: the same loss and gradients, dropout of the hidden states included."""
+    loss, expected = one_device()
+    exact, gradients = one_device(num_kept=6)
+    assert exact == pytest.approx(loss, rel=1e-6)
+    assert_close(gradients, expected, 1e-5, what="6 slots")
+
+
+ALONE = ZeroOneAdamConfig(var_freeze_step=1, var_update_scaler=1, local_step_scaler=1, local_step_clipper=4)
+
+
+def test_workers_that_are_alone_and_frozen_parameters_drop_the_same():
+    """Workers that start together: their own means add up to the gradient of all. Other counts compile nothing."""
+    rows, config = make_rows(), dataclasses.replace(TINY, dropout=0.0)
+    training = make_training(MeshConfig(data=2), config, ALONE, only=("up.kernel",), random_ltd=LTD, steps=40)
+    programs, optimizer, state = training.programs.beside(training.frozen), training.optimizer, training.state()
+    (stage,) = sorted(optimizer.alone)[:1]
+    found = {}
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        for name in ("full", stage):
+            for counts in ((16, 8), LTD_COUNTS):
+                given = np.array(counts, np.int32)
+                batch = training.place(rows)
+                found[name] = programs.gradient_of(optimizer, name, state, batch, num_kept=8, counts=given)
+            assert programs.gradient_for(optimizer, name, num_kept=8)._cache_size() == 1
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+    (gradients, figures), (own, own_figures) = found["full"], found[stage]
+    tokens = np.asarray(own_figures["tokens"])
+    assert tokens.sum() == figures["tokens"] == rows["loss_mask"].sum()
+    whole = training.named(jax.tree.map(lambda g: np.mean(g, 0), gradients))
+    each = training.named(jax.tree.map(lambda g: np.tensordot(tokens / tokens.sum(), np.asarray(g), 1), own))
+    assert_close(each, whole, 1e-5, what=stage)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_what_is_computed_again_draws_no_tokens_again(remat):
+    """One draw is two sorts, for all layers at once; with nothing dropped there is none."""
+    training = make_training(ONE, dataclasses.replace(TINY, remat=remat, dropout=0.0), random_ltd=LTD)
+    state, batch = training.state(), training.place(make_rows())
+    sorts = {}
+    for num_kept, counts in ((None, None), (8, np.array(LTD_COUNTS, np.int32))):
+        program = training.programs.gradient_for(training.optimizer, "full", num_kept=num_kept)
+        arguments = training.programs.gradient_arguments(training.optimizer, "full", state, batch, counts=counts)
+        sorts[num_kept] = program.lower(*arguments).as_text().count("stablehlo.sort")
+    assert sorts == {None: 0, 8: 2}
+
+
+def test_slots_without_random_ltd_are_refused():
+    training = make_training(ONE)
+    with pytest.raises(ValueError, match="num_kept = 8 drops tokens, but make_programs was given no random_ltd"):
+        training.programs.gradient_for(training.optimizer, "full", num_kept=8)
