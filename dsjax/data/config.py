@@ -302,7 +302,7 @@ class LengthConfig:
     """How they grow."""
 
     def __post_init__(self) -> None:
-        _check_bounds(self.min, self.max or self.min, self.schedule)
+        _check_bounds(self.min, self.max, self.schedule)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -325,8 +325,15 @@ class CurriculumConfig:
 
 
 def _check_bounds(least: int, most: int, schedule: DifficultySchedule) -> None:
-    if not 1 <= least <= most:
+    """A `most` of 0 is not known yet."""
+    if least < 1 or (most and most < least):
         raise ValueError(f"min must be 1 or more and not above max; got min {least} and max {most}")
+    if isinstance(schedule, FixedDiscrete):
+        given = list(schedule.difficulties)
+        if most and not least <= min(given) <= max(given) <= most:
+            raise ValueError(f"difficulties {given} must lie between min = {least} and max = {most}: change these")
+        if min(given) < least:
+            raise ValueError(f"difficulties {given} must not be below min = {least}: lower it")
     quantum = schedule.quantum if isinstance(schedule, FixedLinear | FixedRoot) else 1
     if least < quantum:
         raise ValueError(

@@ -95,6 +95,14 @@ def configs() -> st.SearchStrategy[RunConfig]:
         "glob": st.sampled_from(["*.txt", "**/*"]),
         "num_layers": st.integers(1, 5),
     }
+    fixed_of = {
+        "FixedLinear": {"steps": st.integers(1, 2**60), "quantum": st.just(1)},
+        "FixedRoot": {"steps": st.integers(1, 2**60), "quantum": st.just(1)},
+        "FixedDiscrete": {"difficulties": st.just((50, 60)), "until": st.integers(1, 99).map(lambda step: (step,))},
+        "DifficultyConfig": {"min": st.integers(1, 50), "max": st.integers(60, 100)},
+        "LengthConfig": {"min": st.integers(1, 50), "max": st.just(0) | st.integers(60, 2**60)},
+        "RandomLTDConfig": {"steps": st.integers(1, 2**60), "quantum": st.just(16), "max_kept": st.just(0)},
+    }
 
     def of(hint: object) -> st.SearchStrategy:
         if schema.sections(hint):
@@ -121,7 +129,8 @@ def configs() -> st.SearchStrategy[RunConfig]:
                 reject()
 
         hints = schema.field_types(cls)
-        return st.builds(attempt, **{name: fixed[name] if name in fixed else of(hint) for name, hint in hints.items()})
+        given = fixed | fixed_of.get(cls.__name__, {})
+        return st.builds(attempt, **{name: given[name] if name in given else of(hint) for name, hint in hints.items()})
 
     def segmented(config: RunConfig) -> RunConfig:
         layers = 3 if isinstance(config.model, PretrainedConfig) else config.model.num_layers
