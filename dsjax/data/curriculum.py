@@ -62,6 +62,7 @@ class Curriculum:
         *,
         batch_size: int,
         seed: int = 0,
+        num_steps: int | None = None,
     ) -> None:
         """Draw from N rows.
 
@@ -70,6 +71,8 @@ class Curriculum:
             difficulty: what may be drawn when; each metric must be among `values`.
             batch_size: draws of a step.
             seed: of the order.
+            num_steps: of the run; schedules are not asked about later steps, which are as the last one. What earlier
+                steps draw does not depend on it.
 
         Raises:
             ValueError: no metric, values that are missing, that are no whole numbers or not as many for each metric;
@@ -83,7 +86,7 @@ class Curriculum:
                 f"{len(self._metrics)} metrics"
             )
         self.num_rows = sizes.pop()
-        self._batch_size = batch_size
+        self._batch_size, self._last_step = batch_size, _ALWAYS if num_steps is None else num_steps
         self._cluster_key, self._row_key = fold(_CLUSTER, seed), fold(_WITHIN, seed)
         self._lock = threading.Lock()
         # Steps below `_known` are worked out: clusters begin at `_first_steps` and end at `_ends` of `_rows`.
@@ -171,14 +174,16 @@ class Curriculum:
         while self._known <= step:
             begin = self._known
             end = begin + min(max(begin, _FIRST_STEPS), _MOST_STEPS)
-            steps = np.arange(begin, end)
-            grown = np.stack([metric.prefixes(steps + 1) for metric in self._metrics], axis=1)
+            steps = np.minimum(np.arange(begin, end) + 1, self._last_step)
+            grown = np.stack([metric.prefixes(steps) for metric in self._metrics], axis=1)
             grown = np.maximum.accumulate(np.concatenate([self._prefixes[None], grown]), axis=0)
             changes = np.flatnonzero((np.diff(grown, axis=0) > 0).any(axis=1))
             for place in changes.tolist():
                 self._add_cluster(begin + place, grown[place], grown[place + 1])
             self._prefixes = grown[-1]
-            full = all(n == metric.most for n, metric in zip(self._prefixes, self._metrics, strict=True))
+            full = end >= self._last_step or all(
+                n == metric.most for n, metric in zip(self._prefixes, self._metrics, strict=True)
+            )
             self._known = _ALWAYS if full else end
 
     def _add_cluster(self, step: int, before: np.ndarray, after: np.ndarray) -> None:

@@ -62,6 +62,7 @@ def open_curriculum(
     data: DataConfig,
     *,
     batch_size: int,
+    num_steps: int,
     console: Console,
 ) -> tuple[Curriculum | None, Callable[[int], int] | None]:
     """What draws the rows of a run, and what tells the longest row of a step; None where the config asks for neither.
@@ -74,6 +75,7 @@ def open_curriculum(
         rows: of its training split.
         data: how they came about.
         batch_size: rows of a step.
+        num_steps: of the run.
         console: a quiet one shows no progress.
 
     Raises:
@@ -93,7 +95,9 @@ def open_curriculum(
         index = open_index(corpus, rows, config=data, metrics=metrics)
     drawn = None
     if config.difficulty:
-        drawn = Curriculum(index.values, config.difficulty, batch_size=batch_size, seed=data.shuffle_seed)
+        drawn = Curriculum(
+            index.values, config.difficulty, batch_size=batch_size, seed=data.shuffle_seed, num_steps=num_steps
+        )
     longest = None
     if config.cut_to_longest:
         numbers = rows.numbers if drawn is None else drawn.rows

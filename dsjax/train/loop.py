@@ -126,7 +126,13 @@ def run(
     corpus = open_corpus(config.data, config.model, console=console)
     rows = Rows.of(corpus, config.data, split="train")
     curriculum, longest = open_curriculum(
-        config.curriculum, corpus, rows, config.data, batch_size=config.train.batch_size, console=console
+        config.curriculum,
+        corpus,
+        rows,
+        config.data,
+        batch_size=config.train.batch_size,
+        num_steps=pace.num_steps,
+        console=console,
     )
     if longest is not None:
         pace = pace.cut(longest, most=config.train.max_programs)

@@ -182,6 +182,24 @@ def test_value_edges():
     assert set(curriculum.rows(10**7 + np.arange(100)).tolist()) == {0, 1, 2, 4}
 
 
+def of_100_steps(step: int) -> int:
+    """A schedule that knows nothing of what comes after its run."""
+    return list(range(1, 101))[step - 1]
+
+
+def test_a_schedule_is_not_asked_about_steps_after_the_run():
+    growth = DifficultyConfig(metric="a", min=1, max=100, schedule=CustomSchedule(function=f"{__name__}.of_100_steps"))
+    values = {"a": np.arange(1000)}
+    curricula = [Curriculum(values, [growth], batch_size=2, num_steps=n) for n in (30, 100)]
+    assert [[c.visible(step) for step in (0, 28, 29, 30, 99, 10**6)] for c in curricula] == [
+        [10, 290, 300, 300, 300, 300],
+        [10, 290, 300, 310, 1000, 1000],
+    ]
+    assert np.array_equal(*(c.rows(np.arange(60)) for c in curricula))
+    with pytest.raises(IndexError):
+        Curriculum(values, [growth], batch_size=2)
+
+
 def test_resuming_far_into_a_run():
     growth = DifficultyConfig(metric="a", min=1, max=100, schedule=FixedRoot(steps=20_000))
     values = {"a": np.arange(10_000)}
