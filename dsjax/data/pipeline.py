@@ -102,11 +102,11 @@ class BatchShape:
     """
 
     rows: int
-    """Rows; more than the batch draws when each is cut into sequence_length // length pieces (reshape)."""
+    """Rows; more than the batch draws when each of these is cut into pieces (reshape)."""
     length: int
     """Columns that hold the text."""
     width: int
-    """Columns of the arrays, those behind `length` blank; equal to `length` when rows are cut into pieces."""
+    """Columns of the arrays, those behind `length` blank."""
 
 
 def reshaped_rows(batch_size: int, sequence_length: int, *, length: int, multiple: int = 1) -> tuple[int, int]:
@@ -115,7 +115,7 @@ def reshaped_rows(batch_size: int, sequence_length: int, *, length: int, multipl
     Args:
         batch_size: rows that are drawn.
         sequence_length: T.
-        length: tokens of a piece; each row gives T // length pieces, and what is left at its end is left out.
+        length: tokens of a piece; each row gives n = T // length pieces, that begin at multiples of T // n.
         multiple: the number of rows is rounded down to a multiple of this.
 
     Raises:
@@ -136,21 +136,23 @@ def reshaped_rows(batch_size: int, sequence_length: int, *, length: int, multipl
     return rows, batch_size * sequence_length - rows * length
 
 
+def _blank(value: np.ndarray, length: int) -> np.ndarray:
+    """With zeros in the columns behind `length`."""
+    if value.shape[1] > length:
+        value = value.copy()
+        value[:, length:] = 0
+    return value
+
+
 def _truncated(batch: Batch, shape: BatchShape) -> Batch:
     """The first columns of what has columns."""
-    result = {key: value[:, : shape.width] if value.ndim > 1 else value for key, value in batch.items()}
-    if shape.length < shape.width:
-        for key, value in result.items():
-            if value.ndim > 1:
-                result[key] = value.copy()
-                result[key][:, shape.length :] = 0
-    return result
+    return {k: _blank(v[:, : shape.width], shape.length) if v.ndim > 1 else v for k, v in batch.items()}
 
 
-def _pieces(batch: Batch, which: np.ndarray, piece: np.ndarray, length: int) -> Batch:
-    """Piece number `piece` of row `which` of a batch, for each of them."""
-    columns = piece[:, None] * length + np.arange(length)
-    return {key: value[which[:, None], columns] for key, value in batch.items()}
+def _pieces(batch: Batch, which: np.ndarray, begin: np.ndarray, shape: BatchShape) -> Batch:
+    """Of row `which` of a batch the tokens from `begin` on, for each of them."""
+    columns = begin[:, None] + np.minimum(np.arange(shape.width), shape.length - 1)
+    return {key: _blank(value[which[:, None], columns], shape.length) for key, value in batch.items()}
 
 
 def longest_row(
@@ -209,8 +211,9 @@ class Batches:
             prefetch: batches kept ready.
             start_step: the first step.
             order: which row each draw takes; None leaves it to `rows`.
-            shape_at: the shape of each step's batch; None leaves them as they are. A shape of more rows than
-                `batch_size` has the rows cut into pieces: row i is piece i % n of drawn row i // n, n = T // length.
+            shape_at: the shape of each step's batch; None leaves them as they are. In a batch of more rows than
+                `batch_size`, up to n times as many, row i is piece i % n of drawn row i // n: `length` tokens from
+                (T // n) (i % n) on.
             positions_of: in place of `positions` when numbers of rows differ: the positions of a batch of so many rows.
 
         Raises:
@@ -236,14 +239,15 @@ class Batches:
         assert 0 < shape.length <= shape.width <= length and shape.rows > 0, shape
         positions = self._positions_of(shape.rows)
         assert len(positions) == 0 or positions.max() < shape.rows, "position outside the batch"
-        if shape.rows <= self._batch_size:
+        pieces = -(-shape.rows // self._batch_size)
+        if pieces == 1:
             return step, _truncated(self._read(step, positions), shape)
         if self._rows.labelled:
             raise ValueError("labelled texts cannot be cut into pieces: use curriculum.length.how = truncate")
-        drawn, piece = np.divmod(positions, length // shape.length)
-        assert shape.length == shape.width and drawn.max(initial=0) < self._batch_size, "not the shape of pieces"
+        assert shape.length <= length // pieces, f"rows of {length} do not have {pieces} pieces of {shape.length}"
+        drawn, piece = np.divmod(positions, pieces)
         drawn, which = np.unique(drawn, return_inverse=True)
-        return step, _pieces(self._read(step, drawn), which, piece, shape.length)
+        return step, _pieces(self._read(step, drawn), which, piece * (length // pieces), shape)
 
     def _read(self, step: int, places: np.ndarray) -> Batch:
         draws = step * self._batch_size + places

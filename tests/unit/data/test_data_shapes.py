@@ -68,11 +68,13 @@ def test_rows_are_cut_into_pieces(sizes, length, batch_size, isolate, data):
     piece = data.draw(st.integers(1, length))
     multiple = data.draw(st.integers(1, batch_size))
     num_rows, left_out = reshaped_rows(batch_size, length, length=piece, multiple=multiple)
+    stride = length // (length // piece)
+    width = data.draw(st.integers(piece, length))
     hosts = min(num_rows, data.draw(st.sampled_from([1, 2, 4])))
     expected, whole = {}, rows.rows(5 * batch_size + np.arange(batch_size))
     for key, value in whole.items():
-        pieces = [row[n * piece : (n + 1) * piece].tolist() for row in value for n in range(length // piece)]
-        expected[key] = pieces[:num_rows]
+        pieces = [row[n * stride :][:piece].tolist() for row in value for n in range(length // piece)]
+        expected[key] = [some + [0] * (width - piece) for some in pieces[:num_rows]]
     assert num_rows % multiple == 0 and left_out == batch_size * length - num_rows * piece
     assert len(pieces) - num_rows < multiple
     for host in range(hosts):
@@ -81,7 +83,7 @@ def test_rows_are_cut_into_pieces(sizes, length, batch_size, isolate, data):
             1,
             batch_size=batch_size,
             start_step=5,
-            shape_at=lambda _: BatchShape(num_rows, piece, piece),
+            shape_at=lambda _: BatchShape(num_rows, piece, width),
             positions_of=lambda n, host=host: np.arange(n)[host::hosts],
         )
         assert {key: value.tolist() for key, value in batch.items()} == {
