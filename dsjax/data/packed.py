@@ -63,33 +63,52 @@ class PackedRows:
         ordinal = np.arange(slots.sum()) - np.repeat(begin_of_row, slots)
         real = ordinal < np.repeat(counts, slots)
         pieces = index.pieces[(np.repeat(first, slots) + ordinal)[real]]
-        documents = pieces["document"].astype(np.int64)
-        lengths, origin, ends = (np.zeros(len(ordinal), np.int64) for _ in range(3))
+        lengths, origin = np.zeros(len(ordinal), np.int64), np.zeros(len(ordinal), np.int64)
         lengths[real] = pieces["length"]
         lengths[~real] = index.length - np.add.reduceat(lengths, begin_of_row)
+        documents = pieces["document"].astype(np.int64)
         origin[real] = store.offsets[documents] + pieces["start"]
-        ends[real] = store.offsets[documents + 1]
         place = np.cumsum(lengths) - lengths
-        # From here one entry per position of the batch.
-        running = np.arange(shape[0] * shape[1])
-        at = running + np.repeat(origin - place, lengths)
+        # From here one entry per position of the batch: few passes over them, and as narrow ones as can be.
+        at = np.repeat(origin - place, lengths)
+        at += np.arange(len(at))
         is_token = np.repeat(real, lengths)
-        whole = bool(is_token.all())
+        whole = not lengths[~real].any()
+        tokens = store.tokens.take(at, mode="clip").astype(np.int32)  # padding lies anywhere
         if not whole:
-            at *= is_token
-        batch = {"tokens": store.tokens[at].astype(np.int32)}
-        at += not self._all_tokens
-        loss_mask = at < np.repeat(ends, lengths) if self._mask_ends else is_token
-        at *= loss_mask
-        batch["targets"] = store.tokens[at].astype(np.int32)
-        if not whole or self._mask_ends:
-            batch["tokens"] *= is_token
-            batch["targets"] *= loss_mask
-        batch |= {"loss_mask": loss_mask}
+            tokens *= is_token
+        targets, loss_mask = self._targets(tokens, is_token, origin[real], place[real], lengths[real], documents)
+        batch = {"tokens": tokens, "targets": targets, "loss_mask": loss_mask}
         if self._isolated:
             batch["segments"] = np.repeat(np.where(real, ordinal + 1, 0).astype(np.int32), lengths)
-            batch["positions"] = (running - np.repeat(place, lengths)).astype(np.int32)
-            batch["positions"] *= is_token
+            batch["positions"] = np.arange(len(at), dtype=np.int32)
+            batch["positions"] -= np.repeat(place.astype(np.int32), lengths)
+            if not whole:
+                batch["positions"] *= is_token
         elif self._all_tokens:
             batch["segments"] = is_token.astype(np.int32)  # who sees what comes after must not see padding
         return {key: value.reshape(shape) for key, value in batch.items()}
+
+    def _targets(
+        self,
+        tokens: np.ndarray,
+        is_token: np.ndarray,
+        origin: np.ndarray,
+        place: np.ndarray,
+        lengths: np.ndarray,
+        documents: np.ndarray,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Targets and loss mask of all positions; where pieces come from, where they lie, how long they are."""
+        if self._all_tokens:
+            return tokens.copy(), is_token
+        targets = np.empty_like(tokens)
+        targets[:-1] = tokens[1:]
+        # The next token of a piece's last one is in no row of the batch, or in another place of it.
+        last, after = place + lengths - 1, origin + lengths
+        targets[last] = self._store.tokens.take(after, mode="clip")
+        loss_mask = is_token
+        if self._mask_ends:
+            loss_mask = is_token.copy()
+            loss_mask[last[after == self._store.offsets[documents + 1]]] = False
+        targets *= loss_mask
+        return targets, loss_mask
