@@ -37,7 +37,7 @@ def pace_table(pace: Pace, cost: Cost) -> RenderableType | None:
     if not _changes(pace):
         return None
     table = Table(title=f"{pace.num_steps:,} steps, {len(pace.buckets)} programs", width=100)
-    headings = ("step", "rows", "length", "kept", "program", "tokens of it", "tokens so far", "FLOPs", "saved so far")
+    headings = ("step", "rows", "length", "kept", "program", "its tokens", "all tokens", "FLOPs", "saved")
     for heading in headings:
         table.add_column(heading, justify="right")
     for row in schedule_rows(pace, cost):

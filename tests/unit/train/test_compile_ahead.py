@@ -47,7 +47,7 @@ def test_one_after_another_in_the_order_of_use_and_none_too_early():
         for step in range(8):
             ahead.look(step, step_seconds=10.0)  # a lead of 60 s: the next eight steps
             ahead.get(step)
-    assert slow.asked == ["a", "b", "c", "d"]
+    assert slow.asked in (["a", "b", "c"], ["a", "b", "c", "d"])  # d only if c was done when it was looked for
     with Ahead(lambda step: order[step], slow.lower, num_steps=len(order)) as ahead:
         ahead.get(0)
         ahead.look(0, step_seconds=100.0)
