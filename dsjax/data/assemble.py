@@ -131,7 +131,7 @@ def _trained_tokenizer(plan: BuildPlan, work: Path, parts: list[tuple[int, Part]
 
         config = plan.tokenizer
         assert not isinstance(config, Tokenizer) and config.kind == "bpe", "only a BPE is trained"
-        tokenizer = train_bpe(texts(), config, plan.cache_dir)
+        tokenizer = train_bpe(texts(), config, plan.cache_dir, masked=plan.task == "masked")
     temporary = work / "tokenizer.tmp"
     tokenizer.save(temporary)
     temporary.rename(saved)

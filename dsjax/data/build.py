@@ -223,7 +223,7 @@ def _key(sources: list[PlannedSource], config: DataConfig, tokenizer: Tokenizer 
         return {key: settings[key] for key in settings if key not in ("path", "weight", *unset)}
 
     if isinstance(config.tokenizer, BPETokenizer) and tokenizer is None:
-        made_by = dataclasses.asdict(config.tokenizer)
+        made_by = dataclasses.asdict(config.tokenizer) | ({"mask": True} if _task(config) == "masked" else {})
     else:
         assert tokenizer is not None, "only a BPE is trained"
         made_by = {"hash": tokenizer.hash}

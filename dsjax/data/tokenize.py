@@ -202,8 +202,12 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(None)
 
 
-def train_bpe(documents: Iterable[str], config: BPETokenizer, cache_dir: str | os.PathLike) -> Tokenizer:
+def train_bpe(
+    documents: Iterable[str], config: BPETokenizer, cache_dir: str | os.PathLike, *, masked: bool = False
+) -> Tokenizer:
     """A byte-level BPE of at most `config.vocab_size` tokens, end of text (id 0) and the 256 bytes among them.
+
+    With `masked` it has [MASK] (id 1) too, for the task masked.
 
     The result is kept under `cache_dir`/tokenizers in a folder named by a hash of the documents and the settings, and
     taken from there next time. A text too short for so many merges gives fewer tokens.
@@ -214,17 +218,18 @@ def train_bpe(documents: Iterable[str], config: BPETokenizer, cache_dir: str | o
     texts = [text for text in documents if text]
     if not texts:
         raise ValueError("cannot train a tokenizer: the training documents contain no text")
-    digest = hashlib.sha256(f"byte-level bpe 1 {config.vocab_size}".encode())
+    special = [END_OF_TEXT, "[MASK]"] if masked else [END_OF_TEXT]
+    digest = hashlib.sha256(f"byte-level bpe 1 {config.vocab_size}{' masked' * masked}".encode())
     for text in texts:
         data = text.encode()
         digest.update(len(data).to_bytes(8, "little") + data)
     folder = Path(cache_dir) / "tokenizers" / digest.hexdigest()[:32]
     if not folder.is_dir():
-        _save_atomically(_train(texts, config.vocab_size), folder)
+        _save_atomically(_train(texts, config.vocab_size, special), folder)
     return Tokenizer.load(folder)
 
 
-def _train(texts: list[str], vocab_size: int) -> Tokenizer:
+def _train(texts: list[str], vocab_size: int, special: list[str]) -> Tokenizer:
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
     library = tokenizers.Tokenizer(models.BPE())
@@ -232,7 +237,7 @@ def _train(texts: list[str], vocab_size: int) -> Tokenizer:
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
+        special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.data.build import build_corpus
-from dsjax.data.config import ByteTokenizer, DataConfig, FileTokenizer, JsonlSource
+from dsjax.data.config import BPETokenizer, ByteTokenizer, DataConfig, FileTokenizer, JsonlSource
 from dsjax.data.masked import Masker
 from dsjax.data.pack import PackIndex
 from dsjax.data.rows import Rows
@@ -125,3 +125,8 @@ def test_documents_are_framed_and_a_mask_token_is_needed(tmp_path):
     with pytest.raises(ValueError, match=r"a tokenizer with a token \[MASK\] or <mask>; the one of kind byte has none"):
         build_corpus(DataConfig(sources=made.sources, tokenizer=ByteTokenizer(), task="masked",
                                 validation_fraction=0, cache_dir=made.cache_dir))  # fmt: skip
+    trained = DataConfig(sources=made.sources, tokenizer=BPETokenizer(vocab_size=260), task="masked",
+                         validation_fraction=0, cache_dir=made.cache_dir)  # fmt: skip
+    corpus = build_corpus(trained)
+    assert corpus.tokenizer.mask_token == 1 and not (corpus.train[0].tokens == 1).any()
+    assert corpus.tokenizer.decode(corpus.train[0].document(0)) == "film 0"
