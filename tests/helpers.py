@@ -34,10 +34,9 @@ MESHES = {
 }
 ONE = MeshConfig(data=1)
 ADAMW = AdamWConfig()
-# Random-LTD in both layers of TINY, 6 of the first 14 of 16 positions in 8 slots, on meshes that have every axis.
+# Random-LTD in both layers of TINY: 6 of the first 14 of 16 positions, in 8 slots.
 LTD = RandomLTDConfig(steps=1, min_kept=4, quantum=1, first_layers=0, last_layers=0)
 LTD_COUNTS = (14, 6)
-LTD_MESHES = ("expert", "all")
 
 
 def make_rows(num_rows: int = 16, length: int = 16, *, vocab: int = 64, seed: int = 0) -> dict[str, np.ndarray]:

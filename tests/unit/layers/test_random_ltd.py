@@ -15,6 +15,7 @@ from dsjax.layers.random_ltd import Dropping, draw_kept, random_ltd
 B = 3
 
 
+@partial(jax.jit, static_argnums=0)
 def make_keys(num_rows: int = B, *, seed: int = 0, step: int = 0):
     return sample_keys(jax.random.key(seed), jnp.int32(step), jnp.arange(num_rows))
 
@@ -31,7 +32,7 @@ _draw = jax.jit(draw_kept, static_argnums=1, static_argnames="num_positions")
 
 # Few shapes, so that few programs are compiled; what varies freely inside them is traced.
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from([(1, 1), (2, 1), (7, 4), (8, 8), (33, 16), (64, 48)]), st.integers(0, 2**31 - 1), st.data())
+@given(st.sampled_from([(1, 1), (7, 4), (8, 8), (33, 16)]), st.integers(0, 2**31 - 1), st.data())
 def test_kept_positions_are_sorted_distinct_and_real(shape, seed, data):
     num_positions, num_kept = shape
     length = data.draw(st.integers(1, num_positions))
@@ -79,24 +80,25 @@ def test_layers_samples_and_steps_draw_independent_sets():
 
 
 def test_a_sample_keeps_its_tokens_wherever_it_is():
-    """In another micro-batch, or in a bucket of more slots, a row's set is the same."""
+    """In another place of the batch, or in a bucket of more slots, a row's set is the same."""
     draw = partial(make_indices, num_positions=32, length=20, kept=6)
-    whole = draw(make_keys(4), num_kept=8)
-    np.testing.assert_array_equal(draw(make_keys(4)[2:], num_kept=8), whole[:, 2:])
-    np.testing.assert_array_equal(draw(make_keys(4), num_kept=16)[:, :, :6], whole[:, :, :6])
+    whole = draw(make_keys(), num_kept=8)
+    np.testing.assert_array_equal(draw(make_keys()[::-1], num_kept=8), whole[:, ::-1])
+    np.testing.assert_array_equal(draw(make_keys(), num_kept=16)[:, :, :6], whole[:, :, :6])
 
 
 def test_dropped_tokens_and_their_gradients_pass_bit_by_bit():
     """The library's form, around a layer that mixes the tokens it gets; 5 of 6 slots are in use."""
-    x, out = jax.random.normal(jax.random.key(1), (2, B, 16, 8))
-    weights = jax.random.normal(jax.random.key(2), (8, 8))
+    rng = np.random.default_rng(1)
+    x, out = rng.standard_normal((2, B, 16, 8)).astype(np.float32)
+    weights = rng.standard_normal((8, 8)).astype(np.float32)
 
     def forward(x):
         layer = lambda tokens, positions: jnp.tanh(tokens @ weights) + tokens.sum(1, keepdims=True)
         return random_ltd(x, layer, keys=make_keys(), num_kept=6, length=14, kept=5)
 
     y, gradient = jax.jit(lambda x: (forward(x), *jax.vjp(forward, x)[1](out)))(x)
-    indices = np.asarray(draw_kept(make_keys(), 6, num_positions=16, length=14, kept=5))
+    indices = np.asarray(_draw(make_keys(), 6, num_positions=16, length=14, kept=5))
     x, out = np.asarray(x, np.float64), np.asarray(out, np.float64)
     for row, at in enumerate(indices[:, :5]):
         rest = np.setdiff1d(np.arange(16), at)
