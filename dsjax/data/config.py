@@ -311,7 +311,7 @@ class CurriculumConfig:
     """Easy before difficult (arXiv 2212.03597); a pure function of the step."""
 
     difficulty: tuple[DifficultyConfig, ...] = ()
-    """What may be drawn; of several metrics a row must be easy enough by all."""
+    """What may be drawn, of all sources alike; of several metrics a row must be easy enough by all."""
     length: LengthConfig | None = None
     """How long rows are; null leaves them at data.sequence_length."""
     cut_to_longest: bool = False

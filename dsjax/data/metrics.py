@@ -68,13 +68,17 @@ def metric_of(name: str, stores: Sequence[TokenStore], *, vocab_size: int, seque
             return lambda tokens, mask: _rarity(nats, tokens, mask)
         each = 10 ** (math.ceil(math.log10(max(1.0, sequence_length * float(nats.max())))) + 1)
         return lambda tokens, mask: mask.sum(axis=1, dtype=np.int64) * each + _rarity(nats, tokens, mask)
+    function = _own(name)
+    return lambda tokens, mask: _checked(name, function(tokens, mask), len(tokens))
+
+
+def _own(name: str) -> Callable[..., object]:
     if "." not in name:
         raise ValueError(
             f"no metric {name!r}; there are {', '.join(BUILT_IN)}, or the dotted path of a function of your own, such "
             "as my_package.my_module.my_function"
         )
-    function = imported(name)
-    return lambda tokens, mask: _checked(name, function(tokens, mask), len(tokens))
+    return imported(name)
 
 
 def _rarity(nats: np.ndarray, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -112,13 +116,16 @@ def code_of(name: str) -> str:
     """Hash of the file that a user's function is in, '' of a metric of ours: what was measured by other code is not
     taken for this. Files that it imports are not looked at.
 
+    Raises:
+        ValueError: no such metric or function.
+
     Example:
         >>> code_of("length"), len(code_of("dsjax.data.metrics.code_of"))
         ('', 64)
     """
-    if name in BUILT_IN or "." not in name:
+    if name in BUILT_IN:
         return ""
-    imported(name)
+    _own(name)
     found = importlib.util.find_spec(name.rpartition(".")[0])
     origin = Path(found.origin) if found is not None and found.origin is not None else None
     return hashlib.sha256(origin.read_bytes()).hexdigest() if origin is not None and origin.is_file() else ""

@@ -267,6 +267,7 @@ def test_metrics_that_there_are_not(tmp_path):
         index_of(config, "rarity")
     with pytest.raises(ValueError, match=r"cannot import 'no_such_module' of 'no_such_module\.f'"):
         index_of(config, "no_such_module.f")
+    assert not (tmp_path / "cache/difficulty").exists()
 
 
 def test_which_metrics_a_curriculum_needs():
