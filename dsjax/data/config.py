@@ -97,8 +97,8 @@ class ByteTokenizer:
 class BPETokenizer:
     """A byte-level BPE trained on the training documents, cached under a hash of them.
 
-    For the task masked it has a token [MASK]. With a source of kind `tokens` nothing is trained: that folder's tokenizer
-    is used.
+    For the task masked it has a token [MASK]. With a source of kind `tokens` nothing is trained: that folder's
+    tokenizer is used.
     """
 
     kind: Literal["bpe"] = "bpe"

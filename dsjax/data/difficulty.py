@@ -75,6 +75,7 @@ def difficulties(config: CurriculumConfig, step: int) -> dict[str, int]:
     """How difficult rows may be at a step counted from 0, by the names of the metrics.
 
     Example:
+        >>> from dsjax.data.config import DifficultyConfig
         >>> config = CurriculumConfig(difficulty=(DifficultyConfig(schedule=FixedLinear(steps=10, quantum=1)),))
         >>> difficulties(config, 4)
         {'vocab_rarity': 50}
