@@ -129,7 +129,7 @@ def make_gradient(
         params: Tree, part: Batch, key: jax.Array, step: jax.Array, frozen: Tree | None, counts: jax.Array | None
     ) -> jax.Array:
         merged = nnx.merge(model.graph, joined(params, frozen))
-        keys = sample_keys(key, step, part["sample_ids"]) if dropout or num_kept else None
+        keys = sample_keys(key, step, part["sample_ids"]) if dropout or num_kept is not None else None
         dropping = None
         if num_kept is not None:
             assert keys is not None and random_ltd is not None and counts is not None
@@ -167,7 +167,7 @@ def make_gradient(
         counts: jax.Array | None = None,
     ):
         num_workers, num_parts, rows = batch["tokens"].shape[:3]
-        if dropout or num_kept:
+        if dropout or num_kept is not None:
             ids = jnp.arange(num_workers * num_parts * rows, dtype=jnp.int32).reshape(num_workers, num_parts, rows)
             batch = {**batch, "sample_ids": jax.lax.with_sharding_constraint(ids, layout.named(BATCH_SPEC))}
         counted = tuple(range(int(alone), batch["loss_mask"].ndim))
