@@ -1,6 +1,12 @@
-"""Eight virtual CPU devices and a compilation cache for every test, set before JAX's backend starts."""
+"""Eight virtual CPU devices and a compilation cache for every test, set before JAX's backend starts.
 
+Compiling takes most of the time of most tests, and what they are about is decided before XLA makes machine code: that
+is not optimised, but for golden/, whose figures are recorded ones, and where DSJAX_TEST_OPTIMIZED=1 asks for it.
+"""
+
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -8,8 +14,12 @@ import models_on_disk
 import pytest
 
 from dsjax.mesh.build import order_cpu_collectives
+from tests import helpers
 
-CACHE = Path(__file__).parent.parent / ".cache" / "jax-tests"
+HERE = Path(__file__).parent
+CACHE = HERE.parent / ".cache" / "jax-tests"
+MAPPINGS = Path("/proc/self/maps")
+MANY_MAPPINGS = 20_000
 
 collect_ignore = ["golden/record"]  # scripts that need torch
 if os.environ.get("DSJAX_TEST_PLATFORM", "cpu") == "cpu":
@@ -28,3 +38,23 @@ def pytest_collection_modifyitems(items):
             for item in items:
                 if marker in item.keywords:
                     item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item):
+    optimized = os.environ.get("DSJAX_TEST_OPTIMIZED") == "1" or item.path.is_relative_to(HERE / "golden")
+    jax.config.update("jax_disable_most_optimizations", not optimized)
+    try:
+        return (yield)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Machine code lies in memory mappings, of which Linux allows a process 65,530: XLA crashes at the next."""
+    yield
+    if MAPPINGS.exists() and MAPPINGS.read_bytes().count(b"\n") > MANY_MAPPINGS:
+        helpers.make_training.cache_clear()
+        jax.clear_caches()
+        gc.collect()
