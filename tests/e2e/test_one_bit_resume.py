@@ -37,6 +37,7 @@ ZERO_ONE = {
 }  # fmt: skip
 LEARNING = ["full", "full", "compressed", "full", "compressed", "compressed"]
 STAGES = [*LEARNING, "first_sync", "sync", "local", "local", "local", "sync"]
+ADAM = {"kind": "onebit_adam", "learning_rate": 1e-2, "schedule": {"kind": "cosine"}, "freeze_step": 3}
 LAMB = {
     "kind": "onebit_lamb", "learning_rate": 1e-2, "schedule": {"kind": "cosine"},
     "freeze_step": 9, "freeze_tolerance": 9.0, "freeze_every": 2,
@@ -84,12 +85,37 @@ def restored(config: Path, run: Path, step: int, workers: int, told: list[str]) 
     return {name: np.asarray(x) for name, x in found.items() if name != "key"}
 
 
+FEWER = [part for one in ("mesh.data=2", "mesh.fsdp=2") for part in ("--set", one)]
+WARNING = "the checkpoint is of 4 workers, this run has 2: errors of the one-bit mean begin at zero again"
+
+
+def test_onebit_adam_goes_on_with_fewer_workers(tmp_path, zygote, texts):
+    """In its compressed stage: everything as it was, but for the errors."""
+    whole, fewer, told = tmp_path / "whole", tmp_path / "fewer", []
+    config = write_config(tmp_path / "config.yaml", texts, **COMMON, optimizer=ADAM, train={"steps": 8})
+    life = zygote.train(config, "--run-dir", whole)
+    assert life.wait() == 0, life.said
+    four, two = (restored(config, whole, 5, workers, told) for workers in (4, 2))
+    assert told == [WARNING] and four.keys() == two.keys()
+    for name, x in two.items():
+        if ".feedback." in name:
+            assert not x.any() and four[name].any()
+        else:
+            assert np.array_equal(x, four[name]), name
+
+    life = zygote.train(config, "--run-dir", interrupted(whole, fewer, step=5), "--resume", *FEWER)
+    assert life.wait() == 0 and life.said.count(WARNING) == 1, life.said
+    assert curve(fewer)[:5] == curve(whole)[:5]
+    found, wanted = ([row["loss"] for row in rows(run)] for run in (fewer, whole))
+    assert abs(found[5] - wanted[5]) < 1e-5 * wanted[5]  # the same parameters and rows
+    assert found[4:] == sorted(found[4:], reverse=True)  # and on from there
+
+
 def test_zero_one_adam_goes_on_with_fewer_workers(tmp_path, zygote, zero_one):
     """Between two syncs: from the mean of where the workers were."""
-    warning = "the checkpoint is of 4 workers, this run has 2: errors of the one-bit mean begin at zero again"
     config, told = zero_one / "config.yaml", []
     four, two = (restored(config, zero_one / "run", 10, workers, told) for workers in (4, 2))
-    assert told == [warning] and four.keys() == two.keys()
+    assert told == [WARNING] and four.keys() == two.keys()
     moved = 0
     for name, x in two.items():
         part, _, tensor = name.removeprefix("opt_state.").partition(".")
@@ -106,9 +132,8 @@ def test_zero_one_adam_goes_on_with_fewer_workers(tmp_path, zygote, zero_one):
     assert moved > 5 and any(four[name].any() for name in four if ".feedback." in name)
 
     run = interrupted(zero_one / "run", tmp_path / "run", step=10)
-    fewer = [part for one in ("mesh.data=2", "mesh.fsdp=2", "train.steps=11") for part in ("--set", one)]
-    life = zygote.train(config, "--run-dir", run, "--resume", *fewer)
-    assert life.wait() == 0 and life.said.count(warning) == 1, life.said
+    life = zygote.train(config, "--run-dir", run, "--resume", *FEWER, "--set", "train.steps=11")
+    assert life.wait() == 0 and life.said.count(WARNING) == 1, life.said
     assert curve(run)[:10] == curve(zero_one / "run")[:10]
     (loss, there), other = [row["loss"] for row in rows(run)[9:]], rows(zero_one / "run")[10]["loss"]
     assert abs(there - other) < 0.1 * abs(there - loss)  # the same rows, elsewhere by a step that was averaged

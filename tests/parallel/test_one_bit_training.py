@@ -10,10 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from one_bit_oracle import OURS, OneBitAdam
 
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import LlamaConfig
-from dsjax.optimizers.config import OneBitLambConfig, OptimizerConfig, ZeroOneAdamConfig
+from dsjax.optimizers.config import OneBitAdamConfig, OneBitLambConfig, OptimizerConfig, ZeroOneAdamConfig
 from dsjax.train.state import TrainState
 from tests.helpers import Training, assert_close, from_flat, make_params, make_rows, make_training
 
@@ -160,6 +161,30 @@ def test_clipping_and_bad_gradients_in_every_stage():
     displaced = jax.device_get(state.opt_state.displaced)
     assert all(not np.any(x) for x in jax.tree.leaves((displaced.shift, displaced.rates, displaced.skipped)))
     assert all(np.array_equal(x[0], x[i]) for x in named(displaced.mu).values() for i in range(4))
+
+
+def test_clip_local_is_the_oracles():
+    """1-bit Adam from its config: two full steps, then two in which every worker clips by its own norm, in float64."""
+    training = training_of(OneBitAdamConfig(freeze_step=2, clip="local", weight_decay=0.0))
+    state, first = training.state(), make_params(SMALL)
+    names = sorted(drawn(training, 0))
+
+    def oracle(clip_by: Any) -> OneBitAdam:
+        rules = dataclasses.replace(OURS, clip=CLIP, clip_by=clip_by)
+        return OneBitAdam([first[name] for name in names], num_workers=4, freeze_step=2, rules=rules)
+
+    local, mean = oracle("local"), oracle("mean")
+    for seed, stage in enumerate(["full", "full", "compressed", "compressed"]):
+        gradients = drawn(training, seed)
+        assert (norm(gradients) > CLIP).all(), "every worker clips"
+        state, figures = step(training, state, stage, gradients)
+        assert figures["finite"]
+        for adam in (local, mean):
+            adam.step([gradients[name] for name in names], lr=RATE)
+        # Float32 against float64, as in test_one_bit_optimizers.py; a sign that rounding decides would show as a jump.
+        assert_close(training.named(state.params), dict(zip(names, local.params, strict=True)), 2e-5, what=stage)
+        assert_close(training.named(state.opt_state.mu), dict(zip(names, local.m, strict=True)), 2e-5, what=stage)
+    assert all(np.abs(a - b).max() > 0.1 * np.abs(b).max() for a, b in zip(local.m, mean.m, strict=True))
 
 
 def test_lamb_is_the_same_on_other_meshes_and_cut_otherwise():
