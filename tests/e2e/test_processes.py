@@ -98,19 +98,23 @@ def test_a_second_ctrl_c_stops_at_once(tmp_path, zygote, config):
     assert store.latest_good(lambda _: None) in (None, 3)  # what was whole is whole
 
 
-def test_a_signal_to_one_process_stops_both_and_one_goes_on_alone(tmp_path, zygote, config, reference):
-    run = tmp_path / "run"
-    with launch(tmp_path, 2, "--", config, "--run-dir", run) as launcher:
-        wait_until(lambda: len(rows(run)) >= 4 or launcher.poll() is not None)
+def test_one_process_then_two_until_a_signal_to_one_of_them_and_one_again(tmp_path, zygote, config, reference):
+    run = interrupted(reference, tmp_path / "run")
+    metrics = run / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:HALF]))
+    with launch(tmp_path, 2, "--", config, "--run-dir", run, "--resume") as launcher:
+        wait_until(lambda: len(rows(run)) > HALF or launcher.poll() is not None)
         os.kill(workers(launcher.pid)[1], signal.SIGTERM)
         assert launcher.wait() == 75, said(tmp_path)
+    assert f"resumed from step {HALF} of" in said(tmp_path)
     stopped = len(rows(run))
-    assert 4 <= stopped < STEPS and checkpoints(run)[-1] == stopped
+    assert HALF < stopped < STEPS and checkpoints(run)[-1] == stopped
     assert f"at step {stopped}; to go on: dsjax train {run}/config.yaml --run-dir {run} --resume" in said(tmp_path)
     assert len(list((run / "checkpoints" / f"step_{stopped:08d}").glob("manifest_*_of_00002.txt"))) == 2
     life = zygote.train(run / "config.yaml", "--run-dir", run, "--resume")
     assert life.wait() == 0 and f"resumed from step {stopped}" in life.said, life.said
     close_to(run, reference)
+    assert curve(run)[:HALF] == curve(reference)[:HALF]
 
 
 def test_tensor_across_processes_and_a_killed_worker(tmp_path, texts, reference):
@@ -130,15 +134,6 @@ def test_tensor_across_processes_and_a_killed_worker(tmp_path, texts, reference)
     # What was done again came out the same to the last bit.
     before = [json.loads(line)["loss"] for line in (run / "metrics.jsonl.bak").read_text().split("\n")[:-1]]
     assert len(before) >= 7 and before == losses(run)[: len(before)]
-
-
-def test_two_processes_go_on_where_one_was(tmp_path, config, reference):
-    run = interrupted(reference, tmp_path / "run")
-    with launch(tmp_path, 2, "--", config, "--run-dir", run, "--resume") as launcher:
-        assert launcher.wait() == 0, said(tmp_path)
-    assert f"resumed from step {HALF} of" in said(tmp_path)
-    close_to(run, reference)
-    assert curve(run)[:HALF] == curve(reference)[:HALF]
     assert "no sample is drawn with several processes" in said(tmp_path)
     assert outcome(run)["sample"] == ""
 
