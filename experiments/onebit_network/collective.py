@@ -1,4 +1,4 @@
-"""One run of the collective's benchmark at one rate: four processes, two for each program, that take turns."""
+"""One run of the collective's benchmark at one rate: W processes of each program, that take turns."""
 
 import contextlib
 import os
@@ -18,7 +18,6 @@ from side_by_side import Worker, ask_all, worker
 
 HERE = Path(__file__).parent
 PORTS = {"jax": 29400, "deepspeed": 29500}
-NUM_WORKERS = 2
 WITHIN = 200.0  # seconds for one answer
 IDLE_SECONDS = 3.0
 # What is timed, and in which program.
@@ -84,9 +83,9 @@ def compared(folder: Path, groups: dict[str, list[Worker]], *, values: int, roun
 
 def turns(groups: dict[str, list[Worker]], config: dict[str, Any], others: Others) -> dict[str, list[dict[str, Any]]]:
     """What every side did in each of its turns; the order changes from block to block."""
-    sides: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    sides: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES if side in config["calls"]}
     for number in range(config["blocks"]):
-        for side in list(SIDES) if number % 2 == 0 else list(reversed(SIDES)):
+        for side in list(sides) if number % 2 == 0 else list(reversed(sides)):
             group = groups[SIDES[side]]
             with others.watched():
                 answers = ask_all(group, "calls", within=WITHIN, name=side, calls=config["calls"][side])
@@ -98,30 +97,32 @@ def turns(groups: dict[str, list[Worker]], config: dict[str, Any], others: Other
     return sides
 
 
-def measure(config: dict[str, Any], *, rate: float | None, peer_python: Path) -> dict[str, Any]:
-    """One run; see the module."""
+def measure(config: dict[str, Any], *, case: str, rate: float | None, peer_python: Path) -> dict[str, Any]:
+    """One run of a case of config.yaml; see the module."""
     commands = {"jax": [sys.executable, str(HERE / "collective_jax.py")]}
     commands["deepspeed"] = [str(peer_python), str(HERE / "collective_deepspeed.py")]
-    case = config["collective"]
+    settings = config[case]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        network = stack.enter_context(Network(NUM_WORKERS))
+        network = stack.enter_context(Network(settings["processes"]))
         found = environments(network)
         groups = {
             name: stack.enter_context(processes(network, name, command, folder=folder, environment=found[name]))
             for name, command in commands.items()
         }
         for workers in groups.values():
-            ask_all(workers, "load", within=WITHIN, values=case["values"], seed=config["seed"])
+            ask_all(workers, "load", within=WITHIN, values=settings["values"], seed=config["seed"])
         about = {name: workers[0].ask("about") for name, workers in groups.items()}
-        check = [compared(folder, groups, values=n, rounds=case["check_rounds"]) for n in (CHECKED, case["values"])]
+        rounds, sizes = settings["check_rounds"], settings["check_values"]
+        check = [compared(folder, groups, values=values, rounds=rounds) for values in sizes]
         idle = ask_all(groups["jax"], "idle", within=WITHIN, seconds=IDLE_SECONDS)
         network.shape(rate)
         others = Others()
-        sides = turns(groups, case, others)
+        sides = turns(groups, settings, others)
     idle_rates = {way: max(answer[way] for answer in idle) / IDLE_SECONDS for way in ("sent", "received")}
     result = {
-        "values": case["values"],
+        "processes": settings["processes"],
+        "values": settings["values"],
         "rate": rate,
         "about": about,
         "check": check,

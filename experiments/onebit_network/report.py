@@ -16,9 +16,14 @@ NOT_RUN = "not run"
 
 
 def results(kind: str) -> list[dict[str, Any]]:
-    """The runs of a kind, slowest network last."""
+    """The runs of a kind, fewest processes first, slowest network last."""
     found = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob(f"{kind}-*.json"))]
-    return sorted(found, key=lambda run: -(run["rate"] or float("inf")))
+    return sorted(found, key=lambda run: (processes(run), -(run["rate"] or float("inf"))))
+
+
+def processes(run: dict[str, Any]) -> int:
+    """Of each program; the first runs, which do not say it, had two."""
+    return run.get("processes", 2)
 
 
 def rate_name(rate: float | None) -> str:
@@ -32,28 +37,33 @@ def milliseconds(figures: dict[str, float]) -> str:
 
 
 def payload(run: dict[str, Any], side: str) -> float:
-    """Bytes that one process sends in a call, from the compiled program: half of a buffer, twice that to reduce."""
-    return sum(row[-1] / (1 if row[0] == "all-reduce" else 2) for row in run["about"]["jax"]["collectives"][side])
+    """Bytes that one process sends in a call, from the compiled program: a buffer but its own part, twice to reduce."""
+    others = 1 - 1 / processes(run)
+    rows = run["about"]["jax"]["collectives"][side]
+    return sum(row[-1] * others * (2 if row[0] == "all-reduce" else 1) for row in rows)
 
 
 def collective_lines() -> list[str]:
     """The table of the one collective."""
     targets = CONFIG["collective"]["targets"]
     lines = [
-        "| network | ours, ms | its messages alone | these by all-to-all and all-gather | float32, ms | DeepSpeed, ms "
-        "| against float32 (target) | against DeepSpeed (target) | sent MB, over payload |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| network | processes | ours, ms | its messages alone | these by all-to-all and all-gather | float32, ms "
+        "| DeepSpeed, ms | against float32 (target) | against DeepSpeed (target) | sent MB, over payload |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for run in results("collective"):
         sides, name = run["summary"], rate_name(run["rate"])
-        ours = sides["one_bit"]
-        ratio = {side: sides[side]["median"] / ours["median"] for side in ("float32", "deepspeed")}
-        cells = [milliseconds(sides[side]) for side in ("one_bit", "messages", "exchanges", "float32", "deepspeed")]
-        cells.append(f"**{ratio['float32']:.1f}** ({targets[name]})")
-        cells.append(f"**{ratio['deepspeed']:.1f}** ({targets['deepspeed']})")
+        ours, aims = sides["one_bit"], targets if processes(run) == 2 else {}
+        cells = [name, str(processes(run)), milliseconds(ours)]
+        # Of more than two processes the messages are these exchanges.
+        cells += [milliseconds(sides[side]) if side in sides else "" for side in ("messages", "exchanges")]
+        cells += [milliseconds(sides[side]) for side in ("float32", "deepspeed")]
+        for side, aim in (("float32", aims.get(name)), ("deepspeed", aims.get("deepspeed"))):
+            ratio = f"**{sides[side]['median'] / ours['median']:.1f}**"
+            cells.append(ratio if aim is None else f"{ratio} ({aim})")
         over = ours["sent_bytes"] / payload(run, "one_bit") - 1
         cells.append(f"{ours['sent_bytes'] / 1e6:.3f}, {over:+.1%}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cells)} |")
     return lines if len(lines) > 2 else [NOT_RUN]
 
 
@@ -83,14 +93,16 @@ def training_lines() -> list[str]:
 def about_lines() -> list[str]:
     """When and on what, and the comparison of results."""
     lines = []
-    for run in results("collective")[:1]:
+    collectives = {processes(run): run for run in reversed(results("collective"))}
+    for number, run in sorted(collectives.items()):
         versions = run["about"]["jax"]["versions"] | run["about"]["deepspeed"]["versions"]
-        small, full = run["check"]
+        differ = [f"{part['largest_relative_difference']:.0e} of {part['values']:,} values" for part in run["check"]]
+        share = min(1, run["machine"]["cores"] / number)
+        cores = "one core" if share == 1 else f"{share:g} of a core"
         lines.append(
-            f"{run['when']}, {run['machine']['cpu']}, one core a process; jax {versions['jax']}, DeepSpeed "
+            f"{run['when']}, {run['machine']['cpu']}, {cores} a process; jax {versions['jax']}, DeepSpeed "
             f"{versions['deepspeed']}, torch {versions['torch']}. Ours in DeepSpeed's scheme and DeepSpeed on the same "
-            f"inputs, {small['rounds']} rounds: scales differ by {small['largest_relative_difference']:.0e} of "
-            f"{small['values']:,} values, by {full['largest_relative_difference']:.0e} of {full['values']:,}."
+            f"inputs, {number} processes, {run['check'][0]['rounds']} rounds: scales differ by {', by '.join(differ)}."
         )
     for run in results("training")[:1]:
         sizes = {side["parameters"] for side in run["about"].values()}
@@ -109,12 +121,12 @@ def plot() -> None:
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     labels = {"one_bit": "dsjax, 1 bit", "deepspeed": "DeepSpeed, 1 bit", "float32": "JAX, float32"}
-    runs = results("collective")
+    runs = [run for run in results("collective") if processes(run) == 2]
     for side, label in labels.items():
         medians = [run["summary"][side]["median"] for run in runs]
         left.plot(range(len(runs)), medians, marker="o", label=label)
     left.set_xticks(range(len(runs)), [rate_name(run["rate"]) for run in runs])
-    left.set(yscale="log", ylabel="seconds", title="one mean of 16.8 million numbers")
+    left.set(yscale="log", ylabel="seconds", title="one mean of 16.8 million numbers, two processes")
     trained = [run for run in results("training") if run["case"] == "adam"]
     for side in CONFIG["training"]["cases"]["adam"]:
         means = [run["summary"][side]["mean"]["seconds"] for run in trained]

@@ -32,6 +32,7 @@ from side_by_side import MOST_OTHER_CORES, machine, python_with, stop_on_sigterm
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache" / "onebit_network"
 BASE = ["torch==2.13.0", "numpy", "setuptools", "wheel", "ninja"]
+COLLECTIVES = ("collective", "collective-four")
 DEEPSPEED = "deepspeed==0.19.6"  # the last release with these optimizers
 
 
@@ -59,9 +60,10 @@ def slug(*words: str) -> str:
 def runs(config: dict[str, Any], peer: Callable[[], Path]) -> dict[str, Callable[[], dict[str, Any]]]:
     """Name -> what measures it."""
     found: dict[str, Callable[[], dict[str, Any]]] = {}
-    for rate_name, rate in config["rates"].items():
-        measure = lambda rate: collective.measure(config, rate=rate, peer_python=peer())
-        found[slug("collective", rate_name)] = partial(measure, rate)
+    measure = lambda case, rate: collective.measure(config, case=case, rate=rate, peer_python=peer())
+    for case in COLLECTIVES:
+        for rate_name in config[case]["rates"]:
+            found[slug(case, rate_name)] = partial(measure, case, config["rates"][rate_name])
     for case in config["training"]["cases"]:
         for rate_name in config["training"]["rates"]:
             rate = config["rates"][rate_name]
@@ -71,7 +73,7 @@ def runs(config: dict[str, Any], peer: Callable[[], Path]) -> dict[str, Callable
 
 def shortened(config: dict[str, Any]) -> dict[str, Any]:
     """The same with two blocks."""
-    return config | {part: config[part] | {"blocks": 2} for part in ("collective", "training")}
+    return config | {part: config[part] | {"blocks": 2} for part in (*COLLECTIVES, "training")}
 
 
 def one(name: str, measure: Callable[[], dict[str, Any]], *, write: bool) -> None:

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from collective import NUM_WORKERS, WITHIN, environments, processes
+from collective import WITHIN, environments, processes
 from machine import Others
 from network import Network
 
@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from side_by_side import Worker, ask_all
 
 HERE = Path(__file__).parent
+NUM_PROCESSES = 2
 
 
 def measure(config: dict[str, Any], *, case: str, rate: float | None) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def measure(config: dict[str, Any], *, case: str, rate: float | None) -> dict[st
     common = {name: training[name] for name in ("model", "rows", "clip")}
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        network = stack.enter_context(Network(NUM_WORKERS))
+        network = stack.enter_context(Network(NUM_PROCESSES))
         groups: dict[str, list[Worker]] = {}
         for number, (side, settings) in enumerate(sides.items()):
             environment = environments(network, number)["jax"]
