@@ -32,6 +32,7 @@ from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.in_flight import Save, agree
 from dsjax.checkpoint.tensors import TENSORS_FILE, describe, differences, read_tensors
 
+_SMALLEST_PART = 2**20  # bytes
 _CLOCKS_FILE = "clocks.json"
 # What a failed write raises: OSError from our files, ValueError from tensorstore, RuntimeError from a broken barrier.
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
@@ -101,6 +102,8 @@ class CheckpointStore:
         context = ocp.Context()
         # Or orbax's threads wait for the directories, and a program that ends meanwhile hangs for ten minutes.
         context.asynchronous.create_directories_asynchronously = False
+        # Replicas share a tensor's writing, each cuts its part out on its device; training waits for that.
+        context.array.saving.min_slice_bytes_for_replica_parallel = _SMALLEST_PART
         try:
             with context:
                 response = ocp.save_async(str(save.unfinished), tree)
