@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from dsjax.data.config import CurriculumConfig, DataConfig
 from dsjax.data.lock import full_disk_as_message, locked
 from dsjax.data.metrics import Metric, WrongValue, code_of, metric_of
 from dsjax.data.pack import VERSION as PACK_VERSION
-from dsjax.data.progress import ByteProgress
+from dsjax.data.progress import ByteProgress, in_threads
 from dsjax.data.rows import Rows
 
 _FORMAT = 1
@@ -144,20 +143,9 @@ def _measure(rows: Rows, name: str, metric: Metric, partial: Path, progress: boo
         _write_block(rows, metric, _block_path(partial, begin), begin, sizes[begin])
         return sizes[begin] * length
 
-    with (
-        ByteProgress(f"measuring {name}", total=rows.num_rows * length, enabled=progress, unit="M tokens") as bar,
-        ThreadPoolExecutor(max(1, workers), thread_name_prefix="measure") as pool,
-    ):
+    with ByteProgress(f"measuring {name}", total=rows.num_rows * length, enabled=progress, unit="M tokens") as bar:
         bar.advance((rows.num_rows - sum(sizes[begin] for begin in missing)) * length)
-        pending: set[Future[int]] = {pool.submit(measure, begin) for begin in missing}
-        try:
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                bar.advance(sum(future.result() for future in finished))
-        except BaseException:
-            # Ctrl-C or a wrong value: blocks in work are finished, blocks not begun are left.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        in_threads(measure, missing, workers=workers, bar=bar)
 
 
 def _block_path(partial: Path, begin: int) -> Path:

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +21,7 @@ from dsjax.data.config import DataTask, TokenizerConfig
 from dsjax.data.encode import encode_documents
 from dsjax.data.labels import encode_labelled, label_names, number_labels
 from dsjax.data.lock import full_disk_as_message, locked
-from dsjax.data.progress import ByteProgress
+from dsjax.data.progress import ByteProgress, in_threads
 from dsjax.data.read import Document, Undecodable, read_part
 from dsjax.data.sources import Part, Source
 from dsjax.data.store import MANIFEST, CorpusFolder, StoreWriter, open_corpus_folder, write_manifest
@@ -166,21 +165,9 @@ def _tokenize_parts(
         _write_part(plan, index, part, _part_path(work, number), tokenizer, dtype)
         return part.num_bytes
 
-    with (
-        ByteProgress("tokenising", total=total, enabled=progress) as bar,
-        _library_threads_off(),
-        ThreadPoolExecutor(max(1, workers), thread_name_prefix="tokenize") as pool,
-    ):
+    with ByteProgress("tokenising", total=total, enabled=progress) as bar, _library_threads_off():
         bar.advance(done)
-        pending: set[Future[int]] = {pool.submit(tokenize, number) for number in missing}
-        try:
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                bar.advance(sum(future.result() for future in finished))
-        except BaseException:
-            # Ctrl-C or a bad document: parts in work are finished, parts not begun are left.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+        in_threads(tokenize, missing, workers=workers, bar=bar)
 
 
 @contextlib.contextmanager

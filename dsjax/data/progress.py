@@ -1,7 +1,9 @@
-"""How far a long job has come: a bar on a terminal, a line now and then elsewhere, on stderr."""
+"""Long jobs: in threads, and how far they have come: a bar on a terminal, a line now and then elsewhere, on stderr."""
 
 import sys
 import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
 from rich.console import Console
@@ -59,3 +61,32 @@ class ByteProgress:
     def _print(self) -> None:
         self._printed = time.monotonic()
         print(f"{self._label}: {self._state()}", file=sys.stderr, flush=True)
+
+
+def in_threads(work: Callable[[int], int], numbers: Iterable[int], *, workers: int, bar: ByteProgress) -> None:
+    """Do pieces of work in threads; the bar goes on by what each gives back.
+
+    An error, or Ctrl-C, ends it: what is in work is finished, what was not begun is left.
+
+    Args:
+        work: number of a piece -> how much was done.
+        numbers: of the pieces.
+        workers: threads, 1 at least.
+        bar: shows how far it is.
+
+    Example:
+        >>> done = []
+        >>> with ByteProgress("squares", total=14, enabled=False) as bar:
+        ...     in_threads(lambda n: done.append(n) or n * n, [1, 2, 3], workers=2, bar=bar)
+        >>> sorted(done)
+        [1, 2, 3]
+    """
+    with ThreadPoolExecutor(max(1, workers), thread_name_prefix="data") as pool:
+        pending: set[Future[int]] = {pool.submit(work, number) for number in numbers}
+        try:
+            while pending:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                bar.advance(sum(future.result() for future in finished))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
