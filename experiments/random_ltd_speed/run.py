@@ -158,7 +158,8 @@ def report(result: dict[str, Any]) -> list[str]:
         f"{compiling:.0f} s, not counted. "
         f"The layers' matrices are {result['share_of_layers']:.0%} of a dense step's FLOPs.",
         "",
-        f"{result['machine']}; other programs took at most {result['other_cores']:.2f} cores.",
+        f"{result['machine']['cpu']}, {result['machine']['cores']} cores; other programs took "
+        f"{result['other_cores']:.2f} of them.",
     ]
     return lines
 
