@@ -24,6 +24,8 @@ from dsjax.checkpoint import manifest
 from dsjax.config.load import differences, from_dict, to_yaml
 from dsjax.config.run import ResolvedRunConfig, RunConfig
 from dsjax.data.config import BPETokenizer, TokensSource
+from dsjax.data.curriculum import check_curriculum
+from dsjax.models.config import check_dropping
 from dsjax.models.families import training_task
 from dsjax.models.pretrained import resolve
 from dsjax.observe.environment import versions
@@ -138,7 +140,8 @@ def resolved(config: RunConfig) -> ResolvedRunConfig:
     settings could only contradict each other.
 
     Raises:
-        ValueError: the weights cannot be read, the family lacks the task, or other settings contradict the task.
+        ValueError: the weights cannot be read, the family lacks the task, other settings contradict the task, or the
+            curriculum or random-LTD do not fit data and model.
     """
     if isinstance(config, ResolvedRunConfig):
         return config
@@ -162,6 +165,11 @@ def resolved(config: RunConfig) -> ResolvedRunConfig:
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     data = dataclasses.replace(config.data, task=task)
     settled = ResolvedRunConfig(**{**values, "model": model, "data": data})
+    # Told here, before any text is read: by `plan` as by `train`.
+    if config.curriculum is not None:
+        check_curriculum(config.curriculum, data)
+    if config.random_ltd is not None:
+        check_dropping(model, config.random_ltd)
     return dataclasses.replace(settled, optimizer=frozen_at(config.optimizer, pace_of(settled).num_steps))
 
 

@@ -39,11 +39,6 @@ class Gradients:
         several = len(pace.buckets) > 1
         self._ahead = Ahead(self._key_at, self._lower, num_steps=pace.num_steps) if several else None
 
-    @property
-    def num_programs(self) -> int:
-        """Programs compiled so far."""
-        return 1 if self._ahead is None else self._ahead.num_programs
-
     def must_wait(self, step: int) -> bool:
         """Whether a step's program is still to be compiled."""
         return self._ahead is not None and not self._ahead.is_ready(step)

@@ -23,7 +23,6 @@ from dsjax.data.pipeline import Batches
 from dsjax.data.rows import Rows
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
-from dsjax.models.config import check_dropping
 from dsjax.models.families import check_divisible, check_length, initial_params
 from dsjax.models.pretrained import initial_weights
 from dsjax.observe.progress import Progress
@@ -109,8 +108,6 @@ def run(
     layout = Layout(make_mesh(config.mesh), config.mesh.zero_stage)
     check_divisible(config.model, layout.mesh.shape)
     check_length(config.model, config.data.sequence_length)
-    if config.random_ltd is not None:
-        check_dropping(config.model, config.random_ltd)
     model, untrained = lora.split_model(config.model, config.lora)
     pace = pace_of(config)
     optimizer = make_optimizer(config.optimizer, model, layout, steps=pace.num_steps)
