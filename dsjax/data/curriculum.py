@@ -253,8 +253,8 @@ def check_curriculum(config: CurriculumConfig, data: DataConfig) -> None:
     """Refuse a curriculum that does not fit the data.
 
     Raises:
-        ValueError: sources of unequal weights whose rows would be drawn by difficulty; lengths above that of the rows;
-            labelled texts, which cannot be cut into pieces.
+        ValueError: sources of unequal weights whose rows would be drawn by difficulty; labelled texts, which cannot be
+            cut into pieces.
 
     Example:
         >>> check_curriculum(CurriculumConfig(cut_to_longest=True), DataConfig())
@@ -265,15 +265,7 @@ def check_curriculum(config: CurriculumConfig, data: DataConfig) -> None:
             f"data.sources have the weights {weights}, but curriculum.difficulty draws rows by their difficulty, all "
             "visible ones alike: give all sources one weight, or leave difficulty out"
         )
-    length = config.length
-    if length is None:
-        return
-    if max(length.min, length.max) > data.sequence_length:
-        raise ValueError(
-            f"curriculum.length goes from {length.min} to {length.max or data.sequence_length}, but rows have "
-            f"data.sequence_length = {data.sequence_length} tokens: lower min and max, or raise sequence_length"
-        )
-    if length.how == "reshape" and data.task == "classification":
+    if config.length is not None and config.length.how == "reshape" and data.task == "classification":
         raise ValueError(
             "curriculum.length.how = reshape cuts rows into pieces, but a labelled text is one row: use how: truncate"
         )

@@ -109,33 +109,6 @@ class BatchShape:
     """Columns of the arrays, those behind `length` blank."""
 
 
-def reshaped_rows(batch_size: int, sequence_length: int, *, length: int, multiple: int = 1) -> tuple[int, int]:
-    """Rows of a batch whose rows are cut into pieces of `length` tokens, and the tokens that are left out.
-
-    Args:
-        batch_size: rows that are drawn.
-        sequence_length: T.
-        length: tokens of a piece; each row gives n = T // length pieces, that begin at multiples of T // n.
-        multiple: the number of rows is rounded down to a multiple of this.
-
-    Raises:
-        ValueError: a length that is not from 1 to T, or too few pieces.
-
-    Example:
-        >>> reshaped_rows(4, 100, length=32, multiple=8)
-        (8, 144)
-    """
-    if not 1 <= length <= sequence_length:
-        raise ValueError(
-            f"rows of {sequence_length} tokens cannot be cut into pieces of {length}: use 1 or more of them"
-        )
-    pieces = batch_size * (sequence_length // length)
-    rows = pieces - pieces % multiple
-    if rows == 0:
-        raise ValueError(f"{batch_size} rows give {pieces} pieces of {length} tokens, but the mesh needs {multiple}")
-    return rows, batch_size * sequence_length - rows * length
-
-
 def _blank(value: np.ndarray, length: int) -> np.ndarray:
     """With zeros in the columns behind `length`."""
     if value.shape[1] > length:

@@ -43,8 +43,18 @@ def model_flops_per_token(
         >>> model_flops_per_token(1_000_000, num_layers=4, model_dim=128, sequence_length=256)
         7572864.0
     """
-    attention = 12.0 * num_layers * model_dim * sequence_length
-    return 6.0 * num_parameters + 4.0 * num_frozen + (attention / 2 if causal else attention)
+    row = training_flops(
+        layer_parameters=0,
+        other_parameters=num_parameters + 2 / 3 * num_frozen,
+        num_layers=num_layers,
+        dropping_layers=0,
+        attention_dim=model_dim,
+        rows=1,
+        length=sequence_length,
+        kept=sequence_length,
+        causal=causal,
+    )
+    return float(row) / sequence_length
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, *, peak_flops: float, num_devices: int = 1) -> float:

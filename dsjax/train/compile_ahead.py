@@ -9,6 +9,9 @@ depends on its clock.
 A step whose program is not ready waits. That wait is the stall, and has its own figure.
 """
 
+import os
+import sys
+import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +19,7 @@ from typing import Any
 
 LEAD = 3.0
 LEAST_LEAD = 60.0
+NICENESS = 10  # of the thread: where compiler and steps share processors, steps come first
 
 
 class Ahead:
@@ -42,7 +46,7 @@ class Ahead:
         self._programs: dict[Hashable, Future[Any]] = {}
         self._looked = 0
         self._last_seconds = 0.0
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile", initializer=_give_way)
 
     @property
     def num_programs(self) -> int:
@@ -99,3 +103,8 @@ class Ahead:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _give_way() -> None:
+    if sys.platform == "linux":  # elsewhere a priority is a whole process's
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

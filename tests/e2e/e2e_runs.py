@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ STEPS = 24
 HALF = 12  # the checkpoint of this step is kept
 # Compiling takes most of the time of these tests, and they are not about the speed of what is compiled.
 ENVIRONMENT = {"XDG_CACHE_HOME": str(CACHE), "XLA_FLAGS": "--xla_backend_optimization_level=0", "COLUMNS": "100"}
+LAUNCH = [sys.executable, ROOT / "launch" / "local.py", "--log-dir", "logs", "--processes"]
 PATIENCE = 300.0  # seconds: a machine may be slow, a test must not hang
 
 CONFIG: dict[str, Any] = {
@@ -255,3 +257,18 @@ def started(command: list[str | Path], **options: Any) -> Iterator[subprocess.Po
         if process.poll() is None:
             process.kill()
         process.wait(timeout=30)
+
+
+@contextlib.contextmanager
+def launch(folder: Path, processes: int, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
+    """launch/local.py in `folder`, its output in `folder`/launch.log. Skips the test where there is no /proc."""
+    if sys.platform != "linux":
+        pytest.skip("looks at processes through /proc")
+    command = [*LAUNCH, str(processes), *arguments]
+    with (folder / "launch.log").open("w") as log, started(command, cwd=folder, stdout=log, stderr=log) as launcher:
+        yield launcher
+
+
+def said(folder: Path) -> str:
+    """What the launcher and all processes wrote."""
+    return "".join(path.read_text() for path in [folder / "launch.log", *sorted((folder / "logs").glob("*"))])

@@ -16,7 +16,14 @@ from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.store import CheckpointStore
 from dsjax.cli.main import main
 from dsjax.config.run import RunConfig
-from dsjax.data.config import ByteTokenizer, DataConfig, TextSource
+from dsjax.data.config import (
+    ByteTokenizer,
+    CurriculumConfig,
+    DataConfig,
+    FixedDiscrete,
+    LengthConfig,
+    TextSource,
+)
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import GPT2Config, LoRAConfig, PretrainedConfig
 from dsjax.models.families import create
@@ -127,6 +134,25 @@ def test_its_adapter_and_its_merged_folder_give_the_same_logits(folder, base, tm
     text = capsys.readouterr().out
     assert main(["generate", str(base), "--adapter", str(tmp_path / "adapter"), *arguments]) == 0
     assert capsys.readouterr().out == text
+
+
+def test_its_rows_may_grow(config, folder, tmp_path):
+    """Each size is a program of its own, with the frozen weights among its arguments."""
+    schedule = FixedDiscrete(difficulties=(8, 16), until=(3,))
+    short = dataclasses.replace(
+        config,
+        curriculum=CurriculumConfig(length=LengthConfig(min=8, schedule=schedule)),
+        evaluate=EvaluateConfig(every=0, rows=16),
+        checkpoint=CheckpointConfig(every=0),
+    )
+    dsjax.train.run(short, run_dir=tmp_path / "run")
+    read = lambda run: [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["length"] for row in read(tmp_path / "run")] == [8, 8, 8, 16, 16, 16]
+    losses = [row["loss"] for row in read(tmp_path / "run")]
+    assert losses[-1] < losses[0] != read(folder)[0]["loss"]
+    trained, whole = (params_of(open_model(place, report=print)) for place in (tmp_path / "run", folder))
+    moved = {name for name, value in trained.items() if (value != whole[name]).any()}
+    assert moved == {f"layers.{i}.{part}.kernel" for i in range(2) for part in ("attention.qkv", "mlp.down")}
 
 
 def test_another_base_is_refused(folder, config, base, tmp_path):

@@ -1,29 +1,25 @@
 """Real processes and real signals: stopping, several processes as one, a worker that dies."""
 
-import contextlib
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from e2e_runs import (
     HALF,
-    ROOT,
     STEPS,
     checkpoints,
     close_to,
     curve,
     interrupted,
+    launch,
     losses,
     outcome,
     rows,
-    started,
+    said,
     wait_until,
     write_config,
 )
@@ -32,22 +28,6 @@ from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.store import CheckpointStore
 
 LONG = ["--set", "train.steps=5000", "--set", "optimizer.schedule.kind=constant"]
-LAUNCH = [sys.executable, ROOT / "launch" / "local.py", "--log-dir", "logs", "--processes"]
-
-
-@contextlib.contextmanager
-def launch(folder: Path, processes: int, *arguments: str | Path) -> Iterator[subprocess.Popen[str]]:
-    """launch/local.py in `folder`, its output in `folder`/launch.log."""
-    if sys.platform != "linux":
-        pytest.skip("looks at processes through /proc")
-    command = [*LAUNCH, str(processes), *arguments]
-    with (folder / "launch.log").open("w") as log, started(command, cwd=folder, stdout=log, stderr=log) as launcher:
-        yield launcher
-
-
-def said(folder: Path) -> str:
-    """What the launcher and all processes wrote."""
-    return "".join(path.read_text() for path in [folder / "launch.log", *sorted((folder / "logs").glob("*"))])
 
 
 def workers(launcher: int) -> list[int]:

@@ -215,8 +215,9 @@ def test_resuming_far_into_a_run():
 def test_permute_each_is_permute(domains, data):
     indices = [data.draw(st.integers(0, size - 1)) for size, _ in domains]
     expected = [int(permute(np.array([i]), size, key=key)[0]) for i, (size, key) in zip(indices, domains, strict=True)]
-    sizes, keys = (np.array(column) for column in zip(*domains, strict=True))
-    assert permute_each(np.array(indices), sizes, keys=keys.astype(np.uint64)).tolist() == expected
+    sizes, keys = zip(*domains, strict=True)
+    # As uint64 from the start: of integers on both sides of 2**63 numpy makes float64, which rounds them.
+    assert permute_each(np.array(indices), np.array(sizes), keys=np.array(keys, np.uint64)).tolist() == expected
 
 
 def one(**changes):
@@ -253,7 +254,5 @@ def test_what_does_not_fit_the_data():
         check_curriculum(CurriculumConfig(difficulty=(one(),)), DataConfig(sources=sources))
     lengths = LengthConfig(how="reshape", min=64, max=512, schedule=FixedLinear(steps=5))
     check_curriculum(CurriculumConfig(length=lengths), DataConfig(sources=sources))
-    with pytest.raises(ValueError, match=r"goes from 64 to 512, but rows have data.sequence_length = 256"):
-        check_curriculum(CurriculumConfig(length=lengths), DataConfig(sequence_length=256))
     with pytest.raises(ValueError, match=r"a labelled text is one row: use how: truncate"):
         check_curriculum(CurriculumConfig(length=lengths), DataConfig(task="classification"))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dsjax.data.config import DifficultyConfig, FixedLinear
 from dsjax.data.curriculum import Curriculum
 from dsjax.data.masked import Masker
-from dsjax.data.pipeline import Batches, BatchShape, longest_row, reshaped_rows
+from dsjax.data.pipeline import Batches, BatchShape, longest_row
 from dsjax.data.rows import Rows
 from dsjax.data.store import TokenStore
 
@@ -66,8 +66,8 @@ def test_rows_are_cut_short(sizes, length, batch_size, isolate, data):
 def test_rows_are_cut_into_pieces(sizes, length, batch_size, isolate, data):
     rows = rows_of(sizes, length, isolate_documents=isolate)
     piece = data.draw(st.integers(1, length))
-    multiple = data.draw(st.integers(1, batch_size))
-    num_rows, left_out = reshaped_rows(batch_size, length, length=piece, multiple=multiple)
+    all_rows = batch_size * (length // piece)
+    num_rows = data.draw(st.integers(all_rows - batch_size + 1, all_rows))  # the last may be left out
     stride = length // (length // piece)
     width = data.draw(st.integers(piece, length))
     hosts = min(num_rows, data.draw(st.sampled_from([1, 2, 4])))
@@ -75,8 +75,7 @@ def test_rows_are_cut_into_pieces(sizes, length, batch_size, isolate, data):
     for key, value in whole.items():
         pieces = [row[n * stride :][:piece].tolist() for row in value for n in range(length // piece)]
         expected[key] = [some + [0] * (width - piece) for some in pieces[:num_rows]]
-    assert num_rows % multiple == 0 and left_out == batch_size * length - num_rows * piece
-    assert len(pieces) - num_rows < multiple
+    assert len(pieces) == all_rows
     for host in range(hosts):
         ((_, batch),) = read(
             rows,
@@ -147,10 +146,3 @@ def test_numbers_run_over_all_sources():
     draws = np.arange(64)
     assert equal(rows.drawn(draws, rows.numbers(draws)), rows.rows(draws))
     assert set(rows.numbers(draws).tolist()) == set(range(rows.num_rows))
-
-
-def test_shapes_that_cannot_be():
-    with pytest.raises(ValueError, match="rows of 16 tokens cannot be cut into pieces of 17"):
-        reshaped_rows(4, 16, length=17)
-    with pytest.raises(ValueError, match="2 rows give 2 pieces of 9 tokens, but the mesh needs 4"):
-        reshaped_rows(2, 16, length=9, multiple=4)

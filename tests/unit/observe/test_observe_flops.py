@@ -40,10 +40,15 @@ def test_a_layers_flops_are_those_of_the_papers():
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_step_that_drops_nothing_is_palms(causal):
+    """6 N + 4 F + 12 L H Q T for a token, half of the attention's where a query sees the keys before it."""
     shape = {"num_layers": 5, "attention_dim": 48, "rows": 8, "length": 96, "kept": 96}
     got = training_flops(layer_parameters=1000, other_parameters=700, dropping_layers=3, causal=causal, **shape)
-    per_token = model_flops_per_token(5700, num_layers=5, model_dim=48, sequence_length=96, causal=causal)
-    assert float(got) == pytest.approx(8 * 96 * per_token, rel=1e-12)
+    attention = 12 * 5 * 48 * 96 / (2 if causal else 1)
+    assert float(got) == pytest.approx(8 * 96 * (6 * 5700 + attention), rel=1e-12)
+    per_token = model_flops_per_token(
+        5700, num_layers=5, model_dim=48, sequence_length=96, num_frozen=300, causal=causal
+    )
+    assert per_token == pytest.approx(6 * 5700 + 4 * 300 + attention, rel=1e-12)
 
 
 def test_a_step_is_its_programs_matrix_products():
