@@ -68,6 +68,7 @@ def train(here: Path, run: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         "steps",
         "tokens",
         "training_seconds",
+        "waiting_for_data",
         "data_hash",
     )
     return {
