@@ -3,6 +3,7 @@
 python experiments/data_efficiency/run.py [english_novels.tar.xz] [--runs both-50-0 ...] [--list]
 """
 
+import itertools
 import statistics
 import sys
 from collections.abc import Mapping
@@ -89,7 +90,19 @@ def finish(results: dict[str, dict[str, Any]]) -> list[str]:
             lines.append(
                 f"| {title} | {share} % | {seeds} | {one['steps']:,} | {mean_and_range(some)} | {gap} | {saved} |"
             )
-    return lines
+    return lines + crossing(
+        [(share, statistics.mean(some)) for share in SHARES if (some := losses("both", share))], whole
+    )
+
+
+def crossing(both: list[tuple[int, float]], whole: list[float]) -> list[str]:
+    """Where both methods reach the mean loss of the plain run with all data, on straight lines between shares."""
+    for (more, better), (less, worse) in itertools.pairwise(both if whole else []):
+        target = statistics.mean(whole)
+        if better <= target < worse:
+            share = less + (more - less) * (worse - target) / (worse - better)
+            return ["", f"**Both methods reach the loss of plain training with all data at {share:.0f} % of it.**"]
+    return []
 
 
 def plot(results: dict[str, dict[str, Any]]) -> None:
@@ -102,8 +115,9 @@ def plot(results: dict[str, dict[str, Any]]) -> None:
                 if (run := f"{method}-{share}-{seed}") in results:
                     points = results[run]["validation"]
                     label = title if seed == 0 else None
-                    axes.plot([p[1] for p in points], [p[2] for p in points], color=f"C{number}", lw=1, label=label)
-        axes.set(title=f"{share} % of the data", xlabel="effective tokens")
+                    tokens, losses = [p[1] / 1e6 for p in points], [p[2] for p in points]
+                    axes.plot(tokens, losses, color=f"C{number}", lw=1, label=label)
+        axes.set(title=f"{share} % of the data", xlabel="effective tokens, millions")
         if axes.lines:
             axes.legend(fontsize=7)
     panels[0].set_ylabel("validation loss, nats per token")
