@@ -44,7 +44,7 @@ def test_loading_holds_one_copy(tmp_path, segments):
     command = [sys.executable, "-c", CHILD, str(tmp_path / "small"), str(tmp_path / "large"), repr(segments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     sizes = {name: 4 * int(np.prod(shape)) for name, shape in shapes(CONFIG)}
-    # A few of the largest tensor (as stored, turned, on the device), and 24 MiB for the allocator, of which 12 runs took
-    # 2 to 16. A stack is filled in place; the parts of one beside it would be 32 MiB more.
+    # A few of the largest tensor (as stored, turned, on the device), and 24 MiB for the allocator: 12 runs took 2 to
+    # 16 of these. A stack is filled in place; the parts of one beside it would be 32 MiB more.
     allowed = sum(sizes.values()) + 4 * max(sizes.values()) + 24 * 2**20
     assert sum(sizes.values()) * 0.9 < int(done.stdout) < allowed
