@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import jax
 import models_on_disk
 import pytest
@@ -28,10 +27,6 @@ if os.environ.get("DSJAX_TEST_PLATFORM", "cpu") == "cpu":
     jax.config.update("jax_num_cpu_devices", 8)
     order_cpu_collectives()
     collect_ignore.append("gpu")
-# The same examples each time: what fails on one machine fails on the next. Other ones: --hypothesis-profile=random.
-hypothesis.settings.register_profile("same", derandomize=True)
-hypothesis.settings.register_profile("random", derandomize=False)
-hypothesis.settings.load_profile("same")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

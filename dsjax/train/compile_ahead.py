@@ -9,9 +9,6 @@ depends on its clock.
 A step whose program is not ready waits. That wait is the stall, and has its own figure.
 """
 
-import os
-import sys
-import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +16,6 @@ from typing import Any
 
 LEAD = 3.0
 LEAST_LEAD = 60.0
-NICENESS = 10  # of the thread: where compiler and steps share processors, steps come first
 
 
 class Ahead:
@@ -46,7 +42,7 @@ class Ahead:
         self._programs: dict[Hashable, Future[Any]] = {}
         self._looked = 0
         self._last_seconds = 0.0
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile", initializer=_give_way)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
 
     @property
     def num_programs(self) -> int:
@@ -103,8 +99,3 @@ class Ahead:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _give_way() -> None:
-    if sys.platform == "linux":  # elsewhere a priority is a whole process's
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

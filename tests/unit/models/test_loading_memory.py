@@ -1,5 +1,6 @@
 """Weights are read one tensor at a time: the host holds the model's share and little else."""
 
+import os
 import subprocess
 import sys
 
@@ -42,9 +43,10 @@ def test_loading_holds_one_copy(tmp_path, segments):
         tensors = ((name, np.ones(shape, np.float32)) for name, shape in shapes(config))
         write_folder(tmp_path / name, tensors, config=config_to_hf(config))
     command = [sys.executable, "-c", CHILD, str(tmp_path / "small"), str(tmp_path / "large"), repr(segments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    # glibc's threshold moves up when a large block is freed, and later ones stay with the process: chance, not loading.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     sizes = {name: 4 * int(np.prod(shape)) for name, shape in shapes(CONFIG)}
-    # A few of the largest tensor (as stored, turned, on the device), and 24 MiB for the allocator: 12 runs took 2 to
-    # 16 of these. A stack is filled in place; the parts of one beside it would be 32 MiB more.
-    allowed = sum(sizes.values()) + 4 * max(sizes.values()) + 24 * 2**20
-    assert sum(sizes.values()) * 0.9 < int(done.stdout) < allowed
+    # A few of the largest tensor (as stored, turned, on the device); a stack is filled in place.
+    allowed = sum(sizes.values()) + 4 * max(sizes.values()) + 2**24
+    assert sum(sizes.values()) * 0.9 < int(done.stdout) < allowed < 1.3 * sum(sizes.values())
