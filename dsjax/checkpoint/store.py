@@ -134,9 +134,17 @@ class CheckpointStore:
             told = [error if len(errors) == 1 else f"process {i}: {error}" for i, error in enumerate(errors) if error]
             raise CheckpointError("; ".join(told))
 
-    def close(self) -> None:
-        """Waits for the save in flight; raises what `wait` raises."""
-        self.wait()
+    def close(self, *, alone: bool = False) -> None:
+        """Waits for the save in flight; raises what `wait` raises.
+
+        Args:
+            alone: after an error of this process: the others are not asked how the save went, as they may be waiting
+                for this one elsewhere. Nothing is raised.
+        """
+        if not alone:
+            self.wait()
+        elif self._save is not None and self._save.thread is not None:
+            self._save.thread.join()
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints (every part of the manifest is there; contents not read), in order."""

@@ -134,17 +134,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BrokenPipeError:
+    except BaseException as error:
+        return report(error)
+
+
+def report(error: BaseException) -> int:
+    """Say on stderr what ended a verb. Returns the exit code.
+
+    Raises:
+        BaseException: the error itself, if it is a bug, or DSJAX_TRACEBACK asks where a mistake was found.
+
+    Example:
+        >>> report(SystemExit(7))
+        7
+    """
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, BrokenPipeError):
         # Python flushes stdout once more on its way out; point it where that succeeds.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         print("dsjax: interrupted", file=sys.stderr)
         return 130
-    except (Failure, *MISTAKES) as error:
-        if os.environ.get("DSJAX_TRACEBACK") == "1":
-            raise
-        print(f"dsjax: error: {message_of(error)}", file=sys.stderr)
-        return 1 if isinstance(error, Failure) else 2
+    if not isinstance(error, (Failure, *MISTAKES)) or os.environ.get("DSJAX_TRACEBACK") == "1":
+        raise error
+    print(f"dsjax: error: {message_of(error)}", file=sys.stderr)
+    return 1 if isinstance(error, Failure) else 2

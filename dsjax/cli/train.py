@@ -1,6 +1,12 @@
 """`dsjax train CONFIG`: train a model."""
 
 import argparse
+import errno
+import json
+import os
+import sys
+import traceback
+from typing import NoReturn
 
 HELP = "train a model from a config"
 
@@ -21,10 +27,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train; exit code 75 if a signal stopped the run and it can be resumed."""
-    import errno
-    import json
-    import sys
+    from dsjax.train.processes import num_processes
 
+    try:
+        return _train(arguments)
+    except BaseException as error:
+        if num_processes() > 1:
+            _leave(error)
+        raise
+
+
+def _leave(error: BaseException) -> NoReturn:
+    """End one process of several at once: JAX would wait at exit for the others, which may be waiting for this one."""
+    from dsjax.cli.main import report
+
+    try:
+        code = report(error)
+    except BaseException:  # a bug
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _train(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from dsjax.checkpoint.store import CheckpointError

@@ -315,7 +315,8 @@ class CurriculumConfig:
     length: LengthConfig | None = None
     """How long rows are; null leaves them at data.sequence_length."""
     cut_to_longest: bool = False
-    """Leave out the columns of a batch that hold padding in all its rows (for pack: none)."""
+    """Leave out the columns of a batch that hold padding in all its rows (for pack: none). Counted neither in the
+    tokens of a step, which follow from the schedules alone, nor in what these save."""
 
     def __post_init__(self) -> None:
         if not self.difficulty and self.length is None and not self.cut_to_longest:

@@ -224,9 +224,9 @@ class Rows:
         return pattern, earlier
 
     def read(self, sources: Int64[np.ndarray, " B"], rows: Int64[np.ndarray, " B"]) -> Batch:
-        """The given rows of the given sources as a batch."""
+        """The given rows of the given sources as a batch, of no rows too."""
         batch: Batch = {}
-        for source in np.unique(sources).tolist():
+        for source in np.unique(sources).tolist() or [0]:
             chosen = np.flatnonzero(sources == source)
             part = self._readers[source].read(rows[chosen])
             if len(chosen) == len(rows):

@@ -202,7 +202,8 @@ def _train(
 ) -> tuple[TrainState, Recorder, str]:
     """All steps that are left, with what is open meanwhile; also the name of the signal that came, or ''."""
     with contextlib.ExitStack() as stack:
-        stack.callback(store.close)  # also when a step fails: a save in flight cannot end once Python shuts down
+        # Also when a step fails: a save in flight cannot end once Python shuts down.
+        stack.push(lambda error, *_: store.close(alone=error is not None))
         trackers = []
         if folder.is_first_process:
             resume_step = counters.steps if folder.resumed else None

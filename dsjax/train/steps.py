@@ -110,15 +110,17 @@ def _due(step: int, every: int) -> bool:
 def _shown(config: ResolvedRunConfig, pace: Pace, cost: Cost, step: int) -> dict[str, float]:
     """What is particular about a step's rows: nothing in a run whose rows are all alike."""
     shown: dict[str, float] = {}
-    if config.curriculum is None and config.random_ltd is None:
-        return shown
-    if config.curriculum is not None and config.curriculum.difficulty:
-        each = difficulties(config.curriculum, step)
+    curriculum = config.curriculum
+    if curriculum is not None and curriculum.difficulty:
+        each = difficulties(curriculum, step)
         shown |= (
             {"difficulty": min(each.values())} if len(each) == 1 else {f"difficulty_{n}": d for n, d in each.items()}
         )
-    if config.curriculum is not None and config.curriculum.length is not None:
-        shown["length"] = int(pace.length[step])
+    grows = curriculum is not None and curriculum.length is not None
+    if grows or pace.longest is not None:
+        shown["length"] = pace.shape_at(step).length
     if config.random_ltd is not None:
         shown["kept"] = int(pace.kept[step])
-    return shown | {"saving": cost.saving(step + 1)}
+    if grows or config.random_ltd is not None:
+        shown["saving"] = cost.saving(step + 1)
+    return shown

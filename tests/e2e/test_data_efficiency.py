@@ -67,3 +67,23 @@ def test_two_processes_go_on_with_the_same_batches(both, tmp_path):
         assert launcher.wait() == 0, said(tmp_path)
     assert "resumed from step 8 of" in said(tmp_path)
     close_to(resumed, both / "run")
+
+
+def test_two_processes_cut_rows_alike(texts, tmp_path):
+    """Each process holds one of two rows: neither could tell the longest from its own."""
+    config = write_config(
+        tmp_path / "config.yaml", texts,
+        mesh={"data": 2, "fsdp": 1, "zero_stage": 0, "cpu_devices": 2},
+        model={"num_layers": 1, "num_heads": 2, "segments": [1]},
+        data={"sequence_length": 128, "pack": "none"},
+        curriculum={"cut_to_longest": True},
+        train={"steps": 10, "batch_size": 2, "max_programs": 3, "ema_decay": 0.0},
+        evaluate={"every": 0},
+        checkpoint={"every": 0},
+        sample={"prompt": ""},
+    )  # fmt: skip
+    train(config, "--run-dir", tmp_path / "one", "--force")
+    with launch(tmp_path, 2, "--", config, "--run-dir", tmp_path / "two", "--force") as launcher:
+        assert launcher.wait() == 0, said(tmp_path)
+    assert len({row["length"] for row in rows(tmp_path / "one")}) > 1
+    close_to(tmp_path / "two", tmp_path / "one")

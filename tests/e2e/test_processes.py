@@ -130,6 +130,27 @@ def test_restarts_have_a_bound(tmp_path, texts):
     assert "gave up after 1 restarts" in said(tmp_path)
 
 
+def test_an_error_of_one_process_ends_all_soon(tmp_path, texts):
+    """While the other waits for it in a step, and JAX at exit would wait for the other."""
+    (tmp_path / "ours.py").write_text(
+        "import os, pathlib\n"
+        "def growth(step):\n"
+        "    metrics = pathlib.Path('run/metrics.jsonl')\n"
+        "    under_way = metrics.exists() and metrics.read_text().count('\\n') > 2\n"
+        "    return {}['no such key'] if under_way and os.environ['DSJAX_PROCESS_ID'] == '1' else 50\n"
+    )
+    schedule = {"kind": "custom", "function": "ours.growth"}
+    config = write_config(
+        tmp_path / "error.yaml", texts,
+        curriculum={"difficulty": [{"metric": "length", "schedule": schedule}]},
+    )  # fmt: skip
+    began = time.monotonic()
+    with launch(tmp_path, 2, "--max-restarts", "0", "--", config, "--run-dir", tmp_path / "run") as launcher:
+        assert launcher.wait() == 1, said(tmp_path)
+    assert time.monotonic() - began < 60
+    assert "KeyError: 'no such key'" in said(tmp_path) and 2 < len(rows(tmp_path / "run")) < STEPS
+
+
 def test_a_mistake_ends_all_processes_soon(tmp_path, texts):
     """Found by the first process, while the others wait for it."""
     config = write_config(tmp_path / "wrong.yaml", texts, model={"vocab_size": 200})

@@ -1,5 +1,6 @@
 """Rows and batches: every pair once an epoch, random access equal to reading on, mixtures, threads that end."""
 
+import dataclasses
 import itertools
 import threading
 import time
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsjax.data.masked import Masker
 from dsjax.data.pipeline import Batches, FixedBatches
 from dsjax.data.rows import Rows
 from dsjax.data.store import TokenStore
@@ -200,6 +202,23 @@ def test_fixed_batches_are_the_same_rows_each_time_padded():
         assert np.array_equal(batch["tokens"][1], batches[number]["tokens"][7]) == (number == 0)
     assert not batch["loss_mask"][1].any() and len(few) == 2
     assert list(FixedBatches(None, batch_size=8)) == [] and len(FixedBatches(None, batch_size=8)) == 0
+
+
+@pytest.mark.parametrize("kind", ["best_fit", "none", "masked", "labelled"])
+def test_a_process_without_rows_in_the_last_batch_pads_like_the_others(kind):
+    """Its share of a batch lies behind the last row."""
+    store = store_of([5] * 6)
+    if kind == "labelled":
+        store = dataclasses.replace(store, classes=np.zeros((6, 3), np.int32))
+    masker = Masker(mask_token=9, ordinary=np.ones(64, bool), share=0.5, seed=0) if kind == "masked" else None
+    pack = "none" if kind == "none" else "best_fit"
+    rows = Rows([store], sequence_length=5, pack=pack, masker=masker, labelled=kind == "labelled")
+    size = rows.num_rows + 3
+    (whole,) = FixedBatches(rows, batch_size=size)
+    (share,) = FixedBatches(rows, batch_size=size, positions=np.arange(rows.num_rows, size))
+    assert share.keys() == whole.keys() and "tokens" in share
+    for key, value in share.items():
+        assert value.dtype == whole[key].dtype and value.shape == (3, *whole[key].shape[1:]) and not value.any()
 
 
 def test_packing_many_documents_is_fast():
