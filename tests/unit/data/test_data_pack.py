@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.data.pack import PackIndex
+from dsjax.data.packed import PackedRows
 from dsjax.data.permute import fold, mix, permute
 from dsjax.data.store import TokenStore
 
@@ -36,6 +37,43 @@ def test_every_input_is_in_exactly_one_row(sizes, length, pack, isolate):
         assert seen == expected and (per_row[:-1] == length).all()
     if pack == "none":
         assert index.num_rows == len(index.pieces)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    sizes_of_documents, st.integers(1, 17), st.sampled_from(["best_fit", "stream", "none"]), st.booleans(),
+    st.booleans(), st.data(),
+)  # fmt: skip
+def test_rows_are_their_pieces_copied_one_by_one(sizes, length, pack, isolate, all_tokens, data):
+    store = TokenStore(np.arange(1, sum(sizes) + 1, dtype=np.uint16), offsets_of(sizes), hash="x")
+    index = PackIndex.build(store.offsets, length, pack=pack, isolate_documents=isolate, all_tokens=all_tokens)
+    isolated, ends = isolate and pack != "none", not isolate and pack == "best_fit" and not all_tokens
+    reader = PackedRows(store, index, isolated=isolated, mask_ends=ends, all_tokens=all_tokens)
+    rows = data.draw(st.lists(st.integers(0, index.num_rows - 1), max_size=8) if index.num_rows else st.just([]))
+    blank = lambda: np.zeros((len(rows), length), np.int32)
+    wanted = {"tokens": blank(), "targets": blank(), "loss_mask": blank() > 0}
+    if isolated or all_tokens:
+        wanted["segments"] = blank()
+    if isolated:
+        wanted["positions"] = blank()
+    for i, row in enumerate(rows):
+        j = 0
+        for number, (document, start, size) in enumerate(index.pieces[index.rows[row] : index.rows[row + 1]].tolist()):
+            for place in range(start, start + size):
+                at = int(store.offsets[document]) + place
+                wanted["tokens"][i, j] = store.tokens[at]
+                if not (ends and place + 1 == sizes[document]):
+                    wanted["targets"][i, j] = store.tokens[at if all_tokens else at + 1]
+                    wanted["loss_mask"][i, j] = True
+                if "segments" in wanted:
+                    wanted["segments"][i, j] = number + 1 if isolated else 1
+                if "positions" in wanted:
+                    wanted["positions"][i, j] = place - start
+                j += 1
+    found = reader.read(np.array(rows, np.int64))
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():
+        assert found[key].dtype == value.dtype and np.array_equal(found[key], value), key
 
 
 @quick
