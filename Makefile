@@ -2,7 +2,7 @@
 
 ARGS ?=
 PYTEST_ARGS ?=
-WORKERS ?= 2
+WORKERS ?= 3
 
 PYTHONS = python3.14 python3.13 python3.12 python3
 BIN = .venv/bin
@@ -51,7 +51,7 @@ help:
 train: $(INSTALLED)
 	@$(BIN)/dsjax train $(QUICKSTART) $(ARGS)
 
-# Two processes: most tests wait for one XLA compilation, which does not fill two cores.
+# Three processes for two cores: many tests wait for processes of their own, or for a compilation on one core.
 test: .venv/installed
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) $(PYTEST_ARGS)
 

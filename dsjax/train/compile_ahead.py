@@ -44,11 +44,6 @@ class Ahead:
         self._last_seconds = 0.0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
 
-    @property
-    def num_programs(self) -> int:
-        """Programs compiled so far, those under way included."""
-        return len(self._programs)
-
     def is_ready(self, step: int) -> bool:
         """Whether a step's program is there, so that nothing is waited for."""
         future = self._programs.get(self._key_at(step))
