@@ -138,8 +138,8 @@ class CheckpointStore:
         """Waits for the save in flight; raises what `wait` raises.
 
         Args:
-            alone: after an error of this process: the others are not asked how the save went, as they may be waiting
-                for this one elsewhere. Nothing is raised.
+            alone: after an error of this process, one of several: the others are not asked how the save went, as they
+                may be waiting for this one elsewhere. Nothing is raised.
         """
         if not alone:
             self.wait()

@@ -46,9 +46,11 @@ def _leave(error: BaseException) -> NoReturn:
     except BaseException:  # a bug
         traceback.print_exc()
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # also when nobody reads them any more
+        os._exit(code)
 
 
 def _train(arguments: argparse.Namespace) -> int:

@@ -315,8 +315,9 @@ class CurriculumConfig:
     length: LengthConfig | None = None
     """How long rows are; null leaves them at data.sequence_length."""
     cut_to_longest: bool = False
-    """Leave out the columns of a batch that hold padding in all its rows (for pack: none). Counted neither in the
-    tokens of a step, which follow from the schedules alone, nor in what these save."""
+    """Leave out the columns of a batch that hold padding in all its rows (for pack: none), in steps whose layers see
+    all tokens. Counted neither in the tokens of a step, which follow from the schedules alone, nor in what these save;
+    `train.max_programs` bounds its programs, which `dsjax plan` does not know."""
 
     def __post_init__(self) -> None:
         if not self.difficulty and self.length is None and not self.cut_to_longest:

@@ -27,7 +27,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int64
 
-from dsjax.data.config import CurriculumConfig, DataConfig, DifficultyConfig
+from dsjax.data.config import CurriculumConfig, CustomSchedule, DataConfig, DifficultyConfig, FixedDiscrete
 from dsjax.data.difficulty import difficulty
 from dsjax.data.permute import fold, fold_each, mix, permute_each
 
@@ -102,13 +102,13 @@ class Curriculum:
             raise ValueError(
                 f"{first} of {self.num_rows} rows may be drawn at the first step "
                 f"({', '.join(metric.describe(0) for metric in self._metrics)}), fewer than the {batch_size} of a "
-                f"batch: raise min{self._enough(batch_size)}, or take a smaller batch or more data"
+                f"batch: {self._begin_higher(batch_size)}, or take a smaller batch or more data"
             )
 
-    def _enough(self, batch_size: int) -> str:
+    def _begin_higher(self, batch_size: int) -> str:
         if len(self._metrics) == 1 and batch_size <= self.num_rows:
-            return f" to {self._metrics[0].least_for(batch_size)}"
-        return ""
+            return self._metrics[0].begin_higher(batch_size)
+        return "begin with a higher difficulty"
 
     def visible(self, step: int) -> int:
         """Rows that may be drawn at a step, counted from 0."""
@@ -234,9 +234,18 @@ class _Metric:
         reached = int(difficulty(config.schedule, np.array([step + 1]), least=config.min, most=config.max)[0])
         return f"{config.metric} up to {reached}" + (" percent" if config.by == "percentile" else "")
 
-    def least_for(self, rows: int) -> int:
-        """The least difficulty that `rows` rows do not exceed."""
-        return int(self._sorted[rows - 1]) if self._config.by == "value" else -(-100 * rows // len(self.order))
+    def begin_higher(self, rows: int) -> str:
+        """What to do so that the first step may draw so many rows."""
+        schedule, most = self._config.schedule, self._config.max
+        least = int(self._sorted[rows - 1]) if self._config.by == "value" else -(-100 * rows // len(self.order))
+        if isinstance(schedule, FixedDiscrete):
+            return f"make the first of difficulties {least} or more"
+        if isinstance(schedule, CustomSchedule):
+            return f"let {schedule.function}(1) be {least} or more"
+        least += -least % schedule.quantum
+        if self._config.by == "percentile" and least > 100:
+            return "take a smaller quantum and a larger min"
+        return f"raise min to {least}" + (f" and max to {least} or more" if least > most else "")
 
 
 def _earlier(labels: np.ndarray) -> np.ndarray:

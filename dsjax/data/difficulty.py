@@ -72,7 +72,7 @@ def grown(steps: Steps, total: int, *, least: int, most: int, quantum: int, degr
 
 
 def difficulties(config: CurriculumConfig, step: int) -> dict[str, int]:
-    """How difficult rows may be at a step counted from 0, by the names of the metrics.
+    """How difficult rows may be at a step counted from 0, by the names of the metrics (whole paths if two end alike).
 
     Example:
         >>> from dsjax.data.config import DifficultyConfig
@@ -81,9 +81,12 @@ def difficulties(config: CurriculumConfig, step: int) -> dict[str, int]:
         {'vocab_rarity': 50}
     """
     at = np.array([step + 1])
+    paths = [one.metric for one in config.difficulty]
+    ends = [path.rpartition(".")[2] for path in paths]
+    names = ends if len(set(ends)) == len(ends) else paths
     return {
-        one.metric.rpartition(".")[2]: int(difficulty(one.schedule, at, least=one.min, most=one.max)[0])
-        for one in config.difficulty
+        name: int(difficulty(one.schedule, at, least=one.min, most=one.max)[0])
+        for name, one in zip(names, config.difficulty, strict=True)
     }
 
 

@@ -203,7 +203,7 @@ def _train(
     """All steps that are left, with what is open meanwhile; also the name of the signal that came, or ''."""
     with contextlib.ExitStack() as stack:
         # Also when a step fails: a save in flight cannot end once Python shuts down.
-        stack.push(lambda error, *_: store.close(alone=error is not None))
+        stack.push(lambda error, *_: store.close(alone=error is not None and jax.process_count() > 1))
         trackers = []
         if folder.is_first_process:
             resume_step = counters.steps if folder.resumed else None

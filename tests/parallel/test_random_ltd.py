@@ -13,11 +13,10 @@ from tests.helpers import LTD, LTD_COUNTS, MESHES, ONE, TINY, assert_close, make
 
 
 @functools.cache
-def one_device(num_kept: int | None = 8):
+def one_device(num_kept: int = 8):
     """Loss and gradients on one device without accumulation; TINY's dropout is on."""
     training = make_training(ONE, TINY, random_ltd=LTD)
-    counts = None if num_kept is None else LTD_COUNTS
-    gradients, figures = training.gradient(training.state(), make_rows(), num_kept=num_kept, counts=counts)
+    gradients, figures = training.gradient(training.state(), make_rows(), num_kept=num_kept, counts=LTD_COUNTS)
     return float(figures["loss"]), training.named(gradients)
 
 
@@ -72,6 +71,18 @@ def test_what_is_computed_again_draws_no_tokens_again():
         arguments = training.programs.gradient_arguments(training.optimizer, "full", state, batch, counts=counts)
         sorts[num_kept] = program.lower(*arguments).as_text().count("stablehlo.sort")
     assert sorts == {None: 0, 8: 2}
+
+
+def test_when_nothing_is_dropped_it_is_the_program_without_random_ltd():
+    """To the letter, and so to the bit: nothing is gathered that a plain program does not gather."""
+    texts = []
+    for dropping in (LTD, None):
+        training = make_training(ONE, dataclasses.replace(TINY, remat="full"), random_ltd=dropping)
+        program = training.programs.gradient_for(training.optimizer, "full", num_kept=None)
+        batch = training.place(make_rows())
+        arguments = training.programs.gradient_arguments(training.optimizer, "full", training.state(), batch)
+        texts.append(program.lower(*arguments).as_text())
+    assert texts[0] == texts[1]
 
 
 def test_slots_without_random_ltd_are_refused():

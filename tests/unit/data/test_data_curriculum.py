@@ -1,6 +1,7 @@
 """Which row each draw takes: never too difficult, no row twice in an epoch of its cluster, in proportion, no state."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -241,11 +242,42 @@ def one(**changes):
             r"raise min to 4, or take a smaller batch or more data",
         ),
         ({"a": np.arange(9)}, [one(by="value", max=100, schedule=FixedRoot(steps=1000))], 8, "raise min to 7, or"),
+        (
+            {"a": np.arange(250)},
+            [one(max=6, schedule=FixedLinear(steps=1000, quantum=1))],
+            30,
+            "raise min to 12 and max to 12 or more, or",
+        ),
+        (
+            {"a": np.arange(250)},
+            [one(schedule=FixedDiscrete(difficulties=(2, 100), until=(5,)))],
+            30,
+            "make the first of difficulties 12 or more, or",
+        ),
     ],
 )
 def test_one_clear_message(values, configs, batch_size, message):
     with pytest.raises(ValueError, match=message):
         Curriculum(values, configs, batch_size=batch_size)
+
+
+@quick
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 9), st.integers(1, 80),
+    st.sampled_from(["value", "percentile"]), st.sampled_from([FixedLinear, FixedRoot]),
+)  # fmt: skip
+def test_the_way_out_is_one(values, quantum, batch_size, by, kind):
+    """A min that is advised is enough."""
+    values, schedule = {"a": np.array(values)}, kind(steps=1000, quantum=quantum)
+    try:
+        Curriculum(values, [one(by=by, min=quantum, schedule=schedule)], batch_size=batch_size)
+    except ValueError as error:
+        advised = re.search(r"raise min to (\d+)(?: and max to (\d+))?", str(error))
+        if advised is None:
+            assert batch_size > len(values["a"]) or "take a smaller quantum" in str(error)
+        else:
+            least, most = int(advised[1]), int(advised[2] or 100)
+            Curriculum(values, [one(by=by, min=least, max=most, schedule=schedule)], batch_size=batch_size)
 
 
 def test_what_does_not_fit_the_data():

@@ -1,18 +1,26 @@
 """The pace of runs: the papers' bookkeeping, the best buckets, and what is refused."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dsjax.config.load import load_run
 from dsjax.data.config import CurriculumConfig, FixedDiscrete, FixedLinear, LengthConfig
 from dsjax.models.config import RandomLTDConfig
+from dsjax.observe.flops import training_flops
 from dsjax.optimizers.config import ScheduleConfig
 from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.train.config import TrainConfig
+from dsjax.train.cost import Cost
+from dsjax.train.folder import pace_of, resolved
+from dsjax.train.lora import split_model
 from dsjax.train.pace import Bucket, Pace, make_pace
+
+ROOT = Path(__file__).parents[3]
 
 
 def growing(steps: int, *, least: int = 80, most: int = 0, how: str = "truncate", quantum: int = 8) -> CurriculumConfig:
@@ -21,19 +29,22 @@ def growing(steps: int, *, least: int = 80, most: int = 0, how: str = "truncate"
 
 
 @pytest.mark.parametrize(
-    ("billions", "curriculum", "dropping", "steps", "raw"),
+    ("billions", "curriculum", "dropping", "steps", "raw", "flops"),
     [
-        (300, None, None, 286_103, 300.0),
-        (300, None, 200_000, 372_789, 390.9),
-        (200, None, 133_333, 248_526, 260.6),
-        (150, None, 100_000, 186_395, 195.4),
-        (300, 110_000, None, 339_169, 300.0),
-        (300, 110_000, 200_000, 377_264, 339.9),
-        (150, 55_000, 100_000, 188_632, 170.0),
+        (300, None, None, 286_103, 300.0, 1.0),
+        (300, None, 200_000, 372_789, 390.9, 0.984),
+        (200, None, 133_333, 248_526, 260.6, 0.656),
+        (150, None, 100_000, 186_395, 195.4, 0.492),
+        (300, 110_000, None, 339_169, 300.0, 0.991),
+        (300, 110_000, 200_000, 377_264, 339.9, 0.983),
+        (150, 55_000, 100_000, 188_632, 170.0, 0.492),
     ],
 )
-def test_the_bookkeeping_of_the_gpt3_recipes(billions, curriculum, dropping, steps, raw):
-    """Steps and raw tokens of the published GPT-3 1.3B runs, derived from Megatron-DeepSpeed's scripts by hand."""
+def test_the_bookkeeping_of_the_gpt3_recipes(billions, curriculum, dropping, steps, raw, flops):
+    """Published GPT-3 1.3B runs, derived from Megatron-DeepSpeed's scripts by hand.
+
+    Steps, raw tokens, and FLOPs of the layers against those of the run of 300 billion tokens without either technique.
+    """
     pace = make_pace(
         TrainConfig(tokens=billions * 10**9, batch_size=512),
         growing(curriculum) if curriculum else None,
@@ -45,6 +56,32 @@ def test_the_bookkeeping_of_the_gpt3_recipes(billions, curriculum, dropping, ste
     assert round(float((pace.rows * pace.length).sum()) / 1e9, 1) == raw
     assert pace.tokens[-2] < billions * 10**9 <= pace.tokens[-1]
     assert len(pace.buckets) <= 16 and pace.waste < 0.02
+    layers = {"layer_parameters": 12 * 2048**2, "other_parameters": 0, "num_layers": 24, "attention_dim": 2048}
+    plain = training_flops(**layers, dropping_layers=0, rows=512, length=2048, kept=2048) * 286_103
+    spent = training_flops(**layers, dropping_layers=22, rows=pace.rows, length=pace.length, kept=pace.kept).sum()
+    assert spent / plain == pytest.approx(flops, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("gpt3-1.3b-curriculum", 339_169), ("gpt3-1.3b-ltd-200b", 248_526), ("gpt3-1.3b-efficient-150b", 188_632)],
+)
+def test_the_recipes_are_in_the_presets(name, steps):
+    config = resolved(load_run(ROOT / "configs" / "run" / f"{name}.yaml"))
+    pace = pace_of(config)
+    assert pace.num_steps == steps
+    model, frozen = split_model(config.model, None)
+    whole = {"rows": config.train.batch_size, "sequence_length": config.data.sequence_length}
+    cost = Cost.of(config.model, model, frozen, pace, config.random_ltd, **whole)
+    # With the output projection, which sees all tokens of a row.
+    layers, width, vocabulary = config.model.num_layers, config.model.model_dim, config.model.vocab_size
+    layer = lambda tokens: 24 * width**2 * tokens + 4 * width * tokens.astype(float) ** 2
+    forward = 2 * layer(pace.length) + (layers - 2) * layer(np.minimum(pace.kept, pace.length))
+    flops = 3 * pace.rows * (forward + 2 * width * vocabulary * pace.length)
+    assert cost.flops == pytest.approx(flops, rel=1e-6)
+    dense = 3 * 512 * (layers * layer(np.array(2048)) + 2 * width * vocabulary * 2048)
+    done = steps // 2
+    assert cost.saving(done) == pytest.approx(1 - flops[:done].sum() / (dense * done), rel=1e-6)
 
 
 def test_layer_tokens_of_the_cifar_tutorial():
@@ -163,8 +200,21 @@ def test_a_decay_in_tokens_begins_where_the_warm_up_in_steps_ends():
     tokens = pace.tokens[1:].astype(float)
     decayed = 1 - (tokens - tokens[9]) / (tokens[-1] - tokens[9])
     assert rates == pytest.approx([min((n + 1) / 10, d) for n, d in enumerate(decayed)])
-    by_layers = ScheduleConfig(kind="linear", warmup=100, warmup_by="layer_tokens", decay_by="layer_tokens")
-    assert pace.warmed(by_layers).layer_tokens >= 100 > pace.layer_tokens[pace.warmed(by_layers).steps - 1]
+
+
+def test_a_rate_by_layer_tokens():
+    """LayerToken (arXiv 2211.11586): warm-up and decay by the tokens that layers have seen."""
+    dropping = RandomLTDConfig(min_kept=16, quantum=8, steps=20)
+    pace = make_pace(TrainConfig(steps=40, batch_size=2), None, dropping, sequence_length=64, num_layers=3)
+    by_layers = ScheduleConfig(
+        kind="linear", warmup=1000, warmup_by="layer_tokens", decay_by="layer_tokens", min_ratio=0.0
+    )
+    end, warmed = pace.clocks(40), pace.warmed(by_layers)
+    assert warmed.layer_tokens >= 1000 > pace.layer_tokens[warmed.steps - 1]
+    rates = [learning_rate(by_layers, 1.0, after=pace.clocks(step), end=end, warmed=warmed) for step in range(1, 41)]
+    kept = np.minimum(16 + 48 * np.arange(40) // 20 // 8 * 8, 64)
+    seen = np.cumsum(2 * (2 * 64 + kept)).astype(float)
+    assert rates == pytest.approx(np.minimum(seen / 1000, (seen[-1] - seen) / (seen[-1] - 1000)))
 
 
 @pytest.mark.parametrize(
