@@ -75,14 +75,16 @@ def test_what_is_computed_again_draws_no_tokens_again():
 
 def test_when_nothing_is_dropped_it_is_the_program_without_random_ltd():
     """To the letter, and so to the bit: nothing is gathered that a plain program does not gather."""
-    texts = []
+    texts, evaluations = [], []
     for dropping in (LTD, None):
         training = make_training(ONE, dataclasses.replace(TINY, remat="full"), random_ltd=dropping)
         program = training.programs.gradient_for(training.optimizer, "full", num_kept=None)
         batch = training.place(make_rows())
         arguments = training.programs.gradient_arguments(training.optimizer, "full", training.state(), batch)
         texts.append(program.lower(*arguments).as_text())
+        evaluations.append(training.programs.evaluate.lower(training.params(), make_rows()).as_text())
     assert texts[0] == texts[1]
+    assert evaluations[0] == evaluations[1]  # never drops, whatever training does
 
 
 def test_slots_without_random_ltd_are_refused():

@@ -12,7 +12,8 @@ from dsjax.config.load import load_run
 from dsjax.data.config import CurriculumConfig, FixedDiscrete, FixedLinear, LengthConfig
 from dsjax.models.config import RandomLTDConfig
 from dsjax.observe.flops import training_flops
-from dsjax.optimizers.config import ScheduleConfig
+from dsjax.optimizers.config import OneBitAdamConfig, ScheduleConfig
+from dsjax.optimizers.create import advice
 from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.train.config import TrainConfig
 from dsjax.train.cost import Cost
@@ -230,6 +231,32 @@ def test_a_rate_by_layer_tokens():
 def test_what_does_not_fit_is_refused(curriculum, dropping, message):
     with pytest.raises(ValueError, match=message):
         make_pace(TrainConfig(steps=10), curriculum, dropping, sequence_length=64, num_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (
+            ["curriculum={length: {min: 64, max: 4096, schedule: {kind: fixed_linear, steps: 5}}}"],
+            "goes from 64 to 4096",
+        ),
+        (["random_ltd={min_kept: 4000, steps: 5}"], "random_ltd keeps from 4000 to"),
+        (["random_ltd={min_kept: 16, steps: 5, first_layers: 40}"], "use a deeper model"),
+    ],
+)
+def test_refused_before_any_text_is_read(sets, message):
+    """By plan as by train, which both resolve their config first."""
+    with pytest.raises(ValueError, match=message):
+        resolved(load_run(ROOT / "configs" / "run" / "quickstart.yaml", sets))
+
+
+def test_a_freeze_before_the_last_growth_is_told_of():
+    dropping = RandomLTDConfig(min_kept=16, quantum=8, steps=20)
+    pace = make_pace(TrainConfig(steps=40), growing(10, least=8), dropping, sequence_length=64, num_layers=3)
+    assert pace.settled == 20
+    told = lambda step: advice(OneBitAdamConfig(freeze_step=step), workers=2, steps=40, growing_until=pace.settled)
+    assert told(20) == [] and len(told(19)) == 1
+    assert "optimizer.freeze_step = 19 lies before step 20, up to which rows or kept tokens grow" in told(19)[0]
 
 
 def test_too_few_programs_are_refused():
