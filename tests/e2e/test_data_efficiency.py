@@ -1,5 +1,5 @@
 """A run with a curriculum, random-LTD, 1-bit Adam, tensor parallelism and accumulation at once: killed and resumed, by
-one process and by two.
+one process and by four.
 """
 
 import json
@@ -68,10 +68,10 @@ def test_killed_and_resumed(both, tmp_path, zygote):
     assert outcome(resumed) == outcome(both / "run")
 
 
-def test_two_processes_go_on_with_the_same_batches(both, tmp_path):
+def test_four_processes_go_on_with_the_same_batches(both, tmp_path):
     """Rows by difficulty, their lengths and the tokens that layers keep: losses tell if one batch were another."""
     resumed = interrupted(both / "run", tmp_path / "run", step=8)
-    with launch(tmp_path, 2, "--", both / "config.yaml", "--run-dir", resumed, "--resume", "--force") as launcher:
+    with launch(tmp_path, 4, "--", both / "config.yaml", "--run-dir", resumed, "--resume", "--force") as launcher:
         assert launcher.wait() == 0, said(tmp_path)
     assert "resumed from step 8 of" in said(tmp_path)
     close_to(resumed, both / "run")

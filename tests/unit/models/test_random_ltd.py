@@ -107,11 +107,15 @@ def run(name: str, kind: str, *, num_kept: int | None, length: int = T, kept: in
 
 CASES = [
     ("bloom", "single"),
+    ("bloom", "packed"),
+    ("bloom", "padded"),
     ("gpt2", "single"),
+    ("gpt2", "packed"),
     ("llama", "single"),
     ("llama", "packed"),
     ("bert", "single"),
     ("bert", "padded"),
+    ("bert", "packed"),
 ]
 
 
