@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -144,6 +145,22 @@ def test_clusters_are_drawn_by_their_sizes_and_rows_alike():
     assert np.ptp(counts[:40]) <= 2 and np.ptp(counts[40:]) <= 1
     runs = np.flatnonzero(np.diff(late < 40))
     assert 2.0 < np.diff(runs).mean() < 2.17  # of independent draws a run has 1/2 (1/0.4 + 1/0.6) = 2.083
+
+
+@quick
+@given(curricula())
+def test_every_cluster_is_drawn_in_proportion(case):
+    values, configs, batch_size, seed = case
+    sets = visible_sets(values, configs, 120)  # what grows has grown by then
+    if len(sets[0]) < batch_size:
+        return
+    curriculum, num_draws = Curriculum(values, configs, batch_size=batch_size, seed=seed), 10_000
+    began = clusters_of(sets)
+    drawn = Counter(began[row] for row in curriculum.rows(120 * batch_size + np.arange(num_draws)).tolist())
+    for cluster, size in Counter(began.values()).items():
+        share = size / len(began)
+        # Six standard deviations of independent draws: once in 10^9.
+        assert abs(drawn[cluster] - num_draws * share) <= 6 * np.sqrt(num_draws * share * (1 - share))
 
 
 def test_the_seed_and_the_epoch_change_the_order_only():
