@@ -1,14 +1,14 @@
 """Two programs side by side in processes of their own, possibly of different Pythons, told by a driver what to do.
 
 A worker gets one JSON object a line on its stdin, {"cmd": name, ...arguments}, and answers with one a line on stdout.
-Standard library only: the workers' Pythons have nothing else in common.
+Standard library only (but `machine`): the workers' Pythons have nothing else in common.
 """
 
 import contextlib
 import json
 import os
 import platform
-import re
+import resource
 import select
 import shutil
 import signal
@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+PAGES = {"2 MiB": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, "4 KiB": {"GLIBC_TUNABLES": ""}}
+"""By the size of its pages the environment in which a worker takes memory so (dsjax/observe/host.py); dsjax's first."""
 MOST_OTHER_CORES = 0.1  # what a system does on its own; above that the figures would be about other programs too
 
 
@@ -28,7 +30,8 @@ def serve(load: Callable[..., Mapping[str, Callable[..., dict[str, Any]]]]) -> N
     """A worker's main loop.
 
     The first command is "load"; its arguments go to `load`, which returns the other commands. Every answer gets
-    "seconds" and "cpu_seconds" of the call. What libraries print goes to stderr, so that stdout carries answers only.
+    "seconds", "cpu_seconds", "kernel_seconds" (a part of these) and "page_faults" of the call. What libraries print
+    goes to stderr, so that stdout carries answers only.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -38,13 +41,20 @@ def serve(load: Callable[..., Mapping[str, Callable[..., dict[str, Any]]]]) -> N
         command = message.pop("cmd")
         if command == "quit":
             return
-        began, cpu = time.perf_counter(), time.process_time()
+        began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
         if command == "load":
             commands = load(**message)
             answer = {}
         else:
             answer = commands[command](**message)
-        clocks = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time() - cpu}
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        kernel = after.ru_stime - before.ru_stime
+        clocks = {
+            "seconds": time.perf_counter() - began,
+            "cpu_seconds": after.ru_utime - before.ru_utime + kernel,
+            "kernel_seconds": kernel,
+            "page_faults": after.ru_minflt - before.ru_minflt,
+        }
         print(json.dumps({**answer, **clocks}), file=answers)
 
 
@@ -215,14 +225,15 @@ def python_with(packages: Sequence[str], folder: Path) -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    model = platform.processor() or "unknown"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists() and (names := re.findall(r"model name\s*:\s*(.+)", cpuinfo.read_text())):
-        model = names[0]
+    """What the figures were taken on; for drivers, whose Python has dsjax."""
+    from dsjax.observe.host import memory_pages, processor
+
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.platform(), "commit": commit}
+    found = processor()
+    name = f"{found['name']} (family {found['family']}, model {found['model']})" if found else platform.machine()
+    about = {"cpu": name, "processor": found, "memory_pages": memory_pages(), "cores": os.cpu_count()}
+    return {**about, "system": platform.platform(), "commit": commit}
 
 
 def write_between_marks(

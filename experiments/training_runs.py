@@ -14,6 +14,7 @@ from typing import Any
 import dsjax.train
 from dsjax.config.load import load_run
 from dsjax.observe.environment import versions
+from dsjax.observe.host import restart_with_huge_pages
 from dsjax.observe.trackers import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +105,7 @@ def main(
         books: how many of the archive are read.
         about: for --help.
     """
+    restart_with_huge_pages()
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("archive", nargs="?", help="novels, a tar of text files; default: Python's standard library")
     parser.add_argument("--runs", nargs="+", choices=runs, default=runs, metavar="RUN")

@@ -35,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     import jax
 
     from dsjax.observe.environment import environment_report
+    from dsjax.observe.host import memory_pages, processor
     from dsjax.observe.memory import available_memory_bytes, device_memory_report, format_bytes, memory_rows
 
     kinds = collections.Counter(f"{device.device_kind} ({device.platform})" for device in jax.devices())
@@ -51,7 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
     if jax.default_backend() != "cpu":
         for name, used, _, limit in memory_rows(device_memory_report(jax.local_devices())):
             rows.append(("device memory", f"{name}: {used} of {limit} in use"))
+    cpu, pages = processor(), memory_pages()
+    if cpu:
+        rows.append(("processor", f"{cpu['name']}, family {cpu['family']}, model {cpu['model']}"))
     rows.append(("cores", str(report["cpu_cores"])))
+    rows.append(("memory pages", f"{pages['malloc']}; large ones: {pages['huge_pages']}; {pages['libc']}"))
     rows.append(("memory", f"{format_bytes(available_memory_bytes())} available"))
     for name, value in rows:
         print(f"{name:<17} {value}"[:WIDTH])

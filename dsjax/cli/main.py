@@ -2,6 +2,7 @@
 
 Exit codes: 0 done, 1 it was begun and failed, 2 a mistake in what was asked (1 and 2 with one message on stderr), 130
 interrupted, 141 the reader of the output went away; other codes are the verb's own. DSJAX_TRACEBACK=1 shows where.
+On Linux the command starts itself once more, to take memory in large pages (observe/host.py; DSJAX_KEEP_MEMORY=0: not).
 """
 
 import argparse
@@ -13,6 +14,8 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol, cast
+
+from dsjax.observe.host import restart_with_huge_pages
 
 VERBS = {
     "train": "train a model as a run file says",
@@ -122,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code.
 
     Args:
-        argv: What follows `dsjax`; None takes it from the command line.
+        argv: What follows `dsjax`; None takes it from the command line, in a process that is the command's alone.
 
     Example:
         >>> main(["--help"])  # doctest: +ELLIPSIS
@@ -131,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     try:
+        if argv is None:
+            restart_with_huge_pages()
         code = dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
         return code

@@ -93,10 +93,13 @@ def _attend_in_blocks(q_BTHK, k_BSGK, v_BSGK, visibility: Visibility):
     while blocks > 1 and num_queries % blocks:
         blocks -= 1
     blocks = max(blocks, 1)
+    # Pieces by lax.split, whose gradient is one concatenation: that of a slice is a sum with zeros, a pass for each.
     length, out = num_queries // blocks, []
-    for start in range(0, num_queries, length):
-        queries = slice(start, start + length)
-        keys = slice(0, start + length if blocks > 1 else num_keys)
+    pieces = lambda x: jax.lax.split(x, (x.shape[1] // blocks,) * blocks, axis=1)
+    q_pieces, k_pieces, v_pieces = pieces(q_BTHK), pieces(k_BSGK), pieces(v_BSGK)
+    for number in range(blocks):
+        queries = slice(number * length, (number + 1) * length)
+        keys = slice(0, queries.stop if blocks > 1 else num_keys)
         if visibility.mask is not None:
             mask = visibility.mask[:, :, queries, keys]
         elif visibility.causal:
@@ -104,9 +107,9 @@ def _attend_in_blocks(q_BTHK, k_BSGK, v_BSGK, visibility: Visibility):
         else:
             mask = None
         bias = None if visibility.bias is None else visibility.bias[:, :, queries, keys]
-        block = q_BTHK[:, queries], k_BSGK[:, keys], v_BSGK[:, keys]
-        out.append(jax.nn.dot_product_attention(*block, bias, mask, implementation="xla"))
-    return jnp.concatenate(out, axis=1) if blocks > 1 else out[0]
+        k, v = (jnp.concatenate(seen[: number + 1], axis=1) for seen in (k_pieces, v_pieces))
+        out.append(jax.nn.dot_product_attention(q_pieces[number], k, v, bias, mask, implementation="xla"))
+    return jnp.concatenate(out, axis=1)
 
 
 def _attend_with_dropout(q_BTHK, k_BSGK, v_BSGK, visibility: Visibility, keys, rate: float):
@@ -193,7 +196,7 @@ class Attention(nnx.Module):
             if layout is not None:
                 qkv = layout.activation(qkv, None, None, "heads")
             heads = (*x_BTD.shape[:2], self.num_heads, qkv.shape[-1] // self.num_heads)
-            q, k, v = (qkv[:, :, i].reshape(heads) for i in range(3))
+            q, k, v = (part.reshape(heads) for part in jax.lax.split(qkv, (1, 1, 1), axis=2))
         else:
             q, k, v = (part(x_BTD, layout=layout) for part in (self.q, self.k, self.v))
             if layout is not None:

@@ -109,14 +109,15 @@ def _forward(x_BTD, table_VD, targets_BT, mask_BT, bias_V, layout: Layout | None
         x_gradient = place(jnp.einsum("btv,vd->btd", delta, table_VD, preferred_element_type=x.dtype), None, None)
         # One sum per shard of rows, S of them: they stay where they are and are added up once, after the last chunk.
         delta, x = (a.reshape(shards, -1, *a.shape[1:]) for a in (delta, x))
-        part_SVD = jnp.einsum("sbtv,sbtd->svd", delta, x, preferred_element_type=jnp.float32)
-        parts = [place(part_SVD, "vocab", None)]
+        # [D, V]: XLA:CPU turns the left side of a product round to sum over rows, and x is smaller than delta.
+        part_SDV = jnp.einsum("sbtd,sbtv->sdv", x, delta, preferred_element_type=jnp.float32)
+        parts = [place(part_SDV, None, "vocab")]
         if bias_V is not None:
             parts.append(place(delta.astype(jnp.float32).sum((1, 2)), "vocab"))
         grown = [total + part for total, part in zip(grown, parts, strict=True)]
         return grown, (jnp.where(mask, losses, 0).sum(1), x_gradient)
 
-    start = [place(jnp.zeros((shards, *table_VD.shape), jnp.float32), "vocab", None)]
+    start = [place(jnp.zeros((shards, *table_VD.T.shape), jnp.float32), None, "vocab")]
     if bias_V is not None:
         start.append(place(jnp.zeros((shards, *bias_V.shape), jnp.float32), "vocab"))
     if chunks == 1:
@@ -128,7 +129,7 @@ def _forward(x_BTD, table_VD, targets_BT, mask_BT, bias_V, layout: Layout | None
         x_gradient = jnp.moveaxis(x_gradients, 0, 1).reshape(x_BTD.shape)
 
     def reduced(grown_S, like, axes):
-        gradient = grown_S.sum(0)
+        gradient = grown_S.sum(0).T
         if layout is not None:
             spec = layout.gradient(axes, like.shape)
             gradient = jax.lax.with_sharding_constraint(gradient, layout.named(spec))

@@ -6,6 +6,7 @@ import platform
 import re
 import sys
 
+from dsjax.observe.host import memory_pages, processor
 from dsjax.observe.memory import available_memory_bytes, device_memory_report, memory_rows
 
 _PACKAGES = (
@@ -14,16 +15,18 @@ _PACKAGES = (
 )  # fmt: skip
 # jax, jaxlib and their CUDA plugins and libraries, whichever are installed.
 _PACKAGE_PREFIXES = ("jax", "nvidia-")
-_VARIABLES = re.compile(r"(JAX|XLA|NCCL|TF_GPU|TPU|SLURM_(JOB_ID|NNODES|NTASKS|PROCID)|CUDA_VISIBLE_DEVICES|OMP_NUM)")
+_VARIABLES = re.compile(
+    r"(JAX|XLA|NCCL|TF_GPU|TPU|DSJAX_KEEP_MEMORY|SLURM_(JOB_ID|NNODES|NTASKS|PROCID)|CUDA_VISIBLE_DEVICES|OMP_NUM)"
+)
 
 
 def versions() -> dict[str, object]:
     """What a run folder's versions.json holds. Starts the JAX backend.
 
     Returns:
-        packages: {name: version}; python, platform: strings; cpu_cores: those this process may use; backend: what the
-        driver says of itself; device_kind, num_devices, num_processes; environment: variables that JAX, XLA and NCCL
-        read, XLA_FLAGS among them.
+        packages: {name: version}; python, platform: strings; cpu_cores: those this process may use; processor,
+        memory_pages: see host.py; backend: what the driver says of itself; device_kind, num_devices, num_processes;
+        environment: variables that JAX, XLA and NCCL read, XLA_FLAGS among them.
 
     Example:
         >>> sorted(versions())[:4]
@@ -37,6 +40,8 @@ def versions() -> dict[str, object]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_cores": _cpu_cores(),
+        "processor": processor(),
+        "memory_pages": memory_pages(),
         "backend": f"{device.platform}: {device.client.platform_version}".replace("\n", " "),
         "device_kind": device.device_kind,
         "num_devices": jax.device_count(),

@@ -20,6 +20,7 @@ import dsjax.train
 from dsjax.config.load import load_run
 from dsjax.data.config import JsonlSource
 from dsjax.observe.environment import versions
+from dsjax.observe.host import restart_with_huge_pages
 from dsjax.observe.trackers import METRICS_FILE, read_metrics
 from dsjax.train.evaluate_labels import figures, predict, read_labelled
 from dsjax.train.source import open_model
@@ -124,6 +125,7 @@ def plot(results: list[dict]) -> None:
 
 def main() -> None:
     """Run what is missing, then write the table and the plot."""
+    restart_with_huge_pages()
     parser = argparse.ArgumentParser(description=__doc__)
     default = os.environ.get("DSJAX_SENTENCE_POLARITY")
     parser.add_argument("archive", nargs="?", default=default, help="the zip (or DSJAX_SENTENCE_POLARITY)")

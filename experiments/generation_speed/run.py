@@ -6,6 +6,7 @@
 
 Two worker processes take turns; the one whose turn it is not is stopped. Pairs of calls alternate in their order (ABBA)
 and the ratio is taken pair by pair. Both must write the same tokens. The memory bandwidth is measured in the same run.
+All of it is done twice: both sides with memory in pages of 2 MiB, and of 4 KiB.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from side_by_side import (
     MOST_OTHER_CORES,
+    PAGES,
     Worker,
     machine,
     plot_pairs,
@@ -37,6 +39,7 @@ from side_by_side import (
 HERE = Path(__file__).parent
 PACKAGES = ["torch==2.13.0", "transformers==5.23.0", "accelerate", "gguf", "numpy"]
 SIDES = ("torch", "jax")
+LARGE, SMALL = PAGES
 END = 2  # ends a turn; transformers is told not to write it, dsjax may
 
 
@@ -85,6 +88,8 @@ def measure(name: str, case: dict[str, int], workers: dict[str, Worker], *, repe
         for side in SIDES if number % 2 == 0 else reversed(SIDES):
             answer = timed(workers[side], "run", **message)
             pair[side] = count / answer["seconds"]
+            pair[f"{side}_cores"] = answer["cpu_seconds"] / answer["seconds"]
+            pair[f"{side}_faults"] = answer["page_faults"]
             pair["other_cores"] = max(pair["other_cores"], answer["other_cores"])
         pair["ratio"] = pair["jax"] / pair["torch"]
         pairs.append(pair)
@@ -96,7 +101,7 @@ def measure(name: str, case: dict[str, int], workers: dict[str, Worker], *, repe
 
 def second_start(command: list[str], log: Path, message: dict[str, Any], case: dict[str, int]) -> dict[str, float]:
     """Loading in a fresh process when everything has been compiled before, and the time to the first token after it."""
-    with worker("jax", command, log=log) as again:
+    with worker("jax", command, log=log, environment=PAGES[LARGE]) as again:
         again.ask("load", **message)
         about = again.ask("about")
         again.pause()
@@ -108,13 +113,15 @@ def second_start(command: list[str], log: Path, message: dict[str, Any], case: d
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    """The table: one row a claim."""
+    """The table: one row a claim; then what it is with small pages."""
     targets, table = result["targets"], []
-    for case in result["cases"]:
+    for case in [*result["cases"], *result["small_pages"]]:
         ratios = [pair["ratio"] for pair in case["pairs"]]
         speeds = [f"{case['median'][side]:,.1f}" for side in ("jax", "torch")]
         spread = f"**{case['median']['ratio']:.2f}** ({min(ratios):.2f} to {max(ratios):.2f})"
-        table.append([f"{case['name']}: tokens/s", f"{targets[case['name']]}x", spread, *speeds])
+        small = case["pages"] != LARGE
+        name = f"{case['name']}, pages of {case['pages']}" if small else case["name"]
+        table.append([f"{name}: tokens/s", "" if small else f"{targets[case['name']]}x", spread, *speeds])
     share = result["bandwidth_share"]
     reads = f"{result['weight_bytes'] / 1e6:.0f} MB a token"
     table.append([f"batch 1: share of the read bandwidth ({reads})", f"{targets['bandwidth']:.0%}", f"**{share:.0%}**"])
@@ -138,7 +145,7 @@ def report(result: dict[str, Any]) -> None:
         f"{versions['torch']}, transformers {versions['transformers']} ({about['torch']['attention']} attention); "
         f"{len(result['cases'][0]['pairs'])} pairs; read bandwidth {result['bytes_per_second'] / 1e9:.1f} GB/s; equal "
         f"tokens up to the first difference: {agreed}; transformers loads in {about['torch']['load_seconds']:.1f} s; "
-        f"other programs took {result['other_cores']:.2f} cores.",
+        f"pages of {LARGE} where nothing else is said; other programs took {result['other_cores']:.2f} cores.",
         "",
         "![tokens per second of every pair](plot.png)",
     ]
@@ -163,22 +170,31 @@ def main() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     message = {"path": str(model_file()), "threads": threads, "platform": options.platform}
     result: dict[str, Any] = {"machine": machine(), "threads": threads, "targets": config["targets"]}
+    repeats = 2 if options.quick else config["repeats"]
     with tempfile.TemporaryDirectory() as temporary:
         log = lambda name: Path(temporary) / f"{name}.log"
-        with (
-            worker("torch", commands["torch"], log=log("torch")) as torch,
-            worker("jax", commands["jax"], log=log("jax")) as jax,
-        ):
-            workers = {"torch": torch, "jax": jax}
-            for each in workers.values():
-                each.ask("load", **message)
-            result["about"] = {side: each.ask("about") for side, each in workers.items()}
-            for each in workers.values():
-                each.pause()
-            repeats = 2 if options.quick else config["repeats"]
-            result["cases"] = [measure(n, case, workers, repeats=repeats) for n, case in config["cases"].items()]
-            result["bytes_per_second"] = timed(jax, "bandwidth", repeats=10)["bytes_per_second"]
-        result["second_start"] = second_start(commands["jax"], log("again"), message, config["cases"]["batch 1"])
+
+        def side_by_side(pages: str) -> dict[str, Any]:
+            """All cases, both sides with memory in these pages."""
+            start = lambda side: worker(side, commands[side], log=log(f"{side}, {pages}"), environment=PAGES[pages])
+            with start("torch") as torch, start("jax") as jax:
+                workers = {"torch": torch, "jax": jax}
+                for each in workers.values():
+                    each.ask("load", **message)
+                about = {side: each.ask("about") for side, each in workers.items()}
+                for each in workers.values():
+                    each.pause()
+                cases = [
+                    {"pages": pages, **measure(n, case, workers, repeats=repeats)}
+                    for n, case in config["cases"].items()
+                ]
+                speed = timed(jax, "bandwidth", repeats=10)["bytes_per_second"]
+            return {"about": about, "cases": cases, "bytes_per_second": speed}
+
+        result |= side_by_side(LARGE)
+        result["small_pages"] = side_by_side(SMALL)["cases"]
+        again = log("again")
+        result["second_start"] = second_start(commands["jax"], again, message, config["cases"]["batch 1"])
     result["weight_bytes"] = result["about"]["jax"]["weight_bytes"]
     result["other_cores"] = max(case["median"]["other_cores"] for case in result["cases"])
     single = next(case for case in result["cases"] if case["name"] == "batch 1")

@@ -123,7 +123,7 @@ def main() -> None:
     if arguments.dry:
         return
     (HERE / "results").mkdir(exist_ok=True)
-    record = {"jax": jax.__version__, "backend": jax.default_backend(), "results": results}
+    record = {"jax": jax.__version__, "backend": jax.default_backend(), "machine": machine(), "results": results}
     (HERE / "results" / "cpu.json").write_text(json.dumps(record, indent=2) + "\n")
     plot(results, HERE / "plot.png")
     readme = HERE / "README.md"

@@ -6,7 +6,7 @@
 Two worker processes train by turns; the one whose turn it is not is stopped by SIGSTOP. A block is a warm-up step and
 `steps_per_block` timed ones; pairs of blocks alternate in their order (ABBA), and the ratio is taken pair by pair, so
 that a slow drift of the machine cancels. Before any timing both train 5 steps from the same weights, and the losses
-must agree, so that surely both do the same work.
+must agree, so that surely both do the same work. All of it is done twice: memory in pages of 2 MiB, and of 4 KiB.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from protocol import Job
 from report import print_table, report
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from side_by_side import MOST_OTHER_CORES, Worker, machine, python_with, stop_on_sigterm, timed, worker
+from side_by_side import MOST_OTHER_CORES, PAGES, Worker, machine, python_with, stop_on_sigterm, timed, worker
 
 from dsjax.checkpoint.safetensors_folder import write_folder
 from dsjax.models.config import GPT2Config
@@ -94,7 +94,8 @@ def compared(losses: dict[str, list[float]], *, largest: float) -> dict[str, Any
 
 
 def time_pairs(workers: dict[str, Worker], tokens_per_step: int, *, blocks: int, steps: int) -> list[dict[str, float]]:
-    """One entry a pair of blocks: tokens/s of each, their ratio, how many cores each kept busy, and how many others."""
+    """One entry a pair of blocks: of each side tokens/s, busy cores and those of them in the kernel, page faults a
+    step; the ratio; how many cores others kept busy."""
     pairs = []
     for number in range(blocks):
         order = ["torch", "jax"] if number % 2 == 0 else ["jax", "torch"]
@@ -104,6 +105,8 @@ def time_pairs(workers: dict[str, Worker], tokens_per_step: int, *, blocks: int,
             answer = timed(workers[name], "steps", steps=steps)
             pair[name] = steps * tokens_per_step / answer["seconds"]
             pair[f"{name}_cores"] = answer["cpu_seconds"] / answer["seconds"]
+            pair[f"{name}_kernel_cores"] = answer["kernel_seconds"] / answer["seconds"]
+            pair[f"{name}_faults"] = answer["page_faults"] / steps
             pair["other_cores"] = max(pair.get("other_cores", 0.0), answer["other_cores"])
         pair["ratio"] = pair["jax"] / pair["torch"]
         pairs.append(pair)
@@ -112,11 +115,14 @@ def time_pairs(workers: dict[str, Worker], tokens_per_step: int, *, blocks: int,
     return pairs
 
 
-def measure(name: str, job: Job, commands: dict[str, list[str]], *, blocks: int, steps: int, threads: int) -> dict:
-    """Everything about one model size."""
-    print(f"{name}: {job.num_layers} layers of {job.model_dim}, {job.batch} rows of {job.length} tokens", flush=True)
+def measure(
+    name: str, job: Job, commands: dict[str, list[str]], *, pages: str, blocks: int, steps: int, threads: int
+) -> dict:
+    """Everything about one model size, both sides with memory in the same pages."""
+    print(f"{name}, pages of {pages}: {job.num_layers} layers of {job.model_dim},", end=" ")
+    print(f"{job.batch} rows of {job.length} tokens", flush=True)
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC")  # torch's, its BLAS's, XLA's
-    environment = dict.fromkeys(names, str(threads))
+    environment = dict.fromkeys(names, str(threads)) | PAGES[pages]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_inputs(job, folder, batches=8)
@@ -135,7 +141,8 @@ def measure(name: str, job: Job, commands: dict[str, list[str]], *, blocks: int,
             check = compared(losses, largest=LARGEST_LOSS_DIFFERENCE)
             pairs = time_pairs(workers, job.batch * job.length, blocks=blocks, steps=steps)
     median = {key: statistics.median(pair[key] for pair in pairs) for key in pairs[0]}
-    return {"model": name, **vars(job), "about": about, "check": check, "pairs": pairs, "median": median}
+    kind = {"model": name, "pages": pages, **vars(job)}
+    return {**kind, "about": about, "check": check, "pairs": pairs, "median": median}
 
 
 def main() -> None:
@@ -161,7 +168,9 @@ def main() -> None:
             **size, vocab_size=config["vocab_size"], optimizer=config["optimizer"],
             tokens="tokens.npy", weights="weights",
         )  # fmt: skip
-        sizes.append(measure(name, job, commands, blocks=blocks, steps=steps, threads=threads))
+        sizes += [
+            measure(name, job, commands, pages=pages, blocks=blocks, steps=steps, threads=threads) for pages in PAGES
+        ]
     result |= {"sizes": sizes}
     print_table(result)
     if (others := max(size["median"]["other_cores"] for size in sizes)) > MOST_OTHER_CORES:

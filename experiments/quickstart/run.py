@@ -14,6 +14,7 @@ from rich.console import Console
 import dsjax.train
 from dsjax.config.load import load_run
 from dsjax.observe.environment import versions
+from dsjax.observe.host import restart_with_huge_pages
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -49,6 +50,7 @@ def train(seed: int) -> dict:
 
 def main() -> None:
     """Run what is missing, then write the table."""
+    restart_with_huge_pages()
     results = []
     for seed in SEEDS:
         path = HERE / "results" / f"seed-{seed}.json"

@@ -24,6 +24,7 @@ from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
 from dsjax.models.families import initial_params
 from dsjax.observe.environment import versions
+from dsjax.observe.host import restart_with_huge_pages
 from dsjax.train.cost import Cost
 from dsjax.train.folder import pace_of, resolved
 from dsjax.train.lora import split_model
@@ -181,6 +182,7 @@ def plot(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, record, report."""
+    restart_with_huge_pages()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="four sizes, also on a busy machine; writes nothing")
     quick = parser.parse_args().quick
