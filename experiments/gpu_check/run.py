@@ -98,7 +98,8 @@ def run_items(items: Iterable[Item], plan: Plan) -> list[dict[str, Any]]:
 
 def run_item(item: Item, plan: Plan, *, left: float, earlier: list[dict[str, Any]]) -> dict[str, Any]:
     """One item with at most `left` seconds: its entry in the results."""
-    entry: dict[str, Any] = {"item": item.name, "target": item.target, "function": item.function, "seconds": 0.0}
+    entry: dict[str, Any] = {"item": item.name, "target": item.target, "function": item.function}
+    entry |= {"seconds": 0.0, "figures": {}}
     missing = [name for name in item.needs if importlib.util.find_spec(name) is None]
     if missing:
         return entry | {"ours": f"no {', '.join(missing)} here", "verdict": "skipped"}
@@ -106,25 +107,28 @@ def run_item(item: Item, plan: Plan, *, left: float, earlier: list[dict[str, Any
         return entry | {"ours": "no time left", "verdict": "not run"}
     limit, began = min(item.limit, left), time.monotonic()
     log = plan.logs / f"{plan.path.stem}-{item.function.replace(':', '.')}.log"
-    with tempfile.TemporaryDirectory() as folder:
-        told = Path(folder) / "result.json"
-        message = {"function": item.function, "rehearse": plan.rehearse, "work": str(plan.work), "result": str(told)}
-        message["earlier"] = {each["function"]: each.get("figures", {}) for each in earlier}
-        code = run_process(message, plan, log=log, limit=limit)
-        answer = json.loads(told.read_text()) if told.exists() else {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        figures = {each["function"]: each["figures"] for each in earlier}
+        message = {"function": item.function, "rehearse": plan.rehearse, "work": str(plan.work), "earlier": figures}
+        (folder / "message.json").write_text(json.dumps(message))
+        code = run_process(folder, plan, log=log, limit=limit)
+        result = folder / "result.json"
+        answer = json.loads(result.read_text()) if result.exists() else {}
     entry |= {"seconds": round(time.monotonic() - began, 1), "figures": answer.get("figures", {})}
     lines = log.read_text(errors="replace").splitlines()
     if "ours" in answer and code == 0:
         verdict = {True: "met", False: "missed", None: "measured"}[answer["passed"]]
         entry |= {"ours": answer["ours"], "verdict": verdict}
     else:
-        entry |= {"ours": reason(code, limit, lines), "verdict": "not seen" if item.may_be_unseen else "failed"}
+        unseen = item.may_be_unseen and not plan.rehearse
+        entry |= {"ours": reason(code, limit, lines), "verdict": "not seen" if unseen else "failed"}
     return entry if entry["verdict"] in ("met", "measured") else entry | {"log": lines[-TAIL:]}
 
 
-def run_process(message: dict[str, Any], plan: Plan, *, log: Path, limit: float) -> int | None:
+def run_process(folder: Path, plan: Plan, *, log: Path, limit: float) -> int | None:
     """Run an item's function in a process of its own; its exit code, or None if it was stopped at the limit."""
-    command = [sys.executable, str(CHECKS / "child.py"), json.dumps(message)]
+    command = [sys.executable, str(CHECKS / "child.py"), str(folder)]
     with log.open("wb") as file:
         # A session of its own: whatever it started ends with it, and gives back its part of the GPU's memory.
         process = subprocess.Popen(

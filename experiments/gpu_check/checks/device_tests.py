@@ -8,7 +8,7 @@ import sys
 from item import Context, Outcome
 
 RESULT = re.compile(r"^(tests/gpu/\S+) (PASSED|FAILED|ERROR|SKIPPED)")
-COLLECTED = re.compile(r"^(\d+) tests? collected")
+COLLECTED = re.compile(r"^=* ?(\d+) tests? collected")
 COMMAND = (
     "-m", "pytest", "tests/gpu", "--confcutdir=tests/gpu", "-vv", "--tb=short", "-p", "no:cacheprovider",
     # Warnings of packages that are not ours to choose here are no reason to fail.

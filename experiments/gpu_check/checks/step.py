@@ -5,8 +5,8 @@ import math
 import jax
 import jax.numpy as jnp
 import yaml
-from gpu import LARGEST_LOSS_DIFFERENCE
 from gpu import HERE as PRETRAINING
+from gpu import LARGEST_LOSS_DIFFERENCE
 from item import Context, Outcome
 from jax.experimental import topologies
 from jax_worker import JaxTrainer
@@ -51,7 +51,9 @@ def cudnn(context: Context) -> Outcome:
     difference = max(abs(half - whole) / whole for half, whole in pairs)
     context.note(largest_relative_difference=difference)
     agree = math.isfinite(difference) and difference < LARGEST_LOSS_DIFFERENCE
-    return Outcome(ours=f"{calls} calls, losses to {difference:.0e}", passed=agree and (calls > 0 or context.rehearse))
+    if context.rehearse:  # bfloat16 is held against float32 all the same
+        return Outcome(ours=f"no cuDNN, losses to {difference:.0e}", passed=None if agree else False)
+    return Outcome(ours=f"{calls} calls, losses to {difference:.0e}", passed=agree and calls > 0)
 
 
 def two_devices(context: Context) -> Outcome:
