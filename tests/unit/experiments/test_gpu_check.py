@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import time
@@ -55,6 +54,9 @@ def crashes(context):
 
 def leaves(context):
     os._exit(0)
+
+def lingers(context):  # its runner is killed outright, so it has to end by itself
+    time.sleep(5)
 
 def hangs(context):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -111,10 +113,10 @@ def test_whatever_an_item_does_the_others_run_and_all_is_written(plan, capsys):
 
 
 def test_what_does_not_fit_any_more_is_not_run_and_the_first_results_are_on_the_disk(plan):
-    this = plan(5.0)
+    this = plan(3.0)
     began = time.monotonic()
-    entries = run.run_items([fake("good", limit=4.0), fake("hangs"), fake("hangs", limit=8.0), fake("good")], this)
-    # 30 s do not fit into 5, of 8 half is left, and then nothing.
+    entries = run.run_items([fake("good", limit=4.0), fake("hangs"), fake("hangs", limit=3.5), fake("good")], this)
+    # Half of 30 s does not fit into 3, half of 3.5 does, and then nothing is left.
     assert [each["verdict"] for each in entries] == ["met", "not run", "failed", "not run"]
     assert entries[1]["ours"] == entries[3]["ours"] == "no time left"
     assert time.monotonic() - began < 20
@@ -127,7 +129,7 @@ def test_a_run_that_is_killed_has_told_what_was_known(plan, tmp_path):
         "item = lambda name: run.Item(name=name, target='', limit=60.0, function=f'fake:{name}')\n"
         f"here = pathlib.Path({str(tmp_path)!r})\n"
         "plan = run.Plan(here / 'out' / 'results.json', here / 'work', False, 60.0, (here,))\n"
-        "run.run_items([item('good'), item('hangs')], plan)\n"
+        "run.run_items([item('good'), item('lingers')], plan)\n"
     )
     process = subprocess.Popen([sys.executable, str(tmp_path / "start.py")], stdout=subprocess.PIPE, text=True)
     try:
@@ -136,19 +138,8 @@ def test_a_run_that_is_killed_has_told_what_was_known(plan, tmp_path):
     finally:
         process.kill()
         process.communicate()
-        leftover(str(tmp_path))
     results = json.loads(this.path.read_text())
     assert [each["verdict"] for each in results["items"]] == ["met"] and not results["finished"]
-
-
-def leftover(mark: str) -> None:
-    """End the item whose runner was killed outright."""
-    for folder in Path("/proc").glob("[0-9]*") if sys.platform == "linux" else ():
-        try:
-            if mark.encode() in (folder / "environ").read_bytes():
-                os.kill(int(folder.name), 9)
-        except (FileNotFoundError, PermissionError, ProcessLookupError):
-            continue
 
 
 def test_the_table_fits_and_names_functions_that_there_are():
@@ -184,7 +175,9 @@ sys.meta_path.insert(0, Hide())
 for name in {modules}:
     importlib.import_module(name)
 import pytest
-sys.exit(pytest.main(["tests/gpu", "--confcutdir=tests/gpu", "--collect-only", "-qq", "-p", "no:cacheprovider"]))
+code = pytest.main(["tests/gpu", "--confcutdir=tests/gpu", "--collect-only", "-qq", "-p", "no:cacheprovider"])
+ours = sorted(name for name in sys.modules if name.startswith("dsjax.data"))
+sys.exit(f"imported: {{ours}}" if ours else code)
 """
 
 
@@ -198,7 +191,5 @@ def test_neither_grain_nor_tokenizers_nor_extras_are_needed(tmp_path):
     environment = plan.environment() | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    counts = {
-        Path(name).name: int(count) for name, _, count in (x.partition(": ") for x in done.stdout.split("\n")[:2])
-    }
-    assert set(counts) >= {"test_attention.py", "test_sign_pack.py"} and min(counts.values()) > 0
+    collected = [line for line in done.stdout.splitlines() if line.startswith("tests/gpu/test_")]
+    assert len(collected) == len(list((ROOT / "tests" / "gpu").glob("test_*.py"))) > 0, done.stdout
