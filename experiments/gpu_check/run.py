@@ -69,7 +69,7 @@ class Plan:
             **os.environ,
             "PYTHONPATH": os.pathsep.join([*map(str, places), *([given] if given else [])]),
             # Named, so that an item fails where JAX finds no GPU, rather than take a CPU in its place.
-            "JAX_PLATFORMS": "cpu" if self.rehearse else os.environ.get("JAX_PLATFORMS", "cuda,cpu"),
+            "JAX_PLATFORMS": "cpu" if self.rehearse else os.environ.get("JAX_PLATFORMS", "cuda"),
             "JAX_COMPILATION_CACHE_DIR": str(self.work / "jax-cache"),
             "PYTHONUNBUFFERED": "1",
         }

@@ -5,12 +5,22 @@ import importlib
 import json
 import os
 import sys
+import traceback
+import types
 from pathlib import Path
 
 from item import Context
 
 
+def report(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """Print a traceback and, as the last line, which run.py shows, the error: JAX puts notes of its own after it."""
+    traceback.print_exception(kind, error, trace)
+    first, *_ = str(error).strip().splitlines() or [""]
+    print(f"{kind.__name__}: {first}" if first else kind.__name__, file=sys.stderr)
+
+
 def main() -> None:
+    sys.excepthook = report
     folder = Path(sys.argv[1])
     message = json.loads((folder / "message.json").read_text())
     work = Path(message["work"])

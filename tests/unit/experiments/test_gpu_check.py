@@ -47,7 +47,7 @@ def measures(context):
 
 def raises(context):
     context.note(half="done")
-    raise RuntimeError("it does not compile")
+    raise RuntimeError("it does not compile\\nfor a long story")
 
 def crashes(context):
     os.kill(os.getpid(), signal.SIGSEGV)
