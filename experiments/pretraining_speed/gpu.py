@@ -50,10 +50,6 @@ class Bench:
 
     def __init__(self, settings: dict[str, Any], folder: Path, *, optimizer: dict[str, float], tiny: bool) -> None:
         self.settings, self.folder, self.optimizer, self.tiny = settings, folder, optimizer, tiny
-        has_torch = importlib.util.find_spec("torch") is not None
-        torch = sys.executable if has_torch else str(torch_python())
-        self.commands = {"torch": [torch, str(HERE / "torch_worker.py")]}
-        self.commands["jax"] = [sys.executable, str(HERE / "jax_worker.py")]
         self.environment = {
             "PYTHONPATH": os.pathsep.join([*map(str, HERE.parents[:2]), os.environ.get("PYTHONPATH", "")]),
             # The final stage starts the programs of the sweep again: they need not be compiled again.
@@ -80,7 +76,12 @@ class Bench:
     def worker(self, side: str, name: str):
         """A fresh worker process (a context)."""
         log = self.folder / f"{side}-{name}.log"
-        return worker(side, self.commands[side], log=log, environment=self.environment)
+        return worker(side, self.command(side), log=log, environment=self.environment)
+
+    def command(self, side: str) -> list[str]:
+        """The program of a side; a Python with torch is looked for, and made, only where torch's is asked for."""
+        here = side == "jax" or importlib.util.find_spec("torch") is not None
+        return [sys.executable if here else str(torch_python()), str(HERE / f"{side}_worker.py")]
 
 
 def check(bench: Bench) -> dict[str, Any]:

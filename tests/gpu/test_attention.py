@@ -1,4 +1,4 @@
-"""cuDNN's attention under the vmap of the training step, against XLA's. Run on a GPU: DSJAX_TEST_PLATFORM=gpu."""
+"""cuDNN's attention under the vmap of the training step, against XLA's. Run on a GPU by make gpu-check."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The Mosaic kernels on a GPU (Hopper) against numpy in float64. Run there: DSJAX_TEST_PLATFORM=gpu."""
+"""The Mosaic kernels on a GPU (Hopper) against numpy in float64. Run there by make gpu-check."""
 
 import functools
 

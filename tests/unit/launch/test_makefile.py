@@ -91,6 +91,16 @@ def test_gpu_installs_the_extra(folder: Path):
     assert "--editable .[dev,cuda13]" in calls[-1]
 
 
+def test_gpu_check_takes_the_python_that_is_there_and_installs_nothing(folder: Path):
+    records = '#!/bin/sh\necho "$0 $*" >> "$LOG"\n'
+    code, err, calls = make(folder, "gpu-check", "ARGS=--rehearse --only x", python3=records)
+    assert code == 0, err
+    assert [call.rpartition("/")[2] for call in calls] == ["run.py --rehearse --only x"]
+    assert calls[0].startswith(f"{folder}/bin/python3 experiments/gpu_check/") and not (folder / ".venv").exists()
+    shutil.copy(folder / "bin" / "python3", folder / "mine")
+    assert make(folder, "gpu-check", f"PYTHON={folder}/mine")[2][1].startswith(f"{folder}/mine experiments/")
+
+
 def test_clean_keeps_runs_and_sources(folder: Path):
     for name in (
         "runs/a",

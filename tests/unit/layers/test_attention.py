@@ -87,3 +87,24 @@ def test_alibi_of_far_positions_keeps_its_digits():
     """Distances are taken in integers: 2^24 + 1 has no float32, the distance 1 has."""
     far = jnp.array([2**24 + 1, 2**24 + 2])
     assert alibi_bias(2, far[1:], far).tolist() == alibi_bias(2, jnp.array([1]), jnp.array([0, 1])).tolist()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("alibi", [False, True])
+def test_cudnn_takes_every_mask_under_the_vmap_of_the_step(packed, alibi, monkeypatch):
+    """Traced only, which asks for no GPU, but for JAX's look at the version of cuDNN: its rule for vmap is Python."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+    length, heads = 16, 2
+    places = jnp.arange(length)
+
+    def total(q, k, v, segments):
+        mask = document_mask(segments, segments, places, places) if packed else None
+        bias = alibi_bias(heads, places[None], places[None]) if alibi else None
+        return attend(q, k, v, Visibility(mask, bias)).astype(jnp.float32).sum()
+
+    q = jax.ShapeDtypeStruct((3, 4, length, heads, 8), jnp.bfloat16)
+    segments = jax.ShapeDtypeStruct((3, 4, length), jnp.int32)
+    gradient = jax.vmap(jax.grad(total, argnums=(0, 1, 2)))
+    assert "dot_product_attention_bwd" in str(jax.make_jaxpr(gradient)(q, q, q, segments))
+    assert [each.shape for each in jax.eval_shape(gradient, q, q, q, segments)] == [q.shape] * 3
