@@ -111,6 +111,7 @@ def run_item(item: Item, plan: Plan, *, left: float, earlier: list[dict[str, Any
         folder = Path(name)
         figures = {each["function"]: each["figures"] for each in earlier}
         message = {"function": item.function, "rehearse": plan.rehearse, "work": str(plan.work), "earlier": figures}
+        message["limit"] = limit
         (folder / "message.json").write_text(json.dumps(message))
         code = run_process(folder, plan, log=log, limit=limit)
         result = folder / "result.json"

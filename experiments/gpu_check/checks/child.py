@@ -3,13 +3,17 @@
 import dataclasses
 import importlib
 import json
+import math
 import os
+import signal
 import sys
 import traceback
 import types
 from pathlib import Path
 
 from item import Context
+
+GRACE = 2  # seconds: run.py stops it at the limit
 
 
 def report(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
@@ -23,6 +27,7 @@ def main() -> None:
     sys.excepthook = report
     folder = Path(sys.argv[1])
     message = json.loads((folder / "message.json").read_text())
+    signal.alarm(math.ceil(message["limit"]) + GRACE)  # also if run.py was killed and nobody stops this process
     work = Path(message["work"])
     context = Context(
         rehearse=message["rehearse"], work=work, result=folder / "result.json", earlier=message["earlier"]

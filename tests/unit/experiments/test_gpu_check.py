@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -140,6 +142,15 @@ def test_a_run_that_is_killed_has_told_what_was_known(plan, tmp_path):
         process.communicate()
     results = json.loads(this.path.read_text())
     assert [each["verdict"] for each in results["items"]] == ["met"] and not results["finished"]
+
+
+def test_an_item_whose_runner_was_killed_ends_at_its_limit(plan, tmp_path):
+    message = {"function": "fake:hangs", "rehearse": True, "work": str(tmp_path), "earlier": {}, "limit": 0.1}
+    (tmp_path / "message.json").write_text(json.dumps(message))
+    command = [sys.executable, str(FOLDER / "checks" / "child.py"), str(tmp_path)]
+    done = subprocess.run(command, env=plan(1.0).environment(), timeout=60, check=False)
+    os.kill(json.loads((tmp_path / "result.json").read_text())["figures"]["child"], signal.SIGKILL)
+    assert done.returncode == -signal.SIGALRM
 
 
 def test_the_table_fits_and_names_functions_that_there_are():
