@@ -1,13 +1,17 @@
 """A small training set-up on any mesh of the eight virtual devices: what the tests of the training core share."""
 
+import argparse
 import dataclasses
 import functools
+import re
+import shlex
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dsjax.cli.main import parser_of
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
@@ -269,3 +273,10 @@ def assert_close(got: dict[str, np.ndarray], want: dict[str, np.ndarray], tolera
         errors[name] = float(np.abs(got[name] - one).max() / (scale if scale > 0 else 1))
     worst = max(errors, key=lambda name: errors[name] if np.isfinite(errors[name]) else np.inf)
     assert errors[worst] <= tolerance, f"{what}: {worst} differs by {errors[worst]:.2e} of its largest value"
+
+
+def parsed(line: str) -> argparse.Namespace:
+    """The arguments of a `dsjax` command as a shell and then its verb take it apart; a text from a file is left out."""
+    words = shlex.split(re.sub(r" < \S+$", "", line))
+    assert words[0] == "dsjax", line
+    return parser_of(words[1])[0].parse_args(words[2:])

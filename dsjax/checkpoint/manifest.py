@@ -10,11 +10,12 @@ JSON files at the top of the folder are written after the commit, by process 0, 
 """
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from dsjax.observe.untrusted import parse_json
 
 _PART = re.compile(r"manifest_(\d{5,})_of_(\d{5,})\.txt")
 _LINE = re.compile(r"([0-9a-f]{64}) (\d{1,19}) (.+)")
@@ -116,14 +117,12 @@ def verify(folder: Path, part: int = 0, *, num_parts: int = 1) -> list[str]:
     return problems
 
 
-def read_json(path: Path) -> dict:
-    """Reads a JSON object, or raises a ValueError that names the file."""
+def read_json(path: Path, *, lenient: bool = False) -> dict:
+    """Reads a JSON object, or raises a ValueError that names the file; `lenient` as `parse_json`."""
     try:
-        value = json.loads(path.read_bytes())
-    except RecursionError as error:
-        raise ValueError(f"{path} is not JSON that can be read: it is nested too deeply") from error
+        value = parse_json(path.read_bytes(), str(path), lenient=lenient)
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise ValueError(f"{error}; mend the file, or get it anew") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

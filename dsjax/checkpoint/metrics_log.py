@@ -1,9 +1,9 @@
 """metrics.jsonl after a resume: each step once."""
 
-import json
 from pathlib import Path
 
 from dsjax.checkpoint.manifest import write_atomically
+from dsjax.observe.untrusted import parse_json
 
 
 def truncate_metrics(path: Path, last_step: int) -> int:
@@ -34,7 +34,7 @@ def truncate_metrics(path: Path, last_step: int) -> int:
     if not path.exists():
         return 0
     old = path.read_bytes()
-    lines = old.splitlines()
+    lines = old.removesuffix(b"\n").split(b"\n") if old else []
     rows = []
     for number, line in enumerate(lines, start=1):
         row = _parse(line)
@@ -42,7 +42,10 @@ def truncate_metrics(path: Path, last_step: int) -> int:
             if number == len(lines):
                 break
             raise ValueError(f"{path}: line {number} is not a JSON object: {line[:80]!r}; mend or remove it")
-        if row.get("step", last_step) <= last_step:
+        step = row.get("step", last_step)
+        if not isinstance(step, int | float):
+            raise ValueError(f"{path}: line {number} has the step {step!r:.60}, which is no number; mend or remove it")
+        if step <= last_step:
             rows.append(line + b"\n")
     new = b"".join(rows)
     if new != old:
@@ -53,7 +56,7 @@ def truncate_metrics(path: Path, last_step: int) -> int:
 
 def _parse(line: bytes) -> dict | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line, "", lenient=True)
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

@@ -14,6 +14,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from dsjax.observe.untrusted import parse_json
+
 MAX_HEADER_BYTES = 100_000_000  # the limit of the `safetensors` package
 _MAX_DIMS = 64  # numpy's limit
 
@@ -121,18 +123,7 @@ def dtype_name(name: str, array: np.ndarray) -> str:
 
 
 def _parse_header(file: Path, text: bytes) -> dict[str, object]:
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        keys = dict(pairs)
-        if len(keys) != len(pairs):
-            raise ValueError("a name appears twice")
-        return keys
-
-    try:
-        header = json.loads(text, object_pairs_hook=unique)
-    except RecursionError as error:
-        raise ValueError(f"{file}: damaged: the header is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"{file}: damaged: the header is not JSON: {error}") from error
+    header = parse_json(text, f"{file}: damaged: the header", unique=True)
     if not isinstance(header, dict):
         raise ValueError(f"{file}: damaged: the header is not a JSON object")
     header.pop("__metadata__", None)

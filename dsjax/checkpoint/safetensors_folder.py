@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -43,6 +44,7 @@ __all__ = [
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_PART = re.compile(r".*-\d+-of-(\d+)\.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -108,6 +110,7 @@ def open_folder(path: str | Path) -> TensorFolder:
         raise ValueError(f"{path}: {what}; expected a folder with config.json and {_SINGLE}, or a GGUF file")
     if (path / _SINGLE).is_file():
         tensors = read_header(path / _SINGLE)
+        _check_whole(path, tensors)
     elif (path / _INDEX).is_file():
         tensors = _read_shards(path)
     else:
@@ -163,10 +166,34 @@ def _read_shards(path: Path) -> dict[str, TensorInfo]:
         raise ValueError(f"{path / _INDEX}: refused: not plain file names in this folder: {', '.join(outside)}")
     if absent := [file for file in files if not (path / file).is_file()]:
         raise ValueError(f"{path}: {len(absent)} of {len(files)} shards are missing: {', '.join(absent)}")
+    counts = {int(parts[1]) for file in files if (parts := _PART.fullmatch(file))}
+    if counts and counts != {len(files)}:
+        raise ValueError(
+            f"{path / _INDEX}: names {len(files)} files, but by their names there are {max(counts)} parts; fetch the "
+            "whole model again"
+        )
     shards = {file: read_header(path / file) for file in files}
     if lost := [f"{name} (in {file})" for name, file in weight_map.items() if name not in shards[file]]:
         raise ValueError(f"{path}: tensors that the index names are not in their shards: {', '.join(lost)}")
     return {name: shards[file][name] for name, file in weight_map.items()}
+
+
+def _check_whole(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    """Refuse a part of a split model under the name of a whole one; an index beside it says what the whole has.
+
+    Raises:
+        ValueError: names what it lacks.
+    """
+    if not (path / _INDEX).is_file():
+        return
+    weight_map = _read_bounded(path / _INDEX).get("weight_map")
+    lacking = sorted(set(weight_map) - tensors.keys()) if isinstance(weight_map, dict) else []
+    if lacking:
+        raise ValueError(
+            f"{path / _SINGLE}: a part of a split model: {_INDEX} names {len(lacking)} tensors that it lacks "
+            f"({', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}); remove it and put all parts that the "
+            "index names there, or remove the index if it is of another model"
+        )
 
 
 def _write_shards(
@@ -222,6 +249,14 @@ def _read_bounded(path: Path) -> dict[str, Any]:
 
 def _nothing_to_read(path: Path) -> str:
     pickles = sorted({file.name for pattern in _PICKLES for file in path.glob(pattern)})
+    parts = sorted(file.name for file in path.glob("*.safetensors") if _PART.fullmatch(file.name))
+    if parts:
+        there = _PART.fullmatch(parts[0])
+        assert there is not None, "what was looked for"
+        return (
+            f"{path}: {len(parts)} of {int(there[1])} parts of a split model ({', '.join(parts[:3])}"
+            f"{', ...' if len(parts) > 3 else ''}) without {_INDEX}, which says what is in them; fetch it and all parts"
+        )
     if not pickles:
         return f"{path}: no weights: expected {_SINGLE}, or {_INDEX} and the shards that it names"
     return (

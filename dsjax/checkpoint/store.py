@@ -177,7 +177,7 @@ class CheckpointStore:
 
     def clocks(self, step: int) -> dict[str, Any]:
         """What `save` was given as clocks."""
-        return manifest.read_json(self._folder(step) / _CLOCKS_FILE)["clocks"]
+        return manifest.read_json(self._folder(step) / _CLOCKS_FILE, lenient=True)["clocks"]
 
     def tensors(self, step: int) -> dict[str, tuple[list[int], str]]:
         """Name -> shape and dtype of each tensor of one checkpoint."""
@@ -278,7 +278,7 @@ class CheckpointStore:
 
     def _metric(self, step: int) -> float | None:
         try:
-            return manifest.read_json(self._folder(step) / _CLOCKS_FILE).get("metric")
+            return manifest.read_json(self._folder(step) / _CLOCKS_FILE, lenient=True).get("metric")
         except (OSError, ValueError):
             return None  # damaged: it is not the best one
 

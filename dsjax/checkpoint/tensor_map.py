@@ -11,7 +11,7 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -77,10 +77,28 @@ class Entry:
     """May be absent, on either side: a folder's tensor that the model does not expect is passed over."""
     prefixed: bool = True
     """Whether the folder's prefix stands before `theirs` (it never stands before "lm_head.weight")."""
+    others: tuple[str, ...] = ()
+    """Names that older writers gave it; read where `theirs` is absent."""
 
     def __post_init__(self) -> None:
         if any("{i}" in part for part in self.ours) != ("{i}" in self.theirs):
             raise ValueError(f"{self.ours} and {self.theirs!r}: {{i}} must be in both or in neither")
+
+
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """Tensors that a folder may have and that a model has no place for.
+
+    What is passed over must not change the model: it is a copy of what is used, or holds numbers that are computed, or
+    belongs to a head that the model does not have (neither `same_as` nor `holds`).
+    """
+
+    names: str
+    """Regular expression of whole names, with or without the folder's prefix."""
+    same_as: str = ""
+    """The folder's name, without prefix, of the tensor that is used in its place and must be equal."""
+    holds: Callable[[np.ndarray], bool] | None = None
+    """Whether the values are those that are computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +109,8 @@ class LazyTree(Mapping[Path, np.ndarray]):
     """Where the tensors are."""
     found: Mapping[Path, tuple[str, Entry]]
     """path -> name in the folder and how it is turned."""
+    unread: Mapping[str, Unread] = dataclasses.field(default_factory=dict)
+    """Names in the folder that are passed over."""
 
     def __getitem__(self, path: Path) -> np.ndarray:
         name, entry = self.found[path]
@@ -105,6 +125,26 @@ class LazyTree(Mapping[Path, np.ndarray]):
     def __len__(self) -> int:
         return len(self.found)
 
+    def check_unread(self) -> None:
+        """Read what is passed over, and refuse it unless it says what is used.
+
+        Raises:
+            ValueError: names the first tensor that does not.
+        """
+        names = {entry.theirs: name for name, entry in self.found.values()}
+        for name, unread in self.unread.items():
+            if unread.holds is not None and not unread.holds(self.folder.read(name)):
+                raise ValueError(
+                    f"{self.folder.path}: {name} does not hold the values that this model computes with; it is another "
+                    "model than config.json says"
+                )
+            used = names.get(unread.same_as)
+            if used is not None and not _equal(self.folder, name, used):
+                raise ValueError(
+                    f"{self.folder.path}: {name} is to be the same as {used}, but it is another tensor; if the model "
+                    'has both, config.json must say "tie_word_embeddings": false; else remove it'
+                )
+
 
 def read_tree(
     folder: TensorSource,
@@ -113,7 +153,7 @@ def read_tree(
     *,
     num_layers: int,
     prefixes: Sequence[str] = ("", "transformer."),
-    ignore: Sequence[str] = (),
+    unread: Sequence[Unread] = (),
 ) -> LazyTree:
     """Finds the tensors of a model in a folder; each is read when it is asked for, in the model's layout.
 
@@ -123,7 +163,7 @@ def read_tree(
         expected: path -> shape of every tensor of the model.
         num_layers: range of `{i}`.
         prefixes: the one under which most names are found is used.
-        ignore: regular expressions of whole names, with or without prefix, that hold no parameters (attention masks).
+        unread: tensors that hold no parameters of the model (attention masks); see `LazyTree.check_unread`.
 
     Returns:
         path -> array, in the stored dtype, for every expected path; an optional tensor that the folder lacks is left
@@ -146,7 +186,7 @@ def read_tree(
         {('layers', '0', 'kernel'): (2, 3)}
     """
     names = set(folder.names())
-    by_prefix = {prefix: dict(_expand(entries, num_layers, prefix)) for prefix in prefixes}
+    by_prefix = {prefix: dict(_expand(entries, num_layers, prefix, names)) for prefix in prefixes}
     prefix = max(prefixes, key=lambda prefix: sum(name in names for name, _ in by_prefix[prefix].values()))
     sources = by_prefix[prefix]
     assert expected.keys() <= sources.keys(), f"no entry for {sorted(expected.keys() - sources.keys())}"
@@ -159,12 +199,13 @@ def read_tree(
         elif not entry.optional:
             problems.append(f"missing: {name} {list(shape)}")
     known = {name for path, (name, entry) in sources.items() if path in expected or entry.optional}
-    extra = [name for name in sorted(names) if name not in known and not _ignored(name, prefix, ignore)]
+    passed = {name: rule for name in sorted(names - known) if (rule := _rule(name, prefix, unread)) is not None}
+    extra = sorted(names - known - passed.keys())
     problems += [f"extra: {name} {list(folder.shape(name))}" for name in extra]
     if problems:
         raise ValueError(f"{folder.path} does not fit the model ({len(problems)} tensors):\n  " + "\n  ".join(problems))
 
-    return LazyTree(folder, {path: sources[path] for path in expected if sources[path][0] in names})
+    return LazyTree(folder, {path: sources[path] for path in expected if sources[path][0] in names}, passed)
 
 
 def write_tree(
@@ -190,13 +231,16 @@ def write_tree(
     return ((name, entry.transform.to_theirs(np.asarray(flat[path]))) for path, (name, entry) in found)
 
 
-def _expand(entries: Sequence[Entry], num_layers: int, prefix: str) -> Iterator[tuple[Path, tuple[str, Entry]]]:
-    """(our path, (their name, entry)) for every tensor of every layer."""
+def _expand(
+    entries: Sequence[Entry], num_layers: int, prefix: str, present: Collection[str] = ()
+) -> Iterator[tuple[Path, tuple[str, Entry]]]:
+    """(our path, (their name, entry)) for every tensor of every layer; of several names the first that is present."""
     for entry in entries:
-        name = (prefix if entry.prefixed else "") + entry.theirs
         for i in range(num_layers) if "{i}" in entry.theirs else (0,):
             path = tuple(part.replace("{i}", str(i)) for part in entry.ours)
-            yield path, (name.replace("{i}", str(i)), entry)
+            before = prefix if entry.prefixed else ""
+            name, *others = (before + theirs.replace("{i}", str(i)) for theirs in (entry.theirs, *entry.others))
+            yield path, (next((other for other in others if name not in present and other in present), name), entry)
 
 
 def _misfit(folder: TensorSource, name: str, entry: Entry, shape: tuple[int, ...]) -> list[str]:
@@ -211,7 +255,11 @@ def _misfit(folder: TensorSource, name: str, entry: Entry, shape: tuple[int, ...
     return [f"misshapen: {name} {list(folder.shape(name))}: the model needs {list(shape)} as {'/'.join(entry.ours)}"]
 
 
-def _ignored(name: str, prefix: str, patterns: Sequence[str]) -> bool:
-    return any(
-        re.fullmatch(pattern, candidate) for pattern in patterns for candidate in {name, name.removeprefix(prefix)}
-    )
+def _rule(name: str, prefix: str, unread: Sequence[Unread]) -> Unread | None:
+    """What is known of a tensor that is passed over."""
+    candidates = {name, name.removeprefix(prefix)}
+    return next((rule for rule in unread if any(re.fullmatch(rule.names, each) for each in candidates)), None)
+
+
+def _equal(folder: TensorSource, one: str, other: str) -> bool:
+    return folder.shape(one) == folder.shape(other) and np.array_equal(folder.read(one), folder.read(other))

@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from dsjax.observe.output import escape_unprintable
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -34,13 +36,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure what is not measured yet, print and draw it."""
     import json
+    import sys
 
     from dsjax.config.load import load_run
     from dsjax.data.analyze import metrics_of, open_index
     from dsjax.data.build import build_corpus
+    from dsjax.data.metrics import code_of
     from dsjax.data.rows import Rows
+    from dsjax.observe.plots import require_plots
     from dsjax.train.folder import resolved
 
+    escape_unprintable()
     if arguments.examples < 0 or (arguments.workers is not None and arguments.workers < 1):
         raise ValueError(
             f"--examples must be 0 or more and --workers 1 or more; got {arguments.examples}, {arguments.workers}"
@@ -51,7 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(
             f"{arguments.config} has no curriculum.difficulty: name a metric, such as --metric vocab_rarity"
         )
+    for metric in metrics:
+        code_of(metric)  # refuses one that is not there, which would show when the text is read and others are measured
+    require_plots()
     corpus = build_corpus(config.data, progress=not arguments.json)
+    if corpus.note:
+        print(f"dsjax: {corpus.note}", file=sys.stderr)
     rows = Rows.of(corpus, config.data, split="train")
     index = open_index(
         corpus, rows, config=config.data, metrics=metrics, progress=not arguments.json, workers=arguments.workers
@@ -68,7 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _describe(
     metric: str, values: "np.ndarray", rows: "Rows", corpus: "Corpus", count: int, folder: str, quiet: bool
 ) -> dict:
-    """Draw one metric into its folder, print it unless `quiet`; the figures."""
+    """Print one metric unless `quiet`, draw it into its folder; the figures. Without a picture the rest is no worse."""
+    import sys
     from pathlib import Path
 
     from dsjax.data.describe import examples, histogram, percentiles
@@ -77,7 +89,6 @@ def _describe(
     found = percentiles(values)
     ends = examples(values, rows, tokenizer=corpus.tokenizer, count=count)
     picture = Path(folder, "histogram.png")
-    histogram_plot(values, picture, label=f"difficulty by {metric}", title=f"{len(values):,} rows")
     if not quiet:
         print(f"{metric}: {len(values):,} rows of {rows.sequence_length} tokens\n")
         width = max(len(f"{value:,}") for value in found.values())
@@ -89,5 +100,9 @@ def _describe(
                 print(f"\n{name}: row {one.row:,}, {one.difficulty:,}")
                 print("\n".join(one.lines()))
         print(f"\nindex and {picture.name} in {folder}")
+    try:
+        histogram_plot(values, picture, label=f"difficulty by {metric}", title=f"{len(values):,} rows")
+    except OSError as error:
+        print(f"dsjax: warning: {picture} cannot be written: {error.strerror}", file=sys.stderr)
     shown = [[(one.row, one.difficulty, one.text) for one in some] for some in ends]
     return {"folder": folder, "rows": len(values), "percentiles": found, "easiest": shown[0], "hardest": shown[1]}

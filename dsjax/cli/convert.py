@@ -3,9 +3,13 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from dsjax.observe.output import escape_unprintable
+
 if TYPE_CHECKING:
     from dsjax.config.run import RunConfig
     from dsjax.train.source import TrainedModel
+
+    type Loaded = tuple[RunConfig, dict[str, str]]  # a run file, and where its values are from
 
 HELP = "between a run folder, a Hugging Face folder and a GGUF file"
 
@@ -44,10 +48,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from dsjax.checkpoint.store import CheckpointError
     from dsjax.cli.main import UserError
+    from dsjax.config.load import load_with_origins
     from dsjax.train.convert import refuse_overwriting
+    from dsjax.train.disk import unwritable
     from dsjax.train.processes import use_compilation_cache
     from dsjax.train.source import kind_of, open_model
 
+    escape_unprintable()
     source, destination = Path(arguments.source), Path(arguments.destination)
     kind = kind_of(source)
     if kind == "run" and (arguments.config or arguments.sets):
@@ -55,6 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.sets and not arguments.config:
         raise ValueError("--set changes values of a run file: give one with --config")
     refuse_overwriting(destination)
+    if problem := unwritable(destination):
+        raise ValueError(f"cannot write {destination}: {problem}")
+    if arguments.adapter and kind != "run":
+        raise ValueError(f"--adapter: {source} is not a run with lora; leave --adapter out for the whole model")
+    loaded = load_with_origins(arguments.config, arguments.sets) if arguments.config else None
+    if loaded is not None and loaded[0].lora is not None:
+        raise ValueError("a run with lora keeps only adapters: start it by dsjax train, with model.init_from")
     use_compilation_cache()
     trained = open_model(source, report=lambda line: print(f"dsjax: {line}", file=sys.stderr))
     try:
@@ -63,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
         elif kind == "run" or (kind == "gguf" and not arguments.config):
             result = _to_hugging_face(trained, destination)
         else:
-            result = _to_run(trained, arguments, destination)
+            result = _to_run(trained, loaded, destination, quiet=arguments.json)
     except (CheckpointError, OSError) as error:
         raise UserError(f"cannot write {destination}: {error}") from error
     if arguments.json:
@@ -79,32 +93,45 @@ def _to_hugging_face(trained: "TrainedModel", destination) -> dict:
     from dsjax.train.convert import to_hugging_face
 
     to_hugging_face(trained, destination)
-    return _result(trained, destination, "hugging_face", [f"dsjax generate {destination} --prompt TEXT"])
+    return _result(trained, destination, "hugging_face", _uses(trained, destination))
 
 
 def _to_adapter(trained: "TrainedModel", destination) -> dict:
+    from pathlib import Path
+
     from dsjax.models.peft import write_adapter
 
     if trained.adapter is None:
         raise ValueError(f"--adapter: {trained.path} is not a run with lora; leave --adapter out for the whole model")
     config = trained.model.config
     write_adapter(trained.adapter, destination, config=config, base=config.init_from)
-    commands = [f"dsjax generate {config.init_from} --adapter {destination} --prompt TEXT"]
+    # Only `generate` takes an adapter; other models are used with it merged, as the run's folder has it.
+    commands = _uses(trained, Path(config.init_from), adapter=destination)
+    if not _writes(trained):
+        commands = _uses(trained, trained.path)
     parameters = sum(tensor.size for tensor in trained.adapter.tensors.values())
     return _result(trained, destination, "adapter", commands) | {"parameters": parameters}
 
 
-def _to_run(trained: "TrainedModel", arguments: argparse.Namespace, destination) -> dict:
+def _to_run(trained: "TrainedModel", loaded: "Loaded | None", destination, *, quiet: bool) -> dict:
+    import dataclasses
+    import sys
+
     from dsjax.config.load import to_yaml
     from dsjax.data.build import build_corpus
+    from dsjax.train.commands import resume
     from dsjax.train.convert import RunSettings, to_run
     from dsjax.train.folder import resolved
+    from dsjax.train.preflight import check_end
 
-    config = resolved(_run_config(trained, arguments, destination))
-    if config.lora is not None:
-        raise ValueError("a run with lora keeps only adapters: start it by dsjax train, with model.init_from")
+    config = resolved(_run_config(trained, loaded, destination))
+    check_end(config)  # or the run would be refused when it is to be trained on
     # Built now: a run keeps its data's hash, and data that cannot be read is better found before than after.
-    corpus = build_corpus(config.data, progress=not arguments.json)
+    corpus = build_corpus(config.data, progress=not quiet)
+    if corpus.note:
+        print(f"dsjax: {corpus.note}", file=sys.stderr)
+    # That of the data: tokens that were made before have their own ends.
+    trained = dataclasses.replace(trained, tokenizer=corpus.tokenizer)
     config = resolved(_with_tokenizer(config, str((destination / "tokenizer").absolute())))
     settings = RunSettings(
         config_yaml=to_yaml(config),
@@ -115,11 +142,19 @@ def _to_run(trained: "TrainedModel", arguments: argparse.Namespace, destination)
         data_hash=corpus.hash,
     )
     to_run(trained, destination, settings)
-    commands = [
-        f"dsjax generate {destination} --prompt TEXT",
-        f"dsjax train {destination / 'config.yaml'} --run-dir {destination} --resume",
-    ]
-    return _result(trained, destination, "run", commands)
+    return _result(trained, destination, "run", [*_uses(trained, destination), resume(destination)])
+
+
+def _writes(trained: "TrainedModel") -> bool:
+    """Whether the model writes text from left to right."""
+    return trained.model.config.task == "language_model" and trained.model.architecture.causal
+
+
+def _uses(trained: "TrainedModel", source, *, adapter=None) -> list[str]:
+    from dsjax.train.commands import uses
+
+    classifies = trained.model.config.task == "classification"
+    return uses(source, writes=_writes(trained), classifies=classifies, adapter=adapter)
 
 
 def _result(trained: "TrainedModel", destination, kind: str, commands: list[str]) -> dict:
@@ -136,34 +171,39 @@ def _result(trained: "TrainedModel", destination, kind: str, commands: list[str]
     }
 
 
-def _run_config(trained: "TrainedModel", arguments: argparse.Namespace, destination) -> "RunConfig":
+def _run_config(trained: "TrainedModel", loaded: "Loaded | None", destination) -> "RunConfig":
     """The new run's config: the model and the tokenizer are the folder's, the rest is the run file's or the default.
 
     Raises:
-        ValueError: the run file is wrong, or has longer rows than the model has positions.
+        ValueError: the run file has longer rows than the model has positions; or it leaves out a rate of dropout that
+            the model's folder gives twice.
     """
     import dataclasses
 
-    from dsjax.config.load import load_with_origins, to_dict
+    from dsjax.config.load import to_dict
     from dsjax.config.run import RunConfig
     from dsjax.data.config import DataConfig
+    from dsjax.models.pretrained import check_dropout, open_weights
     from dsjax.train.config import TrainConfig
 
     limit = trained.model.architecture.max_positions
-    if arguments.config:
-        config, origins = load_with_origins(arguments.config, arguments.sets)
+    if loaded is not None:
+        config, origins = loaded
         if limit and config.data.sequence_length > limit:
             raise ValueError(
                 f"data.sequence_length is {config.data.sequence_length}, but the model has {limit} positions; "
                 f"--set data.sequence_length={limit}"
             )
         given = {name for name in _FREE if origins.get(f"model.{name}", "default") != "default"}
-        free = {name: value for name, value in to_dict(config.model).items() if name in given}
+        free = {name: value for name, value in to_dict(config.model).items() if name in given and value is not None}
     else:
         length = min(_MAX_DEFAULT_LENGTH, trained.trained_length)
         train, data = TrainConfig(steps=_DEFAULT_STEPS), DataConfig(sequence_length=length)
-        config, free = RunConfig(name=destination.name, train=train, data=data), {}
+        name = destination.absolute().name.lstrip(".-")[:100] or "run"
+        config, free = RunConfig(name=name, train=train, data=data), {}
     model = dataclasses.replace(trained.model.config, **free)
+    if "dropout" not in free:
+        check_dropout(open_weights(trained.path), model)
     return _with_tokenizer(dataclasses.replace(config, model=model), str(trained.path))
 
 

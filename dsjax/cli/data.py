@@ -2,6 +2,8 @@
 
 import argparse
 
+from dsjax.observe.output import escape_unprintable
+
 HELP = "Tokenise a corpus once, in parallel and resumably, into memory-mapped files."
 
 _EXAMPLE = """\
@@ -26,15 +28,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Build and print what came of it."""
     import json
+    import sys
+    from pathlib import Path
 
     from dsjax.config.load import load_run
     from dsjax.data.build import build_corpus
+    from dsjax.train.disk import unwritable
     from dsjax.train.folder import resolved
 
+    escape_unprintable()
     if arguments.workers is not None and arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1; got {arguments.workers}")
+    if arguments.out is not None and (problem := unwritable(Path(arguments.out))):
+        raise ValueError(f"--out {arguments.out}: {problem}")
     config = resolved(load_run(arguments.config, arguments.set)).data  # the model decides what its rows are for
     corpus = build_corpus(config, progress=not arguments.json, workers=arguments.workers, out=arguments.out)
+    if corpus.note:
+        print(f"dsjax: {corpus.note}", file=sys.stderr)
     splits = {
         name: {
             "documents": sum(store.num_documents for store in stores),

@@ -2,11 +2,14 @@
 
 import argparse
 
+from dsjax.observe.output import escape_unprintable
+
 HELP = "unit vectors of texts, and the cosine of each pair"
 
 _DESCRIPTION = """\
-Turn texts into unit vectors, the mean of the model's features over each text, and print the cosine
-of each pair: of two texts one number, of more a table. --json prints the vectors, too."""
+Turn texts into unit vectors and print the cosine of each pair: of two texts one number, of more a
+table. A vector is the mean of the model's features over the text, or what files of
+sentence-transformers in the model's folder say. --json prints the vectors, too."""
 
 _EPILOG = """\
   dsjax embed all-MiniLM-L6-v2 --text "A man plays a guitar." --text "Someone plays an instrument."
@@ -23,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="TEXT",
         dest="texts",
-        help="a text, may be given again; - reads them from standard input, one a line",
+        help="a text, may be given again; - reads them from standard input, one a line (ended by a line feed)",
     )
     parser.add_argument("--json", action="store_true", help="print texts, vectors and cosines as JSON")
 
@@ -32,14 +35,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the cosines, or all there is as JSON."""
     import json
 
+    from dsjax.data.progress import elapsed
     from dsjax.train.embed import cosines, embed
     from dsjax.train.processes import use_compilation_cache
     from dsjax.train.source import open_model
 
+    escape_unprintable()
     texts = _texts(arguments.texts)
     use_compilation_cache()
-    trained = open_model(arguments.source, report=_note)
-    found = embed(trained, texts)
+    with elapsed(f"reading {arguments.source}", enabled=True):
+        trained = open_model(arguments.source, report=_note)
+    with elapsed("embedding", enabled=True):
+        found = embed(trained, texts)
     for text, length in zip(texts, found.num_tokens, strict=True):
         if found.limit and length > found.limit:
             _note(f"of {length} tokens the model sees the first {found.limit}: {text[:40]!r}...")
@@ -67,20 +74,24 @@ def _texts(given: list[str]) -> list[str]:
     """The texts; those of standard input are its lines, empty ones left out.
 
     Raises:
-        ValueError: standard input is not UTF-8.
+        ValueError: standard input is not UTF-8 (nor has another encoding's byte-order mark), or has no text.
     """
     import sys
+
+    from dsjax.observe.untrusted import decode_text, split_lines
 
     texts: list[str] = []
     for text in given:
         if text != "-":
             texts.append(text)
             continue
-        try:
-            lines = sys.stdin.buffer.read().decode().splitlines()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"standard input is not UTF-8: byte {error.start}") from error
-        texts += [line for line in lines if line.strip()]
+        lines = split_lines(decode_text(sys.stdin.buffer.read(), "standard input"))
+        filled = [line for line in lines if line.strip()]
+        if not filled:
+            raise ValueError("standard input has no text; give a text a line")
+        if len(filled) < len(lines):
+            _note(f"of {len(lines)} lines {len(lines) - len(filled)} without text are left out")
+        texts += filled
     return texts
 
 

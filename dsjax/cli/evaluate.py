@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from dsjax.observe.output import escape_unprintable
+
 if TYPE_CHECKING:
     from dsjax.train.source import TrainedModel
 
@@ -43,11 +45,14 @@ def run(arguments: argparse.Namespace) -> int:
     import json
     import sys
 
+    from dsjax.data.progress import elapsed
     from dsjax.train.processes import use_compilation_cache
     from dsjax.train.source import open_model
 
+    escape_unprintable()
     use_compilation_cache()
-    trained = open_model(arguments.source, report=lambda line: print(f"dsjax: {line}", file=sys.stderr))
+    with elapsed(f"reading {arguments.source}", enabled=True):
+        trained = open_model(arguments.source, report=lambda line: print(f"dsjax: {line}", file=sys.stderr))
     figures = {"language_model": _on_text, "masked": _on_hidden_tokens, "classification": _on_labels}[
         _task(trained, arguments.task)
     ](trained, arguments)
@@ -80,17 +85,21 @@ def _on_text(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
 
     from rich.console import Console
 
+    from dsjax.data.progress import elapsed
     from dsjax.observe.progress import Progress
     from dsjax.train import evaluate
 
     length = trained.trained_length if arguments.length is None else arguments.length
     stride = max(1, length // 2) if arguments.stride is None else arguments.stride
-    text = evaluate.read_text(
-        _sources(arguments),
-        trained.tokenizer,
-        score_first=arguments.score_first,
-        undecodable=arguments.undecodable,
-    )
+    batch_tokens = evaluate.BATCH_TOKENS if arguments.batch_tokens is None else arguments.batch_tokens
+    evaluate.check_windows(trained.model, length=length, stride=stride, batch_tokens=batch_tokens)
+    with elapsed("tokenising the text", enabled=True):
+        text = evaluate.read_text(
+            _sources(arguments),
+            trained.tokenizer,
+            score_first=arguments.score_first,
+            undecodable=arguments.undecodable,
+        )
     with contextlib.ExitStack() as stack:
         bars: list[Progress] = []
 
@@ -104,10 +113,10 @@ def _on_text(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
             text.documents,
             length=length,
             stride=stride,
-            batch_tokens=evaluate.BATCH_TOKENS if arguments.batch_tokens is None else arguments.batch_tokens,
+            batch_tokens=batch_tokens,
             progress=show,
         )
-    return evaluate.figures(text, score, length=length, stride=stride, score_first=arguments.score_first)
+    return evaluate.figures(text, score, length=length, stride=stride)
 
 
 def _on_hidden_tokens(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
@@ -160,12 +169,13 @@ def _length(trained: "TrainedModel", arguments: argparse.Namespace) -> int:
 
 
 def _sources(arguments: argparse.Namespace) -> list:
-    """Each PATH as a source of text: a .jsonl file by its name, anything else as text."""
+    """Each PATH as a source of text: a .jsonl file (compressed or not) by its name, anything else as text."""
     from dsjax.data.config import JsonlSource, TextSource
+    from dsjax.data.sources import JSONL_ENDINGS
 
     return [
         JsonlSource(path=path, field=arguments.field)
-        if path.endswith((".jsonl", ".jsonl.gz", ".jsonl.xz"))
+        if path.endswith((*JSONL_ENDINGS, ".ndjson"))
         else TextSource(path=path, glob=arguments.glob)
         for path in arguments.data
     ]

@@ -3,6 +3,8 @@
 import argparse
 from typing import TYPE_CHECKING
 
+from dsjax.observe.output import escape_unprintable
+
 if TYPE_CHECKING:
     from dsjax.models.generate import Generation
 
@@ -37,16 +39,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the prompts and what the model writes after them."""
     import json
 
+    from dsjax.data.progress import elapsed
     from dsjax.train.processes import use_compilation_cache
     from dsjax.train.source import open_model, with_adapter
     from dsjax.train.write import chat_prompt, plain_prompt, write
 
+    escape_unprintable()
     texts = [_prompt(given) for given in arguments.prompt]
     if arguments.system is not None and not arguments.chat:
         raise ValueError("--system is a message of a conversation; give --chat too")
     how = _how(arguments)
     use_compilation_cache()
-    trained = open_model(arguments.source, report=_note)
+    with elapsed(f"reading {arguments.source}", enabled=True):
+        trained = open_model(arguments.source, report=_note)
     if arguments.adapter is not None:
         trained = with_adapter(trained, arguments.adapter)
     if arguments.chat:
@@ -100,11 +105,10 @@ def _prompt(given: str) -> str:
     import os
     import sys
 
+    from dsjax.observe.untrusted import decode_text
+
     data = sys.stdin.buffer.read() if given == "-" else os.fsencode(given)
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the prompt is not UTF-8: byte 0x{data[error.start]:02x} at {error.start}") from error
+    text = decode_text(data, "the prompt")
     text = text.removesuffix("\n").removesuffix("\r") if given == "-" else text
     if not text:
         raise ValueError("the prompt is empty; give at least one character")

@@ -12,6 +12,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol, cast
 
@@ -113,6 +114,15 @@ def dispatch(arguments: Sequence[str]) -> int:
     return verb.run(parser.parse_args(rest))
 
 
+def _as_note(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning for users as this command says things; of others where in the code it was given."""
+    if issubclass(category, UserWarning):
+        return f"dsjax: warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+
+
 def message_of(error: Exception) -> str:
     """One clear message: a file error names the file in place of the number of the error."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
@@ -133,6 +143,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ...
         0
     """
+    warnings.formatwarning = _as_note
     try:
         if argv is None:
             restart_with_huge_pages()

@@ -8,6 +8,8 @@ import sys
 import traceback
 from typing import NoReturn
 
+from dsjax.observe.output import escape_unprintable
+
 HELP = "train a model from a config"
 
 
@@ -26,9 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train; exit code 75 if a signal stopped the run and it can be resumed."""
+    """Train; exit code 75 if a signal stopped the run and it can be resumed, 1 if something at its end failed."""
     from dsjax.train.processes import num_processes
 
+    escape_unprintable()
     try:
         return _train(arguments)
     except BaseException as error:
@@ -85,4 +88,4 @@ def _train(arguments: argparse.Namespace) -> int:
         return EXIT_STOPPED
     if arguments.json:
         print(json.dumps({"folder": str(result.folder), **result.summary}))
-    return 0
+    return 1 if result.failures else 0

@@ -1,6 +1,7 @@
 """RunConfig: everything a run needs, composed from the rooms' own dataclasses."""
 
 import dataclasses
+import unicodedata
 
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.data.config import CurriculumConfig, DataConfig
@@ -9,6 +10,37 @@ from dsjax.models.config import AnyModelConfig, BloomConfig, LoRAConfig, ModelCo
 from dsjax.observe.config import ObserveConfig
 from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
 from dsjax.train.config import EvaluateConfig, SampleConfig, TrainConfig
+
+_LONGEST_NAME = 200  # bytes; file systems take 255, and runs of one name get numbers
+
+
+def check_name(name: str) -> None:
+    """Refuse a run's name that is not that of one folder in runs/.
+
+    Raises:
+        ValueError: says what is wrong with it, and what is allowed.
+
+    Example:
+        >>> check_name("my run, lr=3e-4")
+        >>> check_name("lab/run")
+        Traceback (most recent call last):
+        ...
+        ValueError: name is that of a folder in runs/, and 'lab/run' holds '/'; leave that out (--run-dir DIR puts a \
+run anywhere)
+    """
+    # Separators of Windows too: a folder is copied from one system to another.
+    bad = next((c for c in name if c in "/\\" or unicodedata.category(c) in ("Cc", "Cs")), None)
+    if not name:
+        problem = "it is empty; give at least one character"
+    elif bad is not None:
+        problem = f"{name!r} holds {bad!r}; leave that out (--run-dir DIR puts a run anywhere)"
+    elif name[0] in ".-":
+        problem = f"{name!r} begins with {name[0]!r}; begin with a letter or a digit"
+    elif len(name.encode()) > _LONGEST_NAME:
+        problem = f"{name[:20]!r}... has {len(name.encode())} bytes; give at most {_LONGEST_NAME}"
+    else:
+        return
+    raise ValueError(f"name is that of a folder in runs/, and {problem}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +53,7 @@ class RunConfig:
     """
 
     name: str = "run"
-    """Names the run folder when --run-dir does not."""
+    """Names the run folder, in runs/, when --run-dir does not; no separators, no dot or dash in front."""
     seed: int = 0
     """Seed of initial weights and dropout."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
@@ -48,6 +80,9 @@ class RunConfig:
     """Trackers and traces."""
     sample: SampleConfig = dataclasses.field(default_factory=SampleConfig)
     """Text at the end."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

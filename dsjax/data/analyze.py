@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from dsjax.checkpoint.manifest import read_json
 from dsjax.data.build import Corpus
 from dsjax.data.config import CurriculumConfig, DataConfig
 from dsjax.data.lock import full_disk_as_message, locked
@@ -202,7 +203,7 @@ def _finish(folder: Path, partial: Path, about: dict[str, Any], key: str) -> Non
 
 def _opened(folder: Path, key: str, num_rows: int) -> np.ndarray:
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(folder / _MANIFEST)
         found, digest = manifest["key"], manifest["sha256"]
         values = np.load(folder / _VALUES, allow_pickle=False)
         whole = hashlib.sha256((folder / _VALUES).read_bytes()).hexdigest() == digest

@@ -11,18 +11,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from dsjax.data.config import DataTask, TokenizerConfig
+from dsjax.data.document import Document, Undecodable
 from dsjax.data.encode import encode_documents
 from dsjax.data.labels import encode_labelled, label_names, number_labels
 from dsjax.data.lock import full_disk_as_message, locked
-from dsjax.data.progress import ByteProgress, in_threads
-from dsjax.data.read import Document, Undecodable, read_part
+from dsjax.data.passed_over import Tally
+from dsjax.data.progress import ByteProgress, elapsed, in_threads
+from dsjax.data.read import read_part
 from dsjax.data.sources import Part, Source
 from dsjax.data.store import MANIFEST, CorpusFolder, StoreWriter, open_corpus_folder, write_manifest
 from dsjax.data.tokenize import Tokenizer, train_bpe
@@ -32,6 +34,8 @@ _MAX_PART_BYTES = 16 << 20
 _MIN_PART_BYTES = 1 << 20
 # More text than this is sampled for training a BPE, by document hash: merges do not change for the better beyond.
 _BPE_BYTES = 256 << 20
+_MOST_BPE_CHARACTERS = 1 << 30  # all the same: compressed text is more than its bytes on disk say
+_PIECE_CHARACTERS = 1 << 24  # of a part that are held at once; only a compressed file makes more than one piece
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,8 @@ class BuildPlan:
     undecodable: Undecodable
     cache_dir: Path
     folder: Path
+    report: Callable[[str], None]
+    """Told what was left out."""
     task: DataTask = "language_model"
     length: int = 0
     """Tokens of a row, of the task classification."""
@@ -83,7 +89,8 @@ def _build(plan: BuildPlan, partial: Path, progress: bool, workers: int) -> None
         leftover.unlink()
     total = sum(planned.source.num_bytes for planned in plan.sources)
     target = min(_MAX_PART_BYTES, max(_MIN_PART_BYTES, total // 256))
-    parts = [(index, part) for index, planned in enumerate(plan.sources) for part in planned.source.parts(target)]
+    with elapsed("cutting the sources into parts", enabled=progress):
+        parts = [(index, part) for index, planned in enumerate(plan.sources) for part in planned.source.parts(target)]
     tokenizer = plan.tokenizer
     if not isinstance(tokenizer, Tokenizer):
         tokenizer = _trained_tokenizer(plan, work, parts, progress)
@@ -92,9 +99,10 @@ def _build(plan: BuildPlan, partial: Path, progress: bool, workers: int) -> None
     joined = partial / "joined"
     shutil.rmtree(joined, ignore_errors=True)
     joined.mkdir()
-    numbers = [_part_path(work, number) for number in range(len(parts))]
-    labels = label_names(numbers) if plan.task == "classification" else None
-    stores = _join(plan, work, [index for index, _ in parts], joined, dtype, labels)
+    paths = [path for number in range(len(parts)) for path in _pieces(_part_path(work, number))]
+    labels = label_names(paths) if plan.task == "classification" else None
+    with elapsed("joining the parts", enabled=progress):
+        stores = _join(plan, work, [index for index, _ in parts], joined, dtype, labels)
     try:
         _check_split(plan, stores)
     except ValueError:
@@ -121,16 +129,20 @@ def _trained_tokenizer(plan: BuildPlan, work: Path, parts: list[tuple[int, Part]
     with ByteProgress("reading text for the tokenizer", total=total, enabled=progress) as bar:
 
         def texts() -> Iterator[str]:
+            taken = 0
             for index, part in training:
                 for document in read_part(part, undecodable=plan.undecodable):
                     digest = _digest(document)
                     if not _is_validation(plan, index, digest) and digest * 0x9E3779B1 % 2**32 < share * 2**32:
+                        taken += len(document.text)
+                        if taken > _MOST_BPE_CHARACTERS:
+                            return
                         yield document.text
                 bar.advance(part.num_bytes)
 
         config = plan.tokenizer
         assert not isinstance(config, Tokenizer) and config.kind == "bpe", "only a BPE is trained"
-        tokenizer = train_bpe(texts(), config, plan.cache_dir, masked=plan.task == "masked")
+        tokenizer = train_bpe(texts(), config, plan.cache_dir, masked=plan.task == "masked", progress=progress)
     temporary = work / "tokenizer.tmp"
     tokenizer.save(temporary)
     temporary.rename(saved)
@@ -188,26 +200,60 @@ def _part_path(work: Path, number: int) -> Path:
     return work / f"part-{number:06d}.npz"
 
 
+def _pieces(path: Path) -> list[Path]:
+    """The files of a part that is complete, in order."""
+    return [path, *sorted(path.parent.glob(f"{path.stem}.*.npz"))]
+
+
 def _write_part(plan: BuildPlan, index: int, part: Part, path: Path, tokenizer: Tokenizer, dtype: np.dtype) -> None:
-    """Tokenise one part into one file, which appears when it is complete."""
-    documents = list(read_part(part, undecodable=plan.undecodable))
-    more: dict[str, Any] = {}
+    """Tokenise one part, a piece at a time; the first piece's file appears last, when the part is complete."""
+    tally = Tally()
+    batches = _batches(read_part(part, undecodable=plan.undecodable, tally=tally))
+    first = next(batches, [])
+    for number, documents in enumerate(batches, 1):
+        _write_piece(plan, index, documents, path.with_name(f"{path.stem}.{number:06d}.npz"), tokenizer, dtype)
+    _write_piece(plan, index, first, path, tokenizer, dtype, {"tally": np.array(dataclasses.astuple(tally), np.int64)})
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch, held = [], 0
+    for document in documents:
+        batch.append(document)
+        held += len(document.text)
+        if held > _PIECE_CHARACTERS:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def _write_piece(
+    plan: BuildPlan,
+    index: int,
+    documents: list[Document],
+    path: Path,
+    tokenizer: Tokenizer,
+    dtype: np.dtype,
+    more: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Tokenise some documents into one file, with some `more` arrays; it appears when it is complete."""
+    arrays: dict[str, Any] = more or {}
     if plan.task == "classification":
-        tokens, more = encode_labelled(documents, tokenizer, dtype, length=plan.length)
+        tokens, labelled = encode_labelled(documents, tokenizer, dtype, length=plan.length)
+        arrays |= labelled
     else:
         texts = [document.text for document in documents]
         tokens = encode_documents(texts, tokenizer, dtype, framed=plan.task == "masked")
     temporary = path.with_suffix(".tmp")
     with temporary.open("wb") as file:
-        np.savez(
-            file,
-            tokens=np.concatenate([*tokens, np.zeros(0, dtype)]),
-            lengths=np.array([len(some) for some in tokens], np.int64),
-            bytes=np.array([len(document.text.encode()) for document in documents], np.int64),
-            validation=np.array([_is_validation(plan, index, _digest(document)) for document in documents], bool),
-            names=np.frombuffer(json.dumps([document.name for document in documents]).encode(), np.uint8),
-            **more,
-        )
+        arrays |= {
+            "tokens": np.concatenate([*tokens, np.zeros(0, dtype)]),
+            "lengths": np.array([len(some) for some in tokens], np.int64),
+            "bytes": np.array([len(document.text.encode()) for document in documents], np.int64),
+            "validation": np.array([_is_validation(plan, index, _digest(document)) for document in documents], bool),
+            "names": np.frombuffer(json.dumps([document.name for document in documents]).encode(), np.uint8),
+        }
+        np.savez(file, **arrays)
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
@@ -218,16 +264,19 @@ def _join(
 ) -> dict[tuple[int, str], dict[str, Any]]:
     """Write each source's parts, in order, into its stores; the manifest's entries by source and split."""
     entries: dict[tuple[int, str], dict[str, Any]] = {}
-    for index in range(len(plan.sources)):
+    for index, planned in enumerate(plan.sources):
         writers = {
             split: StoreWriter(folder, f"{split}-{index}", dtype, labelled=labels is not None)
             for split in ("train", "validation")
         }
-        for number in (number for number, owner in enumerate(owners) if owner == index):
-            with np.load(_part_path(work, number), allow_pickle=False) as part:
+        tally = np.zeros(len(dataclasses.fields(Tally)), np.int64)
+        numbers = [number for number, owner in enumerate(owners) if owner == index]
+        for path in (path for number in numbers for path in _pieces(_part_path(work, number))):
+            with np.load(path, allow_pickle=False) as part:
                 lengths, num_bytes, validation = part["lengths"], part["bytes"], part["validation"]
                 tokens, names = part["tokens"], json.loads(part["names"].tobytes())
                 classes = number_labels(part, labels) if labels is not None else None
+                tally += part.get("tally", 0)
             for split, chosen in (("train", ~validation), ("validation", validation)):
                 writers[split].append(
                     tokens[np.repeat(chosen, lengths)],
@@ -236,6 +285,8 @@ def _join(
                     num_bytes=int(num_bytes[chosen].sum()),
                     classes=None if classes is None else classes[chosen],
                 )
+        for line in Tally(*tally.tolist()).remarks(planned.source.config, planned.source.root):
+            plan.report(line)
         for split, writer in writers.items():
             entries[index, split] = writer.close()
     return entries

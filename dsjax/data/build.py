@@ -14,27 +14,29 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dsjax.data.assemble import BuildPlan, PlannedSource, Role, build_folder
 from dsjax.data.config import (
     BPETokenizer,
-    ByteTokenizer,
     DataConfig,
     DataTask,
     FileTokenizer,
     JsonlSource,
     ParquetSource,
     SourceConfig,
-    TokenizerConfig,
     TokensSource,
 )
+from dsjax.data.identity import identity, known_key
 from dsjax.data.labels import CUT
+from dsjax.data.read import on_stderr
 from dsjax.data.sources import Source, open_source
-from dsjax.data.store import FORMAT, CorpusFolder, TokenStore, open_corpus_folder
-from dsjax.data.tokenize import Tokenizer, byte_tokenizer, load_tokenizer
+from dsjax.data.store import FORMAT, CorpusFolder, TokenStore, hash_of, open_corpus_folder
+from dsjax.data.tokenize import Tokenizer
+from dsjax.data.tokenizer_choice import choose_tokenizer, note_of
+from dsjax.data.tokenizer_load import load_as_before
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,6 +58,8 @@ class Corpus:
     """Where indices derived from it are kept."""
     labels: tuple[str, ...] = ()
     """Names of the classes, of the task classification."""
+    note: str = ""
+    """What is to be said of its ids; '' if they are as ever."""
 
     @property
     def train_tokens(self) -> int:
@@ -98,7 +102,13 @@ def cache_folder(config: DataConfig) -> Path:
 
 
 def build_corpus(
-    config: DataConfig, *, progress: bool = False, workers: int | None = None, out: str | os.PathLike | None = None
+    config: DataConfig,
+    *,
+    progress: bool = False,
+    workers: int | None = None,
+    out: str | os.PathLike | None = None,
+    begun: str = "",
+    report: Callable[[str], None] = on_stderr,
 ) -> Corpus:
     """Tokenise the sources of `config`, or open what an earlier call made of the same data.
 
@@ -107,6 +117,9 @@ def build_corpus(
         progress: show a bar or lines on stderr.
         workers: threads that tokenise; None takes the number of CPUs.
         out: put the corpus into this folder instead of the cache, to be read by a source of kind `tokens`.
+        begun: the `hash` of the corpus of a run that goes on; one that was made when tokenizers were read otherwise is
+            made, or opened, as it was then, and one of large files that were identified by their times keeps its hash.
+        report: told of files that are passed over, and of documents that are left out when they are tokenised.
 
     Raises:
         ValueError: a path that does not exist or is empty, text that cannot be read (with its place), a split that
@@ -116,7 +129,7 @@ def build_corpus(
 
     Example:
         >>> import tempfile, pathlib
-        >>> from dsjax.data.config import TextSource
+        >>> from dsjax.data.config import ByteTokenizer, TextSource
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = pathlib.Path(folder, "a.txt").write_text("hello")
         ...     corpus = build_corpus(DataConfig(sources=(TextSource(path=folder),), tokenizer=ByteTokenizer(),
@@ -129,11 +142,26 @@ def build_corpus(
     folders = {path: open_corpus_folder(Path(path).expanduser()) for path in _token_paths(config)}
     if out is not None and folders:
         raise ValueError("a source of kind tokens is built already: leave it out of what is built into a folder")
-    tokenizer = _tokenizer_of(config.tokenizer, folders)
+    tokenizer, configured = choose_tokenizer(config.tokenizer, folders, task=_task(config))
     sources = _plan_sources(config)
-    built = None
+    built, former = None, ""
+    for planned in sources:
+        for line in planned.source.remarks():
+            report(line)
     if sources:
-        key = _key(sources, config, tokenizer)
+        contents = [identity(s.source, cache_dir, progress=progress) for s in sources]
+        times = contents if all(s.source.is_small for s in sources) else [s.source.fingerprint() for s in sources]
+        place = cache_dir / "corpora" if out is None else Path(out).expanduser()
+
+        def keys(tokenizer: Tokenizer | None) -> tuple[str, str]:
+            """The corpus's key, and the one that it had when large files were identified by their times."""
+            key = _key(sources, config, tokenizer, contents)
+            earlier = _key(sources, config, tokenizer, times)
+            return (key if key == earlier else known_key(place, key, earlier)), earlier
+
+        if begun and isinstance(config.tokenizer, FileTokenizer) and tokenizer is not None:
+            tokenizer = _as_begun(begun, tokenizer, config, folders, keys)
+        key, former = keys(tokenizer)
         plan = BuildPlan(
             key=key,
             sources=sources,
@@ -142,11 +170,17 @@ def build_corpus(
             undecodable=config.undecodable,
             cache_dir=cache_dir,
             folder=Path(out).expanduser() if out is not None else cache_dir / "corpora" / key[:32],
+            report=report,
             task=_task(config),
             length=config.sequence_length,
         )
         built = build_folder(plan, progress=progress, workers=workers or os.cpu_count() or 1)
     corpus = _compose(config, built, folders, cache_dir)
+    if former and built is not None:
+        others = [folders[path].hash for path in _token_paths(config)]
+        if _joined([hash_of(former, built.tokenizer), *others]) == begun:
+            corpus = dataclasses.replace(corpus, hash=begun)
+    corpus = dataclasses.replace(corpus, note=note_of(corpus.tokenizer, configured, task=_task(config)))
     if _task(config) == "masked" and corpus.tokenizer.mask_token is None:
         raise ValueError(
             f"the task masked needs a tokenizer with a token [MASK] or <mask>; the one of kind {config.tokenizer.kind} "
@@ -187,22 +221,25 @@ def _token_paths(config: DataConfig) -> list[str]:
     return [source.path for source in config.sources + config.validation_sources if isinstance(source, TokensSource)]
 
 
-def _tokenizer_of(config: TokenizerConfig, folders: dict[str, CorpusFolder]) -> Tokenizer | None:
-    """The tokenizer if it is known before the text is read; None when it has to be trained."""
-    wanted = None
-    if isinstance(config, ByteTokenizer):
-        wanted = byte_tokenizer()
-    elif isinstance(config, FileTokenizer):
-        wanted = load_tokenizer(config)
-    name = f"the configured tokenizer (kind {config.kind})"
-    for path, folder in folders.items():
-        if wanted is None:
-            wanted, name = folder.tokenizer, f"that of {path}"
-        elif folder.tokenizer.hash != wanted.hash:
-            raise ValueError(
-                f"the tokens in {path} were made by another tokenizer than {name}: build them again with it"
-            )
-    return wanted
+def _as_begun(
+    begun: str,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    folders: dict[str, CorpusFolder],
+    keys: Callable[[Tokenizer], tuple[str, str]],
+) -> Tokenizer:
+    """The tokenizer with which a corpus has the hash `begun`; the one given if there is none."""
+    assert isinstance(config.tokenizer, FileTokenizer), "the others have always been read alike"
+    others = [folders[path].hash for path in _token_paths(config)]
+    for one in (tokenizer, load_as_before(config.tokenizer)):
+        if one is not None and begun in [_joined([hash_of(key, one), *others]) for key in keys(one)]:
+            return one
+    return tokenizer
+
+
+def _joined(hashes: list[str]) -> str:
+    """One hash of several corpora."""
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
 
 def _plan_sources(config: DataConfig) -> list[PlannedSource]:
@@ -214,7 +251,11 @@ def _plan_sources(config: DataConfig) -> list[PlannedSource]:
     return planned(config.sources, "split" if config.validation_fraction else "train")
 
 
-def _key(sources: list[PlannedSource], config: DataConfig, tokenizer: Tokenizer | None) -> str:
+def _key(
+    sources: list[PlannedSource], config: DataConfig, tokenizer: Tokenizer | None, identities: Sequence[str]
+) -> str:
+    """`identities` say which files each source holds."""
+
     def describe(source: Source) -> dict[str, Any]:
         settings = dataclasses.asdict(source.config)
         # The path is no part of it: the same files in another place are the same data.
@@ -229,13 +270,17 @@ def _key(sources: list[PlannedSource], config: DataConfig, tokenizer: Tokenizer 
         made_by = {"hash": tokenizer.hash}
     content = {
         "format": FORMAT,
-        "sources": [[planned.role, describe(planned.source), planned.source.fingerprint()] for planned in sources],
+        "sources": [
+            [planned.role, describe(planned.source), found] for planned, found in zip(sources, identities, strict=True)
+        ],
         "validation_fraction": 0 if config.validation_sources else config.validation_fraction,
         "tokenizer": made_by,
         "undecodable": config.undecodable,
     }
     if _task(config) != "language_model":
         content["task"] = _task(config)
+    elif tokenizer is not None and tokenizer.text_frame != ([], [tokenizer.end_of_text]):
+        content["frame"] = tokenizer.text_frame
     if _task(config) == "classification":
         content["length"] = config.sequence_length  # texts are cut to it
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -264,13 +309,12 @@ def _compose(
     if not train:
         raise ValueError("the sources hold no training documents")
     opened = ([built] if built else []) + [folders[path] for path in _token_paths(config)]
-    joined = hashlib.sha256(" ".join(folder.hash for folder in opened).encode()).hexdigest()
     return Corpus(
         train=train,
         train_weights=weights,
         validation=[store for store in validation if store.num_documents],
         tokenizer=opened[0].tokenizer,
-        hash=joined if len(opened) > 1 else opened[0].hash,
+        hash=_joined([folder.hash for folder in opened]),
         folder=opened[0].path,
         cache_dir=cache_dir,
         labels=built.labels if built else (),

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dsjax.data.tokenizer_settings import special_tokens
+
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
 MAX_OUTPUT_CHARACTERS = 4 * 1024 * 1024
 CPU_SECONDS = 2
@@ -25,6 +27,7 @@ MEMORY_BYTES = 512 * 1024 * 1024
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>", "<|endoftext|>", "</s>")
 """Tokens with which templates end what somebody says."""
 
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 _CHILD = Path(__file__).with_name("chat_child.py")
 _SAID = {
     "syntax": "is not a Jinja template",
@@ -73,7 +76,14 @@ class ChatTemplate:
             )
         request = {
             "template": self.text,
-            "variables": {**self.tokens, "messages": messages, "add_generation_prompt": add_generation_prompt},
+            # tools and documents: what transformers passes where there are none.
+            "variables": {
+                **self.tokens,
+                "messages": _normal(messages),
+                "tools": None,
+                "documents": None,
+                "add_generation_prompt": add_generation_prompt,
+            },
             "cpu_seconds": CPU_SECONDS,
             "memory_bytes": MEMORY_BYTES,
             "most_characters": MAX_OUTPUT_CHARACTERS,
@@ -129,8 +139,18 @@ def chat_template(settings: Mapping[str, Any], origin: str) -> ChatTemplate | No
     text = _chosen(settings.get("chat_template"), origin)
     if text is None:
         return None
-    tokens = {name: _content(value) for name, value in settings.items() if name.endswith("_token")}
-    return ChatTemplate(text, origin, {name: token for name, token in tokens.items() if token is not None})
+    named = {name: token for name, token in special_tokens(settings).items() if not name.isdecimal()}
+    return ChatTemplate(text, origin, named)
+
+
+def _normal(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as transformers gives them to a template: without keys that are None, reasoning under all its names."""
+    result = []
+    for message in messages:
+        given = {key: value for key, value in message.items() if value is not None}
+        reasoning = next((given[key] for key in _REASONING if key in given), None)
+        result.append(given if reasoning is None else {"thinking": reasoning, **given, "reasoning_content": reasoning})
+    return result
 
 
 def _chosen(stored: Any, origin: str) -> str | None:
@@ -145,12 +165,6 @@ def _chosen(stored: Any, origin: str) -> str | None:
     if "default" not in found:
         raise ValueError(f"{origin}: none of its chat templates is called 'default': {', '.join(sorted(found))}")
     return found["default"]
-
-
-def _content(token: Any) -> str | None:
-    """A special token is a string or an object with its `content`."""
-    value = token.get("content") if isinstance(token, dict) else token
-    return value if isinstance(value, str) else None
 
 
 @functools.cache

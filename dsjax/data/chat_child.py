@@ -31,6 +31,7 @@ def make_environment():
     from jinja2.exceptions import SecurityError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.utils import Namespace
 
     class Strict(ImmutableSandboxedEnvironment):
         def unsafe_undefined(self, obj, attribute):
@@ -58,9 +59,35 @@ def make_environment():
         # Jinja's own escapes <, > and & for HTML.
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
+    class Dict:
+        """`dict` of templates, which is no class here."""
+
+        def __call__(self, *args, **kwargs):
+            return dict(*args, **kwargs)
+
+        def fromkeys(self, *args, **kwargs):
+            return dict.fromkeys(*args, **kwargs)
+
+    class CheckedNamespace(Namespace):
+        """`namespace` of templates, without names that begin with an underscore."""
+
+        def __init__(*args, **kwargs):  # as Jinja's own: `self` may be the name of an attribute
+            attributes = dict(*args[1:], **kwargs)
+            for name in attributes:
+                check_name(name)
+            Namespace.__init__(args[0], attributes)
+
+        def __setitem__(self, name, value):
+            check_name(name)
+            Namespace.__setitem__(self, name, value)
+
+    def check_name(name):
+        if str(name).startswith("_"):
+            raise SecurityError(f"{name!r} of a namespace")
+
     environment = Strict(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
+    environment.globals |= {"raise_exception": raise_exception, "dict": Dict(), "namespace": CheckedNamespace}
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     return environment
 

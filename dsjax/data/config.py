@@ -16,7 +16,7 @@ class StdlibSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TextSource:
-    """UTF-8 text files; a document is a file."""
+    """Text files in UTF-8, or what their byte-order mark says, compressed or not; a document is a file."""
 
     path: str
     """A file, or a folder that is searched recursively."""
@@ -39,7 +39,7 @@ class JsonlSource:
     """One JSON object a line; a document is one line's field."""
 
     path: str
-    """A .jsonl file (also .gz, .xz), or a folder of them."""
+    """A .jsonl file (also .jsonl.gz, .bz2, .xz, .zst), or a folder of them."""
     kind: Literal["jsonl"] = "jsonl"
     """The kind of source."""
     field: str = "text"
@@ -113,15 +113,16 @@ class BPETokenizer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FileTokenizer:
-    """An existing tokenizer: a tokenizer.json of the `tokenizers` library, WordPiece's vocab.txt, a GGUF file's."""
+    """An existing tokenizer: a tokenizer.json of the `tokenizers` library, WordPiece's vocab.txt, GPT-2's vocab.json
+    with merges.txt, each with the other files of its folder, or a GGUF file's."""
 
     path: str
-    """The file, or a folder that holds a tokenizer.json or a vocab.txt."""
+    """The file, or a folder that holds a tokenizer.json, a vocab.txt or a vocab.json."""
     kind: Literal["file"] = "file"
     """The kind of tokenizer."""
     end_of_text: str = ""
-    """The token put after each document; '' takes eos_token of a tokenizer_config.json beside it or of the GGUF file,
-    else the first of <|endoftext|>, </s>, <|im_end|>, [SEP] that it has."""
+    """The token put after each document; '' takes eos_token of the files beside it or of the GGUF file, else the first
+    of <|endoftext|>, </s>, <|im_end|>, [SEP] that it has, else the eos_token_id of the model's configs."""
 
 
 TokenizerConfig = ByteTokenizer | BPETokenizer | FileTokenizer

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from dsjax.data.read import Document
+from dsjax.data.document import Document
 from dsjax.data.single_rows import encode_rows
 from dsjax.data.store import TokenStore
 from dsjax.data.tokenize import Tokenizer

@@ -1,8 +1,10 @@
 """Long jobs: in threads, and how far they have come: a bar on a terminal, a line now and then elsewhere, on stderr."""
 
+import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from types import TracebackType
 
@@ -61,6 +63,32 @@ class ByteProgress:
     def _print(self) -> None:
         self._printed = time.monotonic()
         print(f"{self._label}: {self._state()}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def elapsed(label: str, *, enabled: bool) -> Iterator[None]:
+    """Say on stderr every ten seconds for how long something of unknown length goes on; nothing if it is done before.
+
+    Example:
+        >>> with elapsed("sorting", enabled=True):
+        ...     sorted([2, 1])
+        [1, 2]
+    """
+    ended, begin = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not ended.wait(_SECONDS_BETWEEN_LINES):
+            print(f"{label}: {time.monotonic() - begin:.0f} s so far", file=sys.stderr, flush=True)
+
+    teller = threading.Thread(target=tell, name="elapsed", daemon=True)
+    if enabled:
+        teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if enabled:
+            teller.join()
 
 
 def in_threads(work: Callable[[int], int], numbers: Iterable[int], *, workers: int, bar: ByteProgress) -> None:

@@ -1,61 +1,66 @@
 """Reading a part of a source: bytes to documents, and clear errors for what cannot be read."""
 
-import dataclasses
-import gzip
 import io
-import json
-import lzma
+import sys
 import tokenize
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Literal
 
 from dsjax.data.config import JsonlSource, ParquetSource, SourceConfig, StdlibSource, TextSource
+from dsjax.data.document import Document, Keys, Undecodable, decode
+from dsjax.data.json_lines import read_jsonl
+from dsjax.data.passed_over import Tally
+from dsjax.data.sniff import NotText, not_text, open_bytes, read_bounded
 from dsjax.data.sources import Part, open_source
+from dsjax.observe.untrusted import encoding_of
 
-Undecodable = Literal["error", "replace", "skip"]
-MAX_LABELS = 1 << 16
-"""More classes than this are taken for a mistake, such as a number that is no label."""
 _PART_BYTES = 1 << 26  # on disk, of what is read one part at a time
 _MARK = b"\xef\xbb\xbf"
-_HOW = "set data.undecodable (--undecodable) to 'replace' or 'skip' to go on"
 
 
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """One document; `name` says where it is, such as `novels/emma.txt` or `pages.jsonl:17`."""
-
-    name: str
-    text: str
-    pair: str | None = None
-    """The second text, of sources with `text_pair`."""
-    label: int | str | None = None
-    """Of sources with `label`."""
+def on_stderr(line: str) -> None:
+    """Say what a user may not expect."""
+    print(f"dsjax: {line}", file=sys.stderr, flush=True)
 
 
-def read_documents(sources: Iterable[SourceConfig], *, undecodable: Undecodable = "error") -> Iterator[Document]:
+def read_documents(
+    sources: Iterable[SourceConfig],
+    *,
+    undecodable: Undecodable = "error",
+    report: Callable[[str], None] = on_stderr,
+) -> Iterator[Document]:
     """All documents of some sources, in order, one after the other.
 
     Args:
         sources: where they are.
         undecodable: what to do with bytes that are not UTF-8.
+        report: told what is passed over or left out.
 
     Raises:
         ValueError: a path that does not exist, holds no text or cannot be read.
     """
-    for source in sources:
-        for part in open_source(source).parts(_PART_BYTES):
-            yield from read_part(part, undecodable=undecodable)
+    for config in sources:
+        source, tally = open_source(config), Tally()
+        for line in source.remarks():
+            report(line)
+        for part in source.parts(_PART_BYTES):
+            yield from read_part(part, undecodable=undecodable, tally=tally)
+        for line in tally.remarks(config, source.root):
+            report(line)
 
 
-def read_part(part: Part, *, undecodable: Undecodable = "error") -> Iterator[Document]:
+def read_part(part: Part, *, undecodable: Undecodable = "error", tally: Tally | None = None) -> Iterator[Document]:
     """The documents of a part that have text, in order.
 
+    Args:
+        part: which.
+        undecodable: what to do with bytes that are not UTF-8.
+        tally: counts what is left out.
+
     Raises:
-        ValueError: bytes that are not UTF-8 (unless `undecodable` says otherwise), a line that is not JSON or lacks the
-            field or the label, a damaged compressed file, a Parquet file without the column; each named by file and
-            place.
+        ValueError: bytes that are not UTF-8 (unless `undecodable` says otherwise), a file that is no text, a line that
+            is not JSON or lacks the field or the label, a damaged compressed file, a Parquet file without the column;
+            each named by file and place.
 
     Example:
         >>> import tempfile
@@ -68,140 +73,65 @@ def read_part(part: Part, *, undecodable: Undecodable = "error") -> Iterator[Doc
         ...     [document.text for part in parts for document in read_part(part)]
         ['one', 'two']
     """
+    tally = Tally() if tally is None else tally
     if isinstance(part.config, JsonlSource):
-        documents = _read_jsonl(part, _Keys(part.config.field, part.config), undecodable)
+        documents = read_jsonl(part, Keys(part.config.field, part.config), undecodable, tally)
     elif isinstance(part.config, ParquetSource):
-        documents = _read_parquet(part, _Keys(part.config.column, part.config), undecodable)
+        documents = _read_parquet(part, Keys(part.config.column, part.config), undecodable, tally)
     else:
-        documents = (Document(name, text) for name, text in _read_files(part, undecodable))
-    return (document for document in documents if document.text)
+        documents = _read_files(part, undecodable, tally)
+    for document in documents:
+        if document.text:
+            yield document
+        elif not (isinstance(part.config, TextSource) and part.config.separator):
+            tally.empty += 1
 
 
-def _read_files(part: Part, undecodable: Undecodable) -> Iterator[tuple[str, str]]:
+def _read_files(part: Part, undecodable: Undecodable, tally: Tally) -> Iterator[Document]:
     separator = part.config.separator if isinstance(part.config, TextSource) else ""
     for path in part.files:
-        data = path.read_bytes()
-        encoding = _python_encoding(data) if isinstance(part.config, StdlibSource) else "utf-8"
-        text = _decode(data.removeprefix(_MARK), encoding, str(path), undecodable)
-        if text is None:
+        text = _python_text if isinstance(part.config, StdlibSource) else _text
+        found = text(path, undecodable)
+        if found is None:
+            tally.undecodable += 1
             continue
-        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        found = found.replace("\r\n", "\n").replace("\r", "\n")
         name = path.relative_to(part.root).as_posix()
         if not separator:
-            yield name, text
+            yield Document(name, found)
             continue
-        for number, piece in enumerate(text.split(separator)):
-            yield f"{name}#{number}", piece
+        pieces = found.split(separator)
+        tally.separators += len(pieces) - 1
+        for number, piece in enumerate(pieces):
+            yield Document(f"{name}#{number}", piece)
 
 
-def _python_encoding(data: bytes) -> str:
+def _text(path: Path, undecodable: Undecodable) -> str | None:
+    """The text of a file; None if it is to be left out."""
+    try:
+        with open_bytes(path) as opened:
+            data, encoding = read_bounded(opened, path), opened.encoding
+        mark = encoding_of(data)[1]
+        if not mark and (why := not_text(data)):
+            raise NotText(f"{path}: {why}")
+    except NotText:
+        if undecodable == "skip":
+            return None
+        raise
+    return decode(data[mark:], encoding, str(path), undecodable)
+
+
+def _python_text(path: Path, undecodable: Undecodable) -> str | None:
     """Python source may name another encoding in its first two lines (PEP 263)."""
+    data = path.read_bytes()
     try:
-        return tokenize.detect_encoding(io.BytesIO(data).readline)[0]
+        encoding = tokenize.detect_encoding(io.BytesIO(data).readline)[0]
     except SyntaxError:
-        return "utf-8"
+        encoding = "utf-8"
+    return decode(data.removeprefix(_MARK), encoding, str(path), undecodable)
 
 
-def _decode(data: bytes, encoding: str, where: str, undecodable: Undecodable) -> str | None:
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        if undecodable == "replace":
-            return data.decode(encoding, "replace")
-        if undecodable == "skip":
-            return None
-        byte = f"0x{data[error.start]:02x} at byte {error.start}"
-        raise ValueError(f"{where}: {byte} is not {encoding.upper()} ({error.reason}); {_HOW}") from error
-
-
-class _Keys:
-    """Which keys of a JSON object, or columns of a table, make a document."""
-
-    def __init__(self, text: str, config: JsonlSource | ParquetSource) -> None:
-        self.text, self.pair, self.label = text, config.text_pair, config.label
-        settings = {"field" if isinstance(config, JsonlSource) else "column": text}
-        settings |= {"text_pair": config.text_pair} if config.text_pair else {}
-        self.settings = settings | ({"label": config.label} if config.label else {})
-        """Setting of the source -> key."""
-
-    def document(
-        self, name: str, values: Mapping[str, object], where: str, undecodable: Undecodable
-    ) -> Document | None:
-        """The document that some values make; None if it is to be left out."""
-        text = _checked(values[self.text], f"{where}{self.text!r}", undecodable)
-        pair = _checked(values[self.pair], f"{where}{self.pair!r}", undecodable) if self.pair else None
-        if text is None or (self.pair and pair is None):
-            return None
-        return Document(name, text, pair, self._label(values[self.label], where) if self.label else None)
-
-    def _label(self, value: object, where: str) -> int | str:
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MAX_LABELS:
-            return value
-        if isinstance(value, str) and value:
-            return value
-        raise ValueError(
-            f"{where}{self.label!r} must be a label: a whole number from 0 to {MAX_LABELS - 1} or a string; got "
-            f"{value!r:.60}"
-        )
-
-
-def _read_jsonl(part: Part, keys: _Keys, undecodable: Undecodable) -> Iterator[Document]:
-    (path,) = part.files
-    name = path.relative_to(part.root).as_posix()
-    for number, data in _numbered_lines(path, part):
-        if not data.strip():
-            continue
-        where = f"{path}:{number}"
-        line = _decode(data, "utf-8", where, undecodable)
-        if line is None:
-            continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
-        if not isinstance(value, dict):
-            raise ValueError(f"{where}: expected a JSON object with the key {keys.text!r}, got {line[:60]!r}")
-        for setting, key in keys.settings.items():
-            if key not in value:
-                found = ", ".join(map(repr, value)) or "none"
-                raise ValueError(
-                    f"{where}: no key {key!r}; its keys are {found}: set the source's {setting} to one of them"
-                )
-        document = keys.document(f"{name}:{number}", value, f"{where}: ", undecodable)
-        if document is not None:
-            yield document
-
-
-def _checked(value: object, where: str, undecodable: Undecodable) -> str | None:
-    """`value` if it is text that has a UTF-8 form: JSON can spell half of a surrogate pair."""
-    if not isinstance(value, str):
-        raise ValueError(f"{where} must be a string, got {value!r:.60}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        if undecodable == "replace":
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        if undecodable == "skip":
-            return None
-        raise ValueError(f"{where} has half of a surrogate pair at character {error.start}; {_HOW}") from error
-    return value
-
-
-def _numbered_lines(path: Path, part: Part) -> Iterator[tuple[int, bytes]]:
-    compressed = path.suffix in (".gz", ".xz")
-    opener = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
-    try:
-        with opener(path, "rb") as file:
-            file.seek(part.start)
-            number = part.first
-            while (compressed or file.tell() < part.stop) and (line := file.readline()):
-                yield number, line.removeprefix(_MARK) if number == 1 else line
-                number += 1
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"{path}: damaged compressed file ({error})") from error
-
-
-def _read_parquet(part: Part, keys: _Keys, undecodable: Undecodable) -> Iterator[Document]:
+def _read_parquet(part: Part, keys: Keys, undecodable: Undecodable, tally: Tally) -> Iterator[Document]:
     from dsjax.data.parquet import rows
 
     (path,) = part.files
@@ -209,5 +139,7 @@ def _read_parquet(part: Part, keys: _Keys, undecodable: Undecodable) -> Iterator
     for number, values in enumerate(rows(path, columns, start=part.start, stop=part.stop), part.first):
         where = f"{path}: row {number}, column "
         document = keys.document(f"{name}:{number}", values, where, undecodable)
-        if document is not None:
+        if document is None:
+            tally.undecodable += 1
+        else:
             yield document

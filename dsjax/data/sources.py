@@ -1,29 +1,41 @@
 """Documents of each kind of source, in an order that depends on the data alone.
 
-A source is listed once (`open_source`), identified (`Source.fingerprint`), and cut into parts (`Source.parts`) that
+A source is listed once (`open_source`), identified (`dsjax.data.identity`), and cut into parts (`Source.parts`) that
 can be read independently of one another (`read_part`); the parts in order give the documents in order.
 
-Files and folders whose name begins with a dot are left out of searched folders. In text files the byte-order mark is
-dropped and line ends become "\\n"; text in JSON and Parquet is taken as it is. Documents without text are left out.
+Files and folders whose name begins with a dot are left out of searched folders; what is passed over is told. In text
+files the byte-order mark is dropped and line ends become "\\n"; text in JSON and Parquet is taken as it is. Documents
+without text are left out. Compressed files and UTF-16 are known by their first bytes (see `dsjax.data.sniff`).
 """
 
 import dataclasses
 import hashlib
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+from dsjax.data.advice import ONE_A_LINE
 from dsjax.data.config import JsonlSource, ParquetSource, SourceConfig, StdlibSource, TextSource
+from dsjax.data.passed_over import ending_of, in_words, passed_over
+from dsjax.data.sniff import is_plain
 
 # Folders of the standard library that hold tests, other people's packages or compiled files.
 _NOT_LIBRARY = frozenset(
     ("site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "_bundled", "lib-dynload")
 )
-# Sources up to this size are identified by their content, larger ones by sizes, times and sampled blocks.
+# Sources up to this size are read whole to identify them, of larger ones the hash of each file is kept.
 _WHOLE_CONTENT_BYTES = 64 << 20
 _SAMPLED_BLOCKS = 256
 _BLOCK_BYTES = 1 << 16
-_JSONL_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
+JSONL_ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.bz2", ".jsonl.zst")
+# Endings of what is not plain text, although it can be read as such.
+_OF_OTHER_KINDS = {
+    **dict.fromkeys((*JSONL_ENDINGS, ".ndjson"), "one field of its lines is read by a source of kind jsonl"),
+    ".json": "one field is read by a source of kind jsonl, with one object a line",
+    ".csv": "one column is read by a source of kind jsonl, with one object a line, or of kind parquet",
+    ".tsv": "one column is read by a source of kind jsonl, with one object a line, or of kind parquet",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,18 +72,47 @@ class Source:
     files: tuple[Path, ...]
     sizes: tuple[int, ...]
     """Bytes of each file on disk."""
+    passed_over: Mapping[str, int] = MappingProxyType({})
+    """How many files of the searched folder are not read, by their endings."""
 
     @property
     def num_bytes(self) -> int:
         """Bytes on disk."""
         return sum(self.sizes)
 
+    def remarks(self) -> list[str]:
+        """What its user may not expect: files that are passed over, and lines of data that are read as plain text."""
+        lines = []
+        if self.passed_over:
+            count = f"{len(self.files):,} file" + ("s" if len(self.files) > 1 else "")
+            what = f"glob {self.config.glob!r}" if isinstance(self.config, TextSource) else f"kind {self.config.kind}"
+            lines.append(f"{self.root}: {count} read ({what}), passed over: {in_words(self.passed_over)}")
+        if isinstance(self.config, TextSource):
+            endings = {ending_of(file.name) for file in self.files} & set(_OF_OTHER_KINDS)
+            lines += [
+                f"{self.config.path}: {ending} is read as plain text, marks and all; {_OF_OTHER_KINDS[ending]}"
+                for ending in sorted(endings)
+            ]
+        return lines
+
+    @property
+    def is_small(self) -> bool:
+        """Whether `fingerprint` is of the whole content."""
+        return self.num_bytes <= _WHOLE_CONTENT_BYTES
+
+    def name_of(self, file: Path) -> str:
+        """A file's name, relative to the root."""
+        return file.relative_to(self.root).as_posix()
+
     def fingerprint(self) -> str:
-        """SHA-256 over names, sizes and content; over 64 MiB, over names, sizes, times and 256 sampled blocks."""
+        """SHA-256 over names, sizes and content; over 64 MiB, over names, sizes, times and 256 sampled blocks.
+
+        Corpora of large sources are found by this where an earlier version made them; see `dsjax.data.identity`.
+        """
         digest = hashlib.sha256()
-        whole = self.num_bytes <= _WHOLE_CONTENT_BYTES
+        whole = self.is_small
         for file, size in zip(self.files, self.sizes, strict=True):
-            digest.update(f"{file.relative_to(self.root).as_posix()}\0{size}\0".encode("utf-8", "surrogateescape"))
+            digest.update(f"{self.name_of(file)}\0{size}\0".encode("utf-8", "surrogateescape"))
             digest.update(file.read_bytes() if whole else str(file.stat().st_mtime_ns).encode())
         if not whole:
             for block in self._sampled_blocks():
@@ -107,7 +148,7 @@ class Source:
         return zip(self.files, self.sizes, strict=True)
 
     def _jsonl_parts(self, path: Path, size: int, target_bytes: int) -> Iterator[Part]:
-        if path.suffix != ".jsonl" or size <= target_bytes:
+        if path.suffix != ".jsonl" or size <= target_bytes or not is_plain(path):
             yield Part(self.config, self.root, (path,), size, 0, size, 1)
             return
         start, line = 0, 1
@@ -153,14 +194,19 @@ def open_source(config: SourceConfig) -> Source:
     if isinstance(config, TextSource):
         pattern, files = config.glob, _search(root, config.glob)
     elif isinstance(config, JsonlSource):
-        pattern, files = " or ".join(_JSONL_ENDINGS), [f for f in _search(root, "*") if f.name.endswith(_JSONL_ENDINGS)]
+        pattern, files = " or ".join(JSONL_ENDINGS), [f for f in _search(root, "*") if f.name.endswith(JSONL_ENDINGS)]
     else:
         assert isinstance(config, ParquetSource), f"a source of kind {config.kind} has no text"
         pattern, files = "*.parquet", _search(root, "*.parquet")
     problem = (
         f"source of kind {config.kind}: no file that matches {pattern} and has content in the folder {str(root)!r}"
     )
-    return _source(config, root, files, problem)
+    left_out = passed_over(root, [file for file in files if file.stat().st_size])
+    if left_out:
+        problem += f"; it holds {in_words(left_out)}"
+    if isinstance(config, JsonlSource) and left_out[".json"]:
+        problem += f". A .json file is read where it is named itself; {ONE_A_LINE}"
+    return dataclasses.replace(_source(config, root, files, problem), passed_over=left_out)
 
 
 def _search(root: Path, pattern: str, accept: Callable[[tuple[str, ...]], bool] = lambda parts: True) -> list[Path]:

@@ -2,7 +2,8 @@
 
     corpus.json                the manifest: format, hash, and for every store its counts
     tokenizer/                 see `dsjax.data.tokenize`
-    train-0.tokens             uint16 or uint32, little-endian, documents one after another, each with its end-of-text
+    train-0.tokens             uint16 or uint32, little-endian, documents one after another, each between the ids of
+                               `Tokenizer.text_frame`: an end-of-text token, of some tokenizers also one before it
     train-0.offsets            int64 [documents + 1], where each document begins; the last is the number of tokens
     train-0.classes            int32 [documents, 3], of labelled documents only: see `TokenStore.classes`
     train-0.names              a JSON string a line: where each document came from
@@ -22,7 +23,9 @@ from typing import Any, BinaryIO, TextIO
 import numpy as np
 from jaxtyping import Int32, Int64, UInt16, UInt32
 
+from dsjax.checkpoint.manifest import read_json
 from dsjax.data.tokenize import Tokenizer
+from dsjax.observe.untrusted import parse_json
 
 FORMAT = 1
 MANIFEST = "corpus.json"
@@ -40,7 +43,8 @@ class TokenStore:
     """
 
     tokens: UInt16[np.ndarray, " tokens"] | UInt32[np.ndarray, " tokens"]
-    """All documents one after another, each ending with the end-of-text token."""
+    """All documents one after another, each ending with the end-of-text token; of some tokenizers each begins with a
+    special token, too."""
     offsets: Int64[np.ndarray, " documents+1"]
     """Where each document begins in `tokens`; the last entry is their number."""
     hash: str
@@ -68,7 +72,7 @@ class TokenStore:
         if self.names_path is None:
             return [str(index) for index in range(self.num_documents)]
         with self.names_path.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+            return [parse_json(line, f"{self.names_path}:{n}", lenient=True) for n, line in enumerate(lines, 1)]
 
     def document(self, index: int) -> np.ndarray:
         """The tokens of one document, its end-of-text token included; a view."""
@@ -154,7 +158,7 @@ def write_manifest(
     content = {
         "format": FORMAT,
         "key": key,
-        "hash": hashlib.sha256(f"{key} {tokenizer.hash}".encode()).hexdigest(),
+        "hash": hash_of(key, tokenizer),
         "tokenizer_hash": tokenizer.hash,
         "vocab_size": tokenizer.vocab_size,
         "end_of_text": tokenizer.end_of_text,
@@ -162,6 +166,11 @@ def write_manifest(
         **stores,
     }
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def hash_of(key: str, tokenizer: Tokenizer) -> str:
+    """The hash of a corpus of this key and tokenizer."""
+    return hashlib.sha256(f"{key} {tokenizer.hash}".encode()).hexdigest()
 
 
 def open_corpus_folder(path: Path) -> CorpusFolder:
@@ -172,9 +181,11 @@ def open_corpus_folder(path: Path) -> CorpusFolder:
     """
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
-        raise ValueError(f"{path} is not a corpus folder (it has no {MANIFEST}): write one with `dsjax data build`")
+        raise ValueError(
+            f"{path} is not a corpus folder (it has no {MANIFEST}): write one with: dsjax data build CONFIG --out DIR"
+        )
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        manifest = _read_manifest(manifest_path)
         if manifest["format"] != FORMAT:
             raise ValueError(
                 f"{manifest_path} has format {manifest['format']}; this version reads {FORMAT}: build again"
@@ -184,7 +195,7 @@ def open_corpus_folder(path: Path) -> CorpusFolder:
         labelled = labels is not None
         train = [_open_store(path, entry, corpus_hash, labelled) for entry in manifest["train"]]
         validation = [_open_store(path, entry, corpus_hash, labelled) for entry in manifest["validation"]]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{manifest_path} is damaged ({error!r}): remove {path} and build again") from error
     tokenizer = Tokenizer.load(path / "tokenizer")
     if tokenizer.hash != tokenizer_hash:
@@ -198,6 +209,13 @@ def open_corpus_folder(path: Path) -> CorpusFolder:
         validation=tuple(validation),
         labels=tuple(labels or ()),
     )
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove {path.parent} and build again") from error
 
 
 def _open_store(folder: Path, entry: dict[str, Any], corpus_hash: str, labelled: bool) -> TokenStore:

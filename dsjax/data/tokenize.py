@@ -19,27 +19,22 @@ import numpy as np
 import tokenizers
 from jaxtyping import Int64
 
-from dsjax.checkpoint.gguf_file import is_gguf, open_gguf
-from dsjax.data.config import BPETokenizer, FileTokenizer
-from dsjax.data.pieces import StreamDecoder, library_pieces
-from dsjax.data.tokenizer_files import (
-    SETTINGS_FILE,
-    VOCAB_FILE,
-    gguf_tokenizer,
-    read_library,
-    read_settings,
-    wordpiece,
-)
+from dsjax.checkpoint.manifest import read_json
+from dsjax.data.config import BPETokenizer
+from dsjax.data.pieces import Pieces, StreamDecoder, library_pieces
+from dsjax.data.progress import elapsed
+from dsjax.data.tokenizer_files import TOKENIZER_FILE, read_library
+from dsjax.data.tokenizer_settings import SETTINGS_FILE, TEXT_FRAME, content_of, special_tokens
 
 END_OF_TEXT = "<|endoftext|>"
-_KNOWN_ENDS = (END_OF_TEXT, "</s>", "<|im_end|>", "[SEP]")
 _MASK_TOKENS = ("[MASK]", "<mask>")
+_LONGEST_WORD = 4096  # in bytes, for training
 _BYTE_FILE = "byte_tokenizer.json"
 _BYTE_CONTENT = {"kind": "byte", "vocab_size": 257, "end_of_text": 256}
 
 
 class Tokenizer:
-    """Text to ids and back; made by `byte_tokenizer`, `train_bpe`, `load_tokenizer` or `Tokenizer.load`.
+    """Text to ids and back; made by `byte_tokenizer`, `train_bpe`, `Tokenizer.load` or tokenizer_load.py.
 
     Example:
         >>> tokenizer = byte_tokenizer()
@@ -65,21 +60,54 @@ class Tokenizer:
         *,
         end_of_text: str = END_OF_TEXT,
         settings: Mapping[str, Any] | None = None,
+        only_ended: bool = False,
     ) -> None:
-        """Wrap `library`, or None for bytes; `end_of_text` is a token of `library`."""
-        self._library = library
+        """Wrap a tokenizer.
+
+        Args:
+            library: of the `tokenizers` library; None for bytes.
+            end_of_text: a token of `library`.
+            settings: what tokenizer_config.json says.
+            only_ended: a text that is read from left to right has nothing before it, whatever `library` would put
+                there; of what was made before that counted.
+
+        Raises:
+            ValueError: no such token, or a decoder that is not known.
+        """
+        self._library, self._only_ended = library, only_ended
         self.settings = {} if settings is None else settings
-        self._strip = False
         if library is None:
             self.end_of_text = 256
-            self.pieces = [bytes([value]) for value in range(256)] + [b""]
+            self._spelling = Pieces([bytes([value]) for value in range(256)] + [b""])
         else:
             library.encode_special_tokens = True
             library.no_truncation()
             library.no_padding()
             self.end_of_text = _end_id(library, end_of_text)
-            self.pieces, self._strip = library_pieces(library)
+            self._spelling = library_pieces(library)
+            for token in self._unmarked:
+                self._spelling.pieces[_end_id(library, token)] = b""
+        self.pieces = self._spelling.pieces
         self.vocab_size = len(self.pieces)
+
+    @functools.cached_property
+    def _unmarked(self) -> list[str]:
+        """Tokens that the settings call special, but the vocabulary has as ordinary ones."""
+        assert self._library is not None, "bytes have no settings"
+        added = {token.content for token in self._library.get_added_tokens_decoder().values()}
+        named = dict.fromkeys(special_tokens(self.settings).values())
+        return [token for token in named if token not in added and self._library.token_to_id(token) is not None]
+
+    @functools.cached_property
+    def _rendering(self) -> tokenizers.Tokenizer:
+        """The library's tokenizer for text of chat templates, in which the names of special tokens are found."""
+        assert self._library is not None, "bytes have no special tokens with names"
+        if not self._unmarked:
+            return self._library
+        # A copy: the other one stays as its file is, and with it the hash.
+        library = tokenizers.Tokenizer.from_str(self._library.to_str())
+        library.add_special_tokens(self._unmarked)
+        return library
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without an end-of-text token."""
@@ -89,11 +117,12 @@ class Tokenizer:
         """Ids of text that a chat template has written: here the names of special tokens mean these tokens."""
         if self._library is None:
             return self.encode(text)
-        self._library.encode_special_tokens = False
+        library = self._rendering
+        library.encode_special_tokens = self.settings.get("split_special_tokens") is True
         try:
-            return self._library.encode(text, add_special_tokens=False).ids
+            return library.encode(text, add_special_tokens=False).ids
         finally:
-            self._library.encode_special_tokens = True
+            library.encode_special_tokens = True
 
     def token_id(self, name: str) -> int | None:
         """Id of a token by its name; None if there is none."""
@@ -119,19 +148,42 @@ class Tokenizer:
 
     @functools.cached_property
     def frame(self) -> tuple[list[int], list[int]]:
-        """The special tokens that the tokenizer puts before and after a text, such as [CLS] and [SEP]; without any,
-        nothing and an end-of-text token."""
+        """The special tokens that the tokenizer puts before and after a text that is read both ways, such as [CLS] and
+        [SEP]; without any, nothing and an end-of-text token."""
         if self._library is None or not self._library.num_special_tokens_to_add(False):
             return [], [self.end_of_text]
-        framed = self._library.encode("a", add_special_tokens=True)
-        inside = [at for at, special in enumerate(framed.special_tokens_mask) if not special]
-        return framed.ids[: inside[0]], framed.ids[inside[-1] + 1 :]
+        # Any text that has tokens.
+        for text in ("a", *(piece.decode("utf-8", "replace") for piece in self.pieces if piece)):
+            framed = self._library.encode(text, add_special_tokens=True)
+            inside = [at for at, special in enumerate(framed.special_tokens_mask) if not special]
+            if inside:
+                return framed.ids[: inside[0]], framed.ids[inside[-1] + 1 :]
+        raise ValueError("the tokenizer gives no text any token; it is damaged")
+
+    @functools.cached_property
+    def text_frame(self) -> tuple[list[int], list[int]]:
+        """The ids before and after a text that is read from left to right, in training, scoring and prompts alike:
+        the tokenizer's own, such as Llama's <s>, and an end-of-text token in any case."""
+        before, after = ([], []) if self._only_ended else self.frame
+        return before, after if self.end_of_text in after else [*after, self.end_of_text]
+
+    @property
+    def passes_over(self) -> str:
+        """The tokens that the tokenizer would put around a text and that it does not have here; '' if there are none.
+
+        So it is with what was made before these tokens counted.
+        """
+        if not self._only_ended or self._library is None or self.frame == self.text_frame:
+            return ""
+        before, after = self.frame
+        missing = [*before, *(token for token in after if token != self.end_of_text)]
+        return " ".join(self._library.id_to_token(token) or str(token) for token in missing)
 
     @functools.cached_property
     def mask_token(self) -> int | None:
-        """The id that stands for a hidden token, [MASK] or <mask>; None if there is none."""
-        ids = [self._library.token_to_id(name) for name in _MASK_TOKENS] if self._library is not None else []
-        return next((token for token in ids if token is not None), None)
+        """The id that stands for a hidden token: mask_token, [MASK] or <mask>; None if there is none."""
+        names = (content_of(self.settings.get("mask_token")), *_MASK_TOKENS)
+        return next((token for name in names if (token := self.token_id(name)) is not None), None)
 
     @property
     def library(self) -> tokenizers.Tokenizer | None:
@@ -140,23 +192,21 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; special tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
-        text = b"".join([self.pieces[token] for token in ids]).decode("utf-8", "replace")
-        return text[1:] if self._strip and text.startswith(" ") else text
+        return self._spelling.join(ids).decode("utf-8", "replace")
 
     def stream_decoder(self) -> "StreamDecoder":
         """A decoder for ids that arrive one at a time."""
-        return StreamDecoder(self.pieces)
+        return StreamDecoder(self._spelling)
 
     def special_id(self, role: str) -> int | None:
         """The id of the token that the settings name for a role, such as "bos_token"; None if there is none."""
-        name = _content(self.settings.get(role))
+        name = content_of(self.settings.get(role))
         return self.token_id(name) if name else None
 
-    @functools.cached_property
+    @property
     def begin(self) -> list[int]:
-        """What the tokenizer wants before every text that a model goes on with: [its bos_token], as Llama's, or []."""
-        marks, bos = self.encode_marked([""])[0], self.special_id("bos_token")
-        return marks[:1] if bos is not None and marks[:1] == [bos] else []
+        """What stands before every text that a model goes on with, such as [<s>] of Llama's, or []."""
+        return self.text_frame[0]
 
     @functools.cached_property
     def byte_lengths(self) -> Int64[np.ndarray, " vocab"]:
@@ -179,22 +229,34 @@ class Tokenizer:
         (path / "tokenizer.json").write_text(self._library.to_str(pretty=True), encoding="utf-8")
         end = self._library.id_to_token(self.end_of_text)
         names = {**self.settings, "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end}
+        names.pop(TEXT_FRAME, None)
+        if self.text_frame != ([], [self.end_of_text]):
+            names[TEXT_FRAME] = [[self._library.id_to_token(token) for token in ids] for ids in self.text_frame]
         (path / SETTINGS_FILE).write_text(json.dumps(names, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Tokenizer":
-        """Read what `save` wrote, or a Hugging Face folder with a tokenizer.json.
+        """Read what `save` wrote, as it is; for the folder of a model see tokenizer_load.py.
 
         Raises:
             ValueError: no tokenizer there, or one that cannot be used.
         """
         path = Path(folder)
         if (path / _BYTE_FILE).is_file():
-            content = json.loads((path / _BYTE_FILE).read_text(encoding="utf-8"))
+            content = read_json(path / _BYTE_FILE)
             if content != _BYTE_CONTENT:
                 raise ValueError(f"{path / _BYTE_FILE} is not the byte tokenizer of this version: {content}")
             return cls(None)
-        return load_tokenizer(FileTokenizer(path=str(path)))
+        file = path / TOKENIZER_FILE
+        if not file.is_file():
+            raise ValueError(f"no tokenizer at {path}: it has neither {TOKENIZER_FILE} nor {_BYTE_FILE}")
+        settings = read_json(path / SETTINGS_FILE) if (path / SETTINGS_FILE).is_file() else {}
+        end = content_of(settings.get("eos_token")) or END_OF_TEXT
+        try:
+            # What was saved before texts had a frame has none.
+            return cls(read_library(file), end_of_text=end, settings=settings, only_ended=TEXT_FRAME not in settings)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -203,14 +265,23 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def train_bpe(
-    documents: Iterable[str], config: BPETokenizer, cache_dir: str | os.PathLike, *, masked: bool = False
+    documents: Iterable[str],
+    config: BPETokenizer,
+    cache_dir: str | os.PathLike,
+    *,
+    masked: bool = False,
+    progress: bool = False,
 ) -> Tokenizer:
     """A byte-level BPE of at most `config.vocab_size` tokens, end of text (id 0) and the 256 bytes among them.
 
     With `masked` it has [MASK] (id 1) too, for the task masked.
 
     The result is kept under `cache_dir`/tokenizers in a folder named by a hash of the documents and the settings, and
-    taken from there next time. A text too short for so many merges gives fewer tokens.
+    taken from there next time. A text too short for so many merges gives fewer tokens. `progress` says on stderr how
+    long it takes.
+
+    Words longer than 4,096 bytes, such as a line of DNA, are learned from in pieces, since the time grows with the
+    square of a word's length; they are encoded whole.
 
     Raises:
         ValueError: there is no text.
@@ -225,15 +296,20 @@ def train_bpe(
         digest.update(len(data).to_bytes(8, "little") + data)
     folder = Path(cache_dir) / "tokenizers" / digest.hexdigest()[:32]
     if not folder.is_dir():
-        _save_atomically(_train(texts, config.vocab_size, special), folder)
+        with elapsed("training the tokenizer", enabled=progress):
+            _save_atomically(_train(texts, config.vocab_size, special), folder)
     return Tokenizer.load(folder)
 
 
 def _train(texts: list[str], vocab_size: int, special: list[str]) -> Tokenizer:
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces = pre_tokenizers.Split(tokenizers.Regex(f".{{{_LONGEST_WORD}}}"), behavior="isolated")
     library = tokenizers.Tokenizer(models.BPE())
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # Where no word is that long nothing would be cut, but everything searched: half as long again.
+    long = any(map(_has_long_word, texts))
+    library.pre_tokenizer = pre_tokenizers.Sequence([words, pieces]) if long else words
     library.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -242,7 +318,15 @@ def _train(texts: list[str], vocab_size: int, special: list[str]) -> Tokenizer:
         show_progress=False,
     )
     library.train_from_iterator(texts, trainer)
+    library.pre_tokenizer = words
     return Tokenizer(library)
+
+
+def _has_long_word(text: str) -> bool:
+    """Whether a word may be longer than `_LONGEST_WORD`: some window at an eighth of that has blanks only or none."""
+    step = _LONGEST_WORD // 8  # a character has up to four bytes, and a run of two windows holds one whole
+    windows = (text[begin : begin + step] for begin in range(0, len(text) - step + 1, step))
+    return any(window.isspace() or window.split(None, 1) == [window] for window in windows)
 
 
 def _save_atomically(tokenizer: Tokenizer, folder: Path) -> None:
@@ -256,47 +340,6 @@ def _save_atomically(tokenizer: Tokenizer, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         if not folder.is_dir():
             raise
-
-
-def load_tokenizer(config: FileTokenizer) -> Tokenizer:
-    """An existing tokenizer: tokenizer.json, WordPiece's vocab.txt, or the one inside a GGUF file.
-
-    Padding and truncation that it asks for are not applied. The end-of-text token is `config.end_of_text`, else the
-    eos_token of a tokenizer_config.json beside the file or of the GGUF file, else the first of <|endoftext|>, </s>,
-    <|im_end|>, [SEP] that it has.
-
-    Raises:
-        ValueError: no such file, not a tokenizer, no end-of-text token, or a decoder that is not supported.
-    """
-    path = Path(config.path).expanduser()
-    if path.is_dir():
-        path = next((path / name for name in ("tokenizer.json", VOCAB_FILE) if (path / name).is_file()), path)
-    if is_gguf(path):
-        library, settings = gguf_tokenizer(open_gguf(path))
-    elif path.is_file():
-        settings = read_settings(path.with_name(SETTINGS_FILE))
-        library = wordpiece(path, settings) if path.name == VOCAB_FILE else read_library(path)
-    else:
-        raise ValueError(
-            f"no tokenizer at {path}: give a tokenizer.json of the `tokenizers` library, a {VOCAB_FILE} of WordPiece, "
-            "a folder with one of these, or a GGUF file"
-        )
-    vocabulary = library.get_vocab(with_added_tokens=True)
-    name = config.end_of_text or _content(settings.get("eos_token"))
-    if not name:
-        name = next((end for end in _KNOWN_ENDS if end in vocabulary), "")
-    if not name:
-        raise ValueError(f"{path} has none of {', '.join(_KNOWN_ENDS)}: name its last token with tokenizer.end_of_text")
-    try:
-        return Tokenizer(library, end_of_text=name, settings=settings)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _content(token: object) -> str:
-    """A special token, which is a string or an object with `content`; '' if there is none."""
-    value = token.get("content") if isinstance(token, dict) else token
-    return value if isinstance(value, str) else ""
 
 
 def _end_id(library: tokenizers.Tokenizer, name: str) -> int:

@@ -42,6 +42,7 @@ class Architecture:
         num_kv_heads: G, heads that groups of query heads share; 0 means one for each.
         head_dim: K; 0 means model_dim / num_heads.
         token_types: rows of a table of segment embeddings; 0 when there is none.
+        scores_by_layer: attention scores of layer i, counted from 0, are divided by i + 1.
         tied: logits use the embedding's table.
         masked_head: a language model transforms its features once more before the logits, which have a bias.
         pooler: the first position's features go through a perceptron of one layer before they are classified.
@@ -62,6 +63,7 @@ class Architecture:
     num_kv_heads: int = 0
     head_dim: int = 0
     token_types: int = 0
+    scores_by_layer: bool = False
     tied: bool = True
     masked_head: bool = False
     pooler: bool = False
@@ -100,33 +102,55 @@ class Block(nnx.Module):
         x_BTD: Float[Array, "B T D"],
         visibility: Visibility,
         *,
+        number: Int[Array, ""],
         keys: Key[Array, "B"] | None,
         layout: Layout | None,
     ) -> Float[Array, "B T D"]:
-        """The layer's output for a whole row; `keys` are this layer's dropout keys, one a row."""
+        """The layer's output for a whole row.
+
+        Args:
+            x_BTD: its input.
+            visibility: which position sees which.
+            number: of the layer, from 0 on.
+            keys: its dropout keys, one a row; None for no dropout.
+            layout: placement on a mesh; None on one device.
+        """
         h = self.attention_norm(x_BTD, layout=layout) if self.architecture.norm_first else x_BTD
-        q, k, v = self.attention.project(h, visibility, layout=layout)
+        q, k, v = self._project(h, visibility, number, layout=layout)
         mixed = attend(q, k, v, visibility, dropout_keys=fold(keys, 0), dropout_rate=self.config.attention_dropout)
         return self._finish(x_BTD, h, mixed, keys=keys, layout=layout)
 
     def prefill(
-        self, x_BTD: Float[Array, "B T D"], visibility: Visibility, num_places: int
+        self, x_BTD: Float[Array, "B T D"], visibility: Visibility, num_places: int, *, number: Int[Array, ""]
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
         """The output for whole rows, and a cache that holds them, with room up to num_places."""
         h = self.attention_norm(x_BTD, layout=None)
-        q, k, v = self.attention.project(h, visibility, layout=None)
+        q, k, v = self._project(h, visibility, number, layout=None)
         out = self._finish(x_BTD, h, attend(q, k, v, visibility), keys=None, layout=None)
         return out, stored(k, v, num_places)
 
     def decode(
-        self, x_BTD: Float[Array, "B T D"], visibility: Visibility, cache: KeyValues, start: Int[Array, ""]
+        self,
+        x_BTD: Float[Array, "B T D"],
+        visibility: Visibility,
+        cache: KeyValues,
+        start: Int[Array, ""],
+        *,
+        number: Int[Array, ""],
     ) -> tuple[Float[Array, "B T D"], KeyValues]:
         """The output for T new positions, whose keys and values are written to the cache at `start`."""
         h = self.attention_norm(x_BTD, layout=None)
-        q, k, v = self.attention.project(h, visibility, layout=None)
+        q, k, v = self._project(h, visibility, number, layout=None)
         cache = appended(cache, k, v, start)
         mixed = attend_to_cache(q, cache, visibility)
         return self._finish(x_BTD, h, mixed, keys=None, layout=None), cache
+
+    def _project(self, h_BTD, visibility: Visibility, number, *, layout: Layout | None):
+        """Queries, keys and values; scores are divided by dividing the queries."""
+        q, k, v = self.attention.project(h_BTD, visibility, layout=layout)
+        if self.architecture.scores_by_layer:
+            q = (q.astype(jnp.float32) / (number + 1)).astype(q.dtype)
+        return q, k, v
 
     def _finish(self, x_BTD, h_BTD, mixed_BTHK, *, keys, layout: Layout | None):
         """From the attended values to the layer's output."""

@@ -1,16 +1,15 @@
 """BLOOM (arXiv 2211.05100): its architecture, and its tensors in a Hugging Face folder."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from dsjax.checkpoint.tensor_map import IDENTITY, TRANSPOSE, Entry, Transform
+from dsjax.checkpoint.tensor_map import IDENTITY, TRANSPOSE, Entry, Transform, Unread
 from dsjax.models.block import Architecture
 from dsjax.models.config import BloomConfig, Task
+from dsjax.models.settings import Settings
+from dsjax.models.tied import copied_head, untied_head
 
-IGNORED = ("lm_head.weight",)
-"""Tensors that some writers store although they are tied."""
 PREFIX = "transformer."
 ARCHITECTURES: dict[str, Task] = {
     "BloomForCausalLM": "language_model",
@@ -18,11 +17,26 @@ ARCHITECTURES: dict[str, Task] = {
     "BloomModel": "language_model",
 }
 """Classes of transformers -> our task; the first is what a config.json without a class means."""
+_MEGATRON = "of the program that trained BLOOM; transformers does not read it"
+FREE = {
+    **dict.fromkeys(("attention_softmax_in_fp32", "masked_softmax_fusion", "bias_dropout_fusion"), _MEGATRON),
+    **dict.fromkeys(("skip_bias_add", "skip_bias_add_qkv", "offset_alibi"), _MEGATRON),
+    "seq_length": "used: how long the rows of its training were",
+    **dict.fromkeys(("pretraining_tp", "slow_but_exact"), "in which order sums are taken"),
+}
+"""Keys of config.json that change no number, each with the reason."""
+FIXED: dict[str, tuple[Any, ...]] = {"n_inner": (None,)}
+"""Keys that are refused unless they have one of these values."""
 
 
 def architecture(config: BloomConfig) -> Architecture:
     """ALiBi, a LayerNorm after the embedding."""
-    return Architecture(positions="alibi", embedding_norm=True, residual_after_norm=config.residual_after_norm)
+    return Architecture(
+        positions="alibi",
+        embedding_norm=True,
+        residual_after_norm=config.residual_after_norm,
+        tied=config.tied_embedding or config.task != "language_model",  # no logits, no table of theirs
+    )
 
 
 def entries(config: BloomConfig) -> tuple[Entry, ...]:
@@ -68,22 +82,34 @@ def entries(config: BloomConfig) -> tuple[Entry, ...]:
         *(Entry(("layers", "{i}", *ours), f"h.{{i}}.{theirs}", how) for ours, (theirs, how) in layer.items()),
         Entry(("final_norm", "scale"), "ln_f.weight"),
         Entry(("final_norm", "bias"), "ln_f.bias"),
+        *untied_head(config),
         Entry(("classifier", "kernel"), "score.weight", TRANSPOSE, optional=True, prefixed=False),
     )
 
 
-def from_hf(hf: Mapping[str, Any]) -> BloomConfig:
+def dropouts(task: Task) -> dict[str, float | None]:
+    """Keys of what is one rate here, `dropout`, with transformers' defaults."""
+    return {"hidden_dropout": 0.0}
+
+
+def unread(config: BloomConfig) -> tuple[Unread, ...]:
+    """What a folder may have besides: a second copy of the embedding."""
+    return copied_head(config, "word_embeddings.weight")
+
+
+def from_hf(hf: Settings) -> BloomConfig:
     """The config of a Hugging Face folder as ours."""
     return BloomConfig(
-        vocab_size=hf["vocab_size"],
-        num_layers=hf["n_layer"],
-        model_dim=hf["hidden_size"] if "hidden_size" in hf else hf["n_embed"],
-        num_heads=hf["n_head"],
-        norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-        init_std=hf.get("initializer_range", 0.02),
-        dropout=hf.get("hidden_dropout", 0.0),
-        attention_dropout=hf.get("attention_dropout", 0.0),
-        residual_after_norm=hf.get("apply_residual_connection_post_layernorm", False),
+        vocab_size=hf.take("vocab_size"),
+        num_layers=hf.take("n_layer", alias="num_hidden_layers"),
+        model_dim=hf.take("hidden_size", alias="n_embed"),
+        num_heads=hf.take("n_head", alias="num_attention_heads"),
+        norm_eps=hf.take("layer_norm_epsilon", 1e-5),
+        init_std=hf.take("initializer_range", 0.02),
+        dropout=hf.take("hidden_dropout", 0.0),
+        attention_dropout=hf.take("attention_dropout", 0.0),
+        residual_after_norm=hf.take("apply_residual_connection_post_layernorm", False),
+        tied_embedding=hf.take("tie_word_embeddings", True),
     )
 
 
@@ -108,6 +134,6 @@ def to_hf(config: BloomConfig) -> dict[str, Any]:
         "hidden_dropout": config.dropout,
         "attention_dropout": config.attention_dropout,
         "apply_residual_connection_post_layernorm": config.residual_after_norm,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": config.tied_embedding,
         "use_cache": True,
     }

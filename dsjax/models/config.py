@@ -66,6 +66,8 @@ class TransformerConfig:
         """A run file's values are checked when it is read; those of a config.json come here as they are."""
         for field in dataclasses.fields(self):
             value, wanted = getattr(self, field.name), _NUMBERS.get(field.type)
+            if field.type is bool and not isinstance(value, bool):
+                raise ValueError(f"{field.name} must be true or false; got {value!r}")
             if wanted and (not isinstance(value, wanted) or isinstance(value, bool)):
                 kind = "whole number" if field.type is int else "number"
                 raise ValueError(f"{field.name} must be a {kind}; got {value!r}")
@@ -101,6 +103,12 @@ class GPT2Config(TransformerConfig):
     """The family."""
     max_positions: int = 1024
     """Rows of the position embedding: the longest sequence."""
+    activation: Literal["gelu_tanh", "gelu"] = "gelu_tanh"
+    """Of the MLP: GELU by its tanh approximation, or by the error function."""
+    scores_by_layer: bool = False
+    """Divide attention scores of layer i, counted from 0, by i + 1 (scale_attn_by_inverse_layer_idx)."""
+    tied_embedding: bool = True
+    """Logits use the embedding's table."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +119,8 @@ class BloomConfig(TransformerConfig):
     """The family."""
     residual_after_norm: bool = False
     """Take the residual from the LayerNorm's output (apply_residual_connection_post_layernorm)."""
+    tied_embedding: bool = True
+    """Logits use the embedding's table."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,6 +188,8 @@ class BertConfig(TransformerConfig):
     """Rows of the position embedding: the longest sequence."""
     token_types: int = 2
     """Rows of the segment embedding: texts of a pair."""
+    tied_embedding: bool = True
+    """Logits use the embedding's table."""
     norm_eps: float = 1e-12
     """Added to the variance in every norm."""
     scale_residual_init: bool = False
@@ -196,10 +208,10 @@ class PretrainedConfig:
     """What is on top; as_stored takes what the weights were made for."""
     num_labels: int = 2
     """Classes of the task `classification`."""
-    dropout: float = 0.0
-    """See the families."""
-    attention_dropout: float = 0.0
-    """See the families."""
+    dropout: float | None = None
+    """See the families; null takes what the weights say."""
+    attention_dropout: float | None = None
+    """See the families; null takes what the weights say."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the matrix products."""
     remat: Remat = "none"

@@ -11,11 +11,12 @@ from flax import nnx
 
 from dsjax.models import bert, bloom, gpt2, llama
 from dsjax.models.config import ModelConfig
+from dsjax.models.settings import FIXED, FREE, Settings, shown
 from dsjax.models.transformer import Transformer
 
 FAMILIES: dict[str, ModuleType] = {"bert": bert, "bloom": bloom, "gpt2": gpt2, "llama": llama}
-"""kind (also Hugging Face's model_type) -> module with architecture, entries, from_hf, to_hf, IGNORED, PREFIX,
-ARCHITECTURES."""
+"""kind (also Hugging Face's model_type) -> module with architecture, entries, unread, dropouts, from_hf, to_hf, PREFIX,
+ARCHITECTURES, and of the keys of config.json FREE and FIXED."""
 
 
 def create(config: ModelConfig, *, key: jax.Array) -> Transformer:
@@ -48,7 +49,8 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
     """The model config in a Hugging Face config.json.
 
     Raises:
-        ValueError: an unknown model_type, a key that is missing, or a value of the wrong type.
+        ValueError: an unknown model_type, a key that is missing, a value of the wrong type, or one that would change
+            what the model computes and is not implemented.
     """
     kind = hf.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
@@ -58,13 +60,30 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
         name = (hf.get("architectures") or [next(iter(family.ARCHITECTURES))])[0]
         if name not in family.ARCHITECTURES:
             raise ValueError(f"config.json: architectures is {name!r}; known are {', '.join(family.ARCHITECTURES)}")
-        config = family.from_hf(hf)
-        num_labels = len(hf["id2label"]) if hf.get("id2label") else 2
-        return dataclasses.replace(config, task=family.ARCHITECTURES[name], num_labels=num_labels)
+        source = f"config.json of a {kind} model"
+        settings = Settings(hf, source, free=FREE | family.FREE, fixed=FIXED | family.FIXED)
+        config = dataclasses.replace(family.from_hf(settings), task=family.ARCHITECTURES[name], num_labels=_classes(hf))
+        settings.check()
+        if config.task == "classification" and hf.get("problem_type") not in (None, "single_label_classification"):
+            raise ValueError(
+                f"{source}: problem_type is {hf['problem_type']!r}; only classifiers of which one class is right are "
+                "read (single_label_classification)"
+            )
+        return config
     except KeyError as missing:
         raise ValueError(f"config.json of a {kind} model lacks the key {missing}") from missing
     except (TypeError, AttributeError, OverflowError) as error:  # lists for numbers, infinity for a size: anything
         raise ValueError(f"config.json of a {kind} model holds a value of the wrong type: {error}") from error
+
+
+def _classes(hf: Mapping[str, Any]) -> int:
+    """How many classes there are, as transformers counts: the names say it, else num_labels, else two."""
+    names, number = hf.get("id2label"), hf.get("num_labels")
+    if names and not isinstance(names, Mapping):
+        raise ValueError(f"config.json: id2label must be an object, number -> name; got {shown(names)}")
+    if names and number is not None and len(names) != number:
+        raise ValueError(f"config.json: num_labels is {number}, but id2label has {len(names)} names; say one number")
+    return len(names) if names else 2 if number is None else number
 
 
 def label_names(hf: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
@@ -77,6 +96,19 @@ def label_names(hf: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
     """
     stored = {str(number): str(name) for number, name in (hf.get("id2label") or {}).items()}
     return tuple(stored.get(str(number), f"LABEL_{number}") for number in range(config.num_labels))
+
+
+def given_label_names(hf: Mapping[str, Any], config: ModelConfig) -> tuple[str, ...]:
+    """The names of a model's classes if somebody named all of them, else ().
+
+    Example:
+        >>> from dsjax.models.config import BertConfig
+        >>> given_label_names({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, BertConfig())
+        ()
+    """
+    names = label_names(hf, config)
+    whole = config.task == "classification" and len(hf.get("id2label") or {}) == len(set(names)) == config.num_labels
+    return names if whole and not any(name == f"LABEL_{number}" for number, name in enumerate(names)) else ()
 
 
 def config_to_hf(config: ModelConfig) -> dict[str, Any]:

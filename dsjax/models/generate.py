@@ -152,7 +152,28 @@ def _check_fits(model: Transformer, longest: int, max_new_tokens: int) -> None:
             f"a {model.config.kind} model for the task {model.config.task} does not write text from left to right; "
             "give a causal language model"
         )
-    limit = model.architecture.max_positions
+    check_positions(model.architecture.max_positions, longest, max_new_tokens)
+
+
+def check_positions(limit: int, longest: int, max_new_tokens: int) -> None:
+    """Refuse a text that would be longer than a model's positions.
+
+    Args:
+        limit: how many it has; 0 of a model without a bound.
+        longest: tokens of the longest prompt.
+        max_new_tokens: how many more are asked for.
+
+    Raises:
+        ValueError: says all three numbers and what would fit.
+
+    Example:
+        >>> check_positions(64, 1, 63)
+        >>> check_positions(64, 1, 100)
+        Traceback (most recent call last):
+        ...
+        ValueError: a prompt of 1 tokens and 100 new ones need 101 positions, but the model has 64; shorten the prompt \
+or ask for at most 63 tokens
+    """
     if limit and longest + max_new_tokens > limit:
         fewer = (
             f" or ask for at most {limit - longest} tokens" if longest < limit else f" to {limit - 1} tokens or fewer"

@@ -14,6 +14,7 @@ import numpy as np
 
 from dsjax.checkpoint.gguf_file import GGUFFile, open_gguf
 from dsjax.layers.positions import rope_frequencies
+from dsjax.models.settings import Settings, shown
 
 _LLAMA_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -30,6 +31,29 @@ _LLAMA_NAMES = {
     "blk.{i}.ffn_down": "model.layers.{i}.mlp.down_proj",
 }
 _ROPE_FREQS = "rope_freqs.weight"  # what Llama 3.1's rule divides each frequency by
+_ELSEWHERE = ("general.", "tokenizer.", "quantize.", "split.")
+"""Metadata of no architecture: names, licences, the tokenizer's, how the file was made, parts (see `_check_whole`)."""
+_NO_YARN = "of YaRN, a scaling that is refused"
+_FREE = {
+    "llama.vocab_size": "the embedding's rows say it",
+    "llama.attention.layer_norm_epsilon": "of LayerNorm, which a Llama does not have",
+    "llama.rope.scaling.finetuned": "of training",
+    "llama.rope.scaling.original_context_length": "of Llama 3.1's rule, where there is one",
+    **{f"llama.rope.scaling.yarn_{key}": _NO_YARN for key in ("log_multiplier", "ext_factor", "attn_factor")},
+    **{f"llama.rope.scaling.yarn_{key}": _NO_YARN for key in ("beta_fast", "beta_slow")},
+}
+"""Metadata that change no number, each with the reason."""
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "llama.expert_used_count": (0,),
+    "llama.tensor_data_layout": ("Meta AI original pth",),
+    "llama.use_parallel_residual": (False,),
+    **{f"llama.attention.{key}": (0.0,) for key in ("clamp_kqv", "max_alibi_bias", "scale", "sliding_window")},
+    "llama.attention.causal": (True,),
+    "llama.pooling_type": (0,),
+    **{f"llama.{key}_scale": (1.0, 0.0) for key in ("logit", "residual", "embedding")},
+    "llama.rope.scaling.attn_factor": (1.0, 0.0),
+}
+"""Metadata that are refused unless they have one of these values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,17 +105,39 @@ def open_gguf_weights(path: str | Path) -> GGUFWeights:
         ValueError: a damaged file, an architecture that is not known, or metadata that are missing or not supported.
     """
     file = open_gguf(path)
+    _check_whole(file)
     kind = file.metadata.get("general.architecture")
     if not isinstance(kind, str) or kind not in _ARCHITECTURES:
         raise ValueError(
             f"{path}: general.architecture is {kind!r}; known are {', '.join(sorted(_ARCHITECTURES))}; a Hugging Face "
             "folder of the same model may be of a family that is"
         )
-    config = _ARCHITECTURES[kind](_Metadata(file, kind))
+    own = {key: value for key, value in file.metadata.items() if not key.startswith(_ELSEWHERE)}
+    settings = Settings(own, str(path), free=_FREE, fixed=_FIXED)
+    config = _ARCHITECTURES[kind](_Metadata(file, kind, settings))
+    settings.check()
     stored = {_hugging_face_name(name): name for name in file.names() if name != _ROPE_FREQS}
     if twice := set(file.names()) - {_ROPE_FREQS, *stored.values()}:
         raise ValueError(f"{path}: damaged: {', '.join(sorted(twice))}: a tensor that the file has under another name")
     return GGUFWeights(file, {**config, **_token_ids(file.metadata, config["vocab_size"])}, stored)
+
+
+def _check_whole(file: GGUFFile) -> None:
+    """Refuse one of several parts, which may look whole, and what is no model.
+
+    Raises:
+        ValueError: says which part it is.
+    """
+    number, count = file.metadata.get("split.no", 0), file.metadata.get("split.count", 1)
+    if isinstance(count, int) and count > 1:
+        part = number + 1 if isinstance(number, int) else "?"
+        raise ValueError(
+            f"{file.path}: part {part} of {count} of a model; only whole files are read: join the parts with "
+            "`llama-gguf-split --merge FIRST_PART WHOLE.gguf`"
+        )
+    kind = file.metadata.get("general.type", "model")
+    if kind != "model":
+        raise ValueError(f"{file.path}: general.type is {shown(kind)}; only a model is read")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +146,16 @@ class _Metadata:
 
     file: GGUFFile
     kind: str
+    settings: Settings
 
     def get[T](self, key: str, type_: type[T], default: T | None = None) -> T:
         full = f"{self.kind}.{key}"
-        value = self.file.metadata.get(full, default)
+        value = self.settings.take(full, default)
         if value is None:
             raise ValueError(f"{self.file.path}: the metadata lack {full}, without which the model is not known")
         if type(value) is not type_:
             # Lists give a number to each layer; only models whose layers are equal are read.
-            raise ValueError(f"{self.file.path}: {full} is {_short(value)}; expected one {type_.__name__}")
+            raise ValueError(f"{self.file.path}: {full} is {shown(value)}; expected one {type_.__name__}")
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
@@ -158,13 +205,13 @@ def _llama_config(metadata: _Metadata) -> dict[str, Any]:
 def _rope_scaling(metadata: _Metadata, head_dim: int) -> dict[str, Any] | None:
     """What config.json would say; None for no scaling."""
     file = metadata.file
+    # Older files have one key instead of the two.
+    factor = metadata.real("rope.scaling.factor", metadata.real("rope.scale_linear", 1.0))
     if _ROPE_FREQS in file.tensors:
         return _llama3_scaling(metadata, head_dim)
     kind = metadata.get("rope.scaling.type", str, "linear" if "llama.rope.scale_linear" in file.metadata else "none")
     if kind not in ("none", "linear"):
         raise ValueError(f"{file.path}: the RoPE scaling {kind!r} is not known; known are none, linear and llama3's")
-    # Older files have one key instead of the two.
-    factor = metadata.real("rope.scaling.factor", metadata.real("rope.scale_linear", 1.0))
     return None if kind == "none" or factor == 1 else {"rope_type": "linear", "factor": factor}
 
 
@@ -210,11 +257,6 @@ def _hugging_face_name(name: str) -> str:
     if parts is None or (known := _LLAMA_NAMES.get(f"blk.{{i}}.{parts[2]}")) is None:
         return name
     return known.replace("{i}", parts[1]) + f".{parts[3]}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 _ARCHITECTURES: dict[str, Callable[[_Metadata], dict[str, Any]]] = {"llama": _llama_config}

@@ -1,17 +1,16 @@
 """Llama (arXiv 2302.13971, 2307.09288): its architecture, and its tensors in a Hugging Face folder."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from dsjax.checkpoint.tensor_map import IDENTITY, TRANSPOSE, Entry, Transform
+from dsjax.checkpoint.tensor_map import IDENTITY, TRANSPOSE, Entry, Transform, Unread
 from dsjax.layers.positions import rope_frequencies
 from dsjax.models.block import Architecture
 from dsjax.models.config import LlamaConfig, Task
+from dsjax.models.settings import Settings, shown
+from dsjax.models.tied import copied_head, untied_head
 
-IGNORED = (r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",)
-"""Frequencies that old writers stored."""
 PREFIX = "model."
 ARCHITECTURES: dict[str, Task] = {
     "LlamaForCausalLM": "language_model",
@@ -19,6 +18,18 @@ ARCHITECTURES: dict[str, Task] = {
     "LlamaModel": "embedding",
 }
 """Classes of transformers -> our task; the first is what a config.json without a class means."""
+FREE = {
+    "pretraining_tp": "in which order sums are taken",
+    "max_sequence_length": "max_position_embeddings under its first name, which transformers does not read",
+}
+"""Keys of config.json that change no number, each with the reason."""
+FIXED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "rope_interleaved": (False, None),
+}
+"""Keys that are refused unless they have one of these values."""
 
 
 def architecture(config: LlamaConfig) -> Architecture:
@@ -75,53 +86,90 @@ def entries(config: LlamaConfig) -> tuple[Entry, ...]:
         Entry(("embed", "table"), "embed_tokens.weight"),
         *(Entry(("layers", "{i}", *ours), f"layers.{{i}}.{theirs}", how) for ours, (theirs, how) in layer.items()),
         Entry(("final_norm", "scale"), "norm.weight"),
-        Entry(("unembed", "table"), "lm_head.weight", optional=architecture(config).tied, prefixed=False),
+        *untied_head(config),
         Entry(("classifier", "kernel"), "score.weight", TRANSPOSE, optional=True, prefixed=False),
     )
 
 
-def from_hf(hf: Mapping[str, Any]) -> LlamaConfig:
+def dropouts(task: Task) -> dict[str, float | None]:
+    """Keys of what is one rate here, `dropout`: Llama has none."""
+    return {}
+
+
+def unread(config: LlamaConfig) -> tuple[Unread, ...]:
+    """What a folder may have besides: a second copy of the embedding, and the frequencies that old writers stored."""
+    # Scaling divided the positions then, not the frequencies; stored in 16 bits they have 3 digits.
+    plain = rope_frequencies(config.head_size, config.rope_base)
+    ours = np.array(architecture(config).frequencies)
+
+    def holds(stored: np.ndarray) -> bool:
+        close = lambda want: np.allclose(np.asarray(stored, np.float64), want, rtol=1e-2, atol=1e-7)
+        return any(stored.shape == want.shape and close(want) for want in (plain, ours))
+
+    inverse = Unread(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq", holds=holds)
+    return (*copied_head(config, "embed_tokens.weight"), inverse)
+
+
+def from_hf(hf: Settings) -> LlamaConfig:
     """The config of a Hugging Face folder as ours.
 
     Raises:
-        ValueError: an activation, a bias or a scaling of RoPE that is not Llama's.
+        ValueError: a scaling of RoPE that is not known.
     """
-    if hf.get("hidden_act", "silu") != "silu" or hf.get("attention_bias") or hf.get("mlp_bias"):
-        raise ValueError(
-            "a llama model has hidden_act silu and no biases; config.json says "
-            f"{hf.get('hidden_act')!r}, attention_bias {hf.get('attention_bias')}, mlp_bias {hf.get('mlp_bias')}"
-        )
     return LlamaConfig(
-        vocab_size=hf["vocab_size"],
-        num_layers=hf["num_hidden_layers"],
-        model_dim=hf["hidden_size"],
-        num_heads=hf["num_attention_heads"],
-        num_kv_heads=hf.get("num_key_value_heads") or 0,
-        head_dim=hf.get("head_dim") or 0,
-        mlp_dim=hf["intermediate_size"],
-        max_positions=hf.get("max_position_embeddings", 2048),
-        norm_eps=hf.get("rms_norm_eps", 1e-6),
-        init_std=hf.get("initializer_range", 0.02),
-        attention_dropout=hf.get("attention_dropout", 0.0),
-        tied_embedding=hf.get("tie_word_embeddings", False),
+        vocab_size=hf.take("vocab_size"),
+        num_layers=hf.take("num_hidden_layers"),
+        model_dim=hf.take("hidden_size"),
+        num_heads=hf.take("num_attention_heads"),
+        num_kv_heads=hf.take("num_key_value_heads", None) or 0,
+        head_dim=hf.take("head_dim", None) or 0,
+        mlp_dim=hf.take("intermediate_size"),
+        max_positions=hf.take("max_position_embeddings", 2048),
+        norm_eps=hf.take("rms_norm_eps", 1e-6),
+        init_std=hf.take("initializer_range", 0.02),
+        attention_dropout=hf.take("attention_dropout", None) or 0.0,
+        tied_embedding=hf.take("tie_word_embeddings", False),
         **_rope_from_hf(hf),
     )
 
 
-def _rope_from_hf(hf: Mapping[str, Any]) -> dict[str, Any]:
+def _rope_from_hf(hf: Settings) -> dict[str, Any]:
     # transformers 5 keeps all of it in rope_parameters, earlier ones in rope_theta and rope_scaling.
-    rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
-    ours: dict[str, Any] = {"rope_base": float(rope.get("rope_theta") or hf.get("rope_theta") or 10000.0)}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    scaling, parameters = hf.take("rope_scaling", None), hf.take("rope_parameters", None)
+    name = "rope_scaling" if scaling else "rope_parameters"
+    base = hf.take("rope_theta", None) or 10000.0
+    rope = Settings(scaling or parameters or {}, f"{hf.source}: {name}", free=_ROPE_FREE, fixed=_ROPE_FIXED)
+    ours: dict[str, Any] = {"rope_base": float(rope.take("rope_theta", None) or base)}
+    kind = rope.take("rope_type", "default", alias="type")
     if kind == "linear":
-        ours["rope_factor"] = float(rope["factor"])
+        ours["rope_factor"] = float(rope.take("factor"))
     elif kind == "llama3":
-        ours["rope_factor"] = float(rope["factor"])
-        ours["rope_original_positions"] = int(rope["original_max_position_embeddings"])
-        ours["rope_low"], ours["rope_high"] = float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
+        ours["rope_factor"] = float(rope.take("factor"))
+        ours["rope_original_positions"] = int(rope.take("original_max_position_embeddings"))
+        ours["rope_low"], ours["rope_high"] = float(rope.take("low_freq_factor")), float(rope.take("high_freq_factor"))
     elif kind != "default":
-        raise ValueError(f"config.json: the RoPE scaling {kind!r} is not known; known are default, linear and llama3")
+        raise ValueError(
+            f"{rope.source}: the RoPE scaling {shown(kind)} is not known; known are default, linear and llama3"
+        )
+    rope.check()
     return ours
+
+
+_OTHER_SCALING = "of a kind of scaling that this model does not have"
+_ROPE_FREE = {
+    "factor": _OTHER_SCALING,
+    "original_max_position_embeddings": _OTHER_SCALING,
+    "low_freq_factor": _OTHER_SCALING,
+    "high_freq_factor": _OTHER_SCALING,
+    "beta_fast": _OTHER_SCALING,
+    "beta_slow": _OTHER_SCALING,
+}
+_ROPE_FIXED: dict[str, tuple[Any, ...]] = {
+    "partial_rotary_factor": (1.0, None),
+    "attention_factor": (1.0, None),
+    "mscale": (1.0, None),
+    "mscale_all_dim": (1.0, None),
+}
 
 
 def to_hf(config: LlamaConfig) -> dict[str, Any]:

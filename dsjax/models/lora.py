@@ -34,10 +34,12 @@ class Adapter:
         config: rank and alpha.
         tensors: by our names: "layers.3.attention.q.lora_a" [D, r] and lora_b [r, ...], float32, and whole tensors that
             were trained beside them ("classifier.kernel").
+        scales: what the part of a module ("layers.3.attention.q") is multiplied by, where it is not alpha / rank.
     """
 
     config: LoRAConfig
     tensors: Mapping[str, np.ndarray]
+    scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def with_adapters(model: Transformer, lora: LoRAConfig) -> Transformer:
@@ -166,7 +168,8 @@ def _change(name: str, shape: tuple[int, ...], adapter: Adapter, used: set[str])
     elif name.endswith(".kernel") and stem + A in adapter.tensors and stem + B in adapter.tensors:
         used |= {stem + A, stem + B}
         product = np.tensordot(adapter.tensors[stem + A], adapter.tensors[stem + B], axes=1)
-        change = _Change(np.float32(adapter.config.scale) * product, add=True)
+        scale = adapter.scales.get(stem.removesuffix("."), adapter.config.scale)
+        change = _Change(np.float32(scale) * product, add=True)
     else:
         return None
     if change.delta.shape != shape:

@@ -6,25 +6,50 @@ layout of the module's own weight: a fused qkv has one pair, and so has GPT-2's 
 
 import dataclasses
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from dsjax.checkpoint.finite import finite
 from dsjax.checkpoint.manifest import read_json, write_atomically
 from dsjax.checkpoint.safetensors_file import TensorInfo, read_header, read_tensor, write_file
 from dsjax.checkpoint.tensor_map import Entry, Transform
 from dsjax.models.config import LoRAConfig, ModelConfig
 from dsjax.models.families import FAMILIES
 from dsjax.models.lora import A, Adapter, B, is_adapter
+from dsjax.models.settings import Settings
 
 CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
 _ROOT = "base_model.model."
 _LAST = {A: "lora_A", B: "lora_B"}
 _CONV1D = {"gpt2"}  # families whose layers keep weights as [in, out]
 _TASKS = {"language_model": "CAUSAL_LM", "classification": "SEQ_CLS", "embedding": "FEATURE_EXTRACTION"}
-# Settings of PEFT that change what the tensors mean; each with the value that says no.
-_PLAIN = {"use_dora": False, "use_rslora": False, "bias": "none", "rank_pattern": {}, "alpha_pattern": {}}
+_WHICH = "which modules are adapted: the tensors say it"
+_FREE = {
+    **dict.fromkeys(("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"), _WHICH),
+    **dict.fromkeys(("task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version"), "a name"),
+    **dict.fromkeys(("lora_dropout", "inference_mode", "runtime_config"), "of training"),
+    "fan_in_fan_out": "the layout of a weight, which the family knows; tensors for another one are misshapen",
+    **dict.fromkeys(("loftq_config", "eva_config", "corda_config", "lora_ga_config"), "of init_lora_weights"),
+    **dict.fromkeys(("megatron_core", "qalora_group_size"), "of a setting that is refused when it is used"),
+    "eva_rank": "of init_lora_weights",
+}
+"""Settings of PEFT that change no number of a model into which the tensors are merged, each with the reason."""
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    # Others (pissa, olora, corda, loftq, lora_ga, mica) have changed the base, too, which W + s A B leaves out.
+    "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
+    "bias": ("none", None),
+    **dict.fromkeys(("use_dora", "lora_bias", "use_qalora"), (False, None)),
+    **dict.fromkeys(("layer_replication", "megatron_config", "trainable_token_indices"), (None, [], {})),
+    **dict.fromkeys(("target_parameters", "alora_invocation_tokens", "use_bdlora"), (None, [], False)),
+    **dict.fromkeys(("arrow_config", "kasa_config", "velora_config", "monteclora_config"), (None, {})),
+}
+"""Settings that are refused unless they have one of these values."""
 
 
 def write_adapter(adapter: Adapter, path: str | Path, *, config: ModelConfig, base: str) -> None:
@@ -50,19 +75,27 @@ def write_adapter(adapter: Adapter, path: str | Path, *, config: ModelConfig, ba
             tensors[_ROOT + theirs] = np.ascontiguousarray(entry.transform.to_theirs(array))
             whole.add(theirs.removeprefix(prefix).split(".")[0])
     targets = {name.rpartition(".")[0] for name in adapter.tensors if is_adapter(name)}
+    found = {}  # module -> rank and alpha
+    for stem in targets:
+        rank = adapter.tensors[f"{stem}.{A}"].shape[1]
+        found[modules[stem].name] = rank, adapter.scales.get(stem, adapter.config.scale) * rank
     settings = {
         "peft_type": "LORA",
         "task_type": _TASKS[config.task],
         "base_model_name_or_path": base,
         "r": adapter.config.rank,
         "lora_alpha": adapter.config.alpha,
+        "use_rslora": False,
+        "rank_pattern": {name: rank for name, (rank, _) in found.items() if rank != adapter.config.rank},
+        "alpha_pattern": {name: alpha for name, (_, alpha) in found.items() if alpha != adapter.config.alpha},
+        "use_dora": False,
+        "bias": "none",
         "lora_dropout": 0.0,
         "target_modules": _shortest(modules, targets),
         "modules_to_save": sorted(whole) or None,
         "fan_in_fan_out": any(modules[stem].in_first for stem in targets),
         "inference_mode": True,
         "init_lora_weights": True,
-        **_PLAIN,
     }
     path = Path(path)
     path.mkdir(parents=True)
@@ -78,26 +111,30 @@ def read_adapter(path: str | Path, config: ModelConfig) -> Adapter:
         config: of the model that it is for.
 
     Raises:
-        ValueError: no such folder, a kind of adapter that is not plain LoRA, or tensors that are unknown, alone or
-            misshapen; all are listed.
+        ValueError: no such folder, a kind of adapter that is not LoRA or changes more than W + s A B, or tensors that
+            are unknown, alone or misshapen (all are listed) or not finite.
     """
     path = Path(path)
     if not (path / CONFIG_FILE).is_file() or not (path / TENSOR_FILE).is_file():
         raise ValueError(f"{path} is not an adapter: it needs {CONFIG_FILE} and {TENSOR_FILE} (a pickle is not read)")
-    lora = _read_config(path / CONFIG_FILE)
-    tensors, problems = {}, []
+    settings = _read_config(path / CONFIG_FILE)
+    tensors, problems, scales = {}, [], {}
     known = {f"{_ROOT}{m.name}.{_LAST[last]}.weight": (m, last) for m in _modules(config).values() for last in (A, B)}
     whole = {_ROOT + theirs: (name, entry) for name, (theirs, entry) in _whole_tensors(config).items()}
     for theirs, info in read_header(path / TENSOR_FILE).items():
+        if theirs not in known and theirs not in whole:
+            problems.append(f"unknown: {theirs} {list(info.shape)}")
+            continue
+        array = _read(theirs, info)
         try:
             if theirs in known:
                 module, last = known[theirs]
-                tensors[f"{module.ours}.{last}"] = _to_ours(module, last, _read(info), lora.rank)
-            elif theirs in whole:
-                name, entry = whole[theirs]
-                tensors[name] = np.ascontiguousarray(entry.transform.to_ours(_read(info)))
+                tensors[f"{module.ours}.{last}"] = _to_ours(module, last, array, settings.rank_of(module.name))
+                if (scale := settings.scale_of(module.name)) != settings.lora.scale:
+                    scales[module.ours] = scale
             else:
-                problems.append(f"unknown: {theirs} {list(info.shape)}")
+                name, entry = whole[theirs]
+                tensors[name] = np.ascontiguousarray(entry.transform.to_ours(array))
         except ValueError as error:  # also of a reshape that cannot be
             problems.append(f"misshapen: {theirs} {list(info.shape)}: {error}")
     for name in [name for name in tensors if is_adapter(name)]:
@@ -107,7 +144,16 @@ def read_adapter(path: str | Path, config: ModelConfig) -> Adapter:
     if problems or not tensors:
         listed = "\n  ".join(problems) or "it is empty"
         raise ValueError(f"{path} does not fit a {config.kind} model ({len(problems)} tensors):\n  {listed}")
-    return Adapter(lora, tensors)
+    if "embed.table" in tensors and _head_follows_embedding(config) and not settings.ties:
+        raise ValueError(
+            f"{path}: the adapter has an embedding of its own, but the base's logits keep the old one "
+            "(ensure_weight_tying is not set), so that the two are no longer tied; such a model cannot be merged"
+        )
+    return Adapter(settings.lora, tensors, scales)
+
+
+def _head_follows_embedding(config: ModelConfig) -> bool:
+    return config.task == "language_model" and FAMILIES[config.kind].architecture(config).tied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,8 +215,8 @@ def _to_ours(module: _Module, last: str, array: np.ndarray, rank: int) -> np.nda
     return np.ascontiguousarray(module.transform.to_ours(array) if last == B else array)
 
 
-def _read(info: TensorInfo) -> np.ndarray:
-    return read_tensor(info).astype(np.float32)
+def _read(name: str, info: TensorInfo) -> np.ndarray:
+    return finite(read_tensor(info).astype(np.float32), name, where=info.file)
 
 
 def _shortest(modules: Mapping[str, _Module], targets: set[str]) -> list[str]:
@@ -184,16 +230,53 @@ def _shortest(modules: Mapping[str, _Module], targets: set[str]) -> list[str]:
     return sorted(found)
 
 
-def _read_config(file: Path) -> LoRAConfig:
-    settings = read_json(file)
-    if settings.get("peft_type") != "LORA":
-        raise ValueError(f"{file}: peft_type is {settings.get('peft_type')!r}; only LORA is read")
-    other = [
-        f"{key} = {settings[key]!r}" for key, plain in _PLAIN.items() if settings.get(key, plain) not in (plain, None)
-    ]
-    if other:
-        raise ValueError(f"{file}: only plain LoRA is read; this one has {', '.join(other)}")
-    rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    if type(rank) is not int or not isinstance(alpha, int | float):
-        raise ValueError(f"{file}: r must be a whole number and lora_alpha a number; got {rank!r} and {alpha!r}")
-    return LoRAConfig(rank=rank, alpha=float(alpha))
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What adapter_config.json says of the tensors."""
+
+    lora: LoRAConfig
+    """Rank and alpha of most modules."""
+    ranks: Mapping[str, int]
+    """Regular expression of the end of a module's name -> its rank."""
+    alphas: Mapping[str, float]
+    """The same for alpha."""
+    stable: bool
+    """Rank-stabilised LoRA (arXiv 2312.03732): alpha / sqrt(rank) in place of alpha / rank."""
+    ties: bool
+    """Whether an embedding that was trained whole is also the table of the logits."""
+
+    def rank_of(self, module: str) -> int:
+        """r of a module."""
+        return self.ranks.get(_first_match(self.ranks, module), self.lora.rank)
+
+    def scale_of(self, module: str) -> float:
+        """What a module's part is multiplied by."""
+        rank, alpha = self.rank_of(module), self.alphas.get(_first_match(self.alphas, module), self.lora.alpha)
+        return alpha / (math.sqrt(rank) if self.stable else rank)
+
+
+def _first_match(patterns: Mapping[str, object], module: str) -> str:
+    """PEFT's rule: the first pattern that matches the whole name or what is behind one of its dots."""
+    return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module)), "")
+
+
+def _read_config(file: Path) -> _Settings:
+    settings = Settings(read_json(file), str(file), free=_FREE, fixed=_FIXED)
+    rank, alpha = settings.take("r", None), settings.take("lora_alpha", None)
+    ranks, alphas = settings.take("rank_pattern", None) or {}, settings.take("alpha_pattern", None) or {}
+    stable = bool(settings.take("use_rslora", False))
+    # The base's own embedding may be among the tensors (save_embedding_layers); only one that is said to be trained
+    # stands beside the base's in PEFT.
+    whole = [str(name) for name in settings.take("modules_to_save", None) or []]
+    embeds = any(name.rpartition(".")[2] in ("wte", "embed_tokens", "word_embeddings") for name in whole)
+    ties = bool(settings.take("ensure_weight_tying", False)) or not embeds
+    if "peft_type" not in settings.values:
+        raise ValueError(f"{file}: there is no peft_type; only adapters of the type LORA are read")
+    settings.check()
+    numbers = all(type(value) is int for value in (rank, *ranks.values()))
+    if not numbers or not all(isinstance(value, int | float) for value in (alpha, *alphas.values())):
+        raise ValueError(
+            f"{file}: r and rank_pattern must be whole numbers, lora_alpha and alpha_pattern numbers; got {rank!r}, "
+            f"{ranks!r}, {alpha!r} and {alphas!r}"
+        )
+    return _Settings(LoRAConfig(rank=rank, alpha=float(alpha)), ranks, alphas, stable, ties)

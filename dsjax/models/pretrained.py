@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from dsjax.checkpoint.finite import finite
 from dsjax.checkpoint.gguf_file import is_gguf
 from dsjax.checkpoint.safetensors_folder import open_folder, write_folder
 from dsjax.checkpoint.tensor_map import LazyTree, TensorSource, read_tree, write_tree
@@ -57,7 +58,8 @@ def load_pretrained(
         greedily.
 
     Raises:
-        ValueError: an unknown family, or tensors that are missing, extra or misshapen (all are listed).
+        ValueError: an unknown family, tensors that are missing, extra or misshapen (all are listed), settings or
+            tensors that would change what is computed and are not implemented, or a weight that is no finite number.
     """
     weights = open_weights(path)
     config = config_from_hf(weights.config)
@@ -85,12 +87,14 @@ def load_params(
         seed: draw what the weights lack of the config's task (a new classifier); None makes that an error.
 
     Raises:
-        ValueError: tensors that are missing, extra or misshapen (all are listed).
+        ValueError: tensors that are missing, extra or misshapen (all are listed); one that is passed over and says
+            something else than what is used; one that is not finite.
     """
     shapes = nnx.to_pure_dict(nnx.split(abstract(config), nnx.Param)[1])
     if shardings is None:
         shardings = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
     stored = _match(weights, config, shapes)
+    stored.check_unread()
     absent = _absent(stored, config, shapes)
     if absent and seed is None:
         raise ValueError(
@@ -109,7 +113,8 @@ def load_params(
     def take(name: str) -> jax.Array:
         if name in fresh:
             return fresh.pop(name).astype(dtype)
-        array = np.asarray(stored[tuple(name.split("."))], jnp.dtype(dtype))
+        path = tuple(name.split("."))
+        array = finite(np.asarray(stored[path], jnp.dtype(dtype)), stored.found[path][0], where=weights.path)
         return jax.make_array_from_callback(array.shape, place[name], lambda index: array[index])
 
     targets = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=s), shapes, shardings)
@@ -148,7 +153,7 @@ def _match(weights: TensorSource, config: ModelConfig, shapes: Tree) -> LazyTree
         expected,
         num_layers=config.num_layers,
         prefixes=("", family.PREFIX),
-        ignore=family.IGNORED,
+        unread=family.unread(config),
     )
 
 
@@ -176,19 +181,41 @@ def resolve(config: AnyModelConfig) -> ModelConfig:
     """The family's own config for `kind: pretrained`; any other as it is.
 
     Raises:
-        ValueError: the weights are not readable, or of an unknown family.
+        ValueError: the weights are not readable, of an unknown family, or were made with rates of dropout that a model
+            cannot have here.
     """
     if not isinstance(config, PretrainedConfig):
         return config
     if not config.init_from:
         raise ValueError("model.kind = pretrained needs model.init_from: a Hugging Face folder or a GGUF file")
-    stored = config_from_hf(open_weights(config.init_from).config)
-    changes = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "kind"}
+    weights = open_weights(config.init_from)
+    stored = config_from_hf(weights.config)
+    given = {field.name: getattr(config, field.name) for field in dataclasses.fields(config) if field.name != "kind"}
+    changes = {name: value for name, value in given.items() if value is not None}
     if config.task == "as_stored":
         changes["task"] = stored.task
     if config.task in ("as_stored", stored.task):
         changes["num_labels"] = stored.num_labels
-    return dataclasses.replace(stored, **changes)
+    config = dataclasses.replace(stored, **changes)
+    if "dropout" not in changes:
+        check_dropout(weights, config)
+    return config
+
+
+def check_dropout(weights: TensorSource, config: ModelConfig) -> None:
+    """Refuse to train with the weights' own rates of dropout where they differ and a model has one here.
+
+    Raises:
+        ValueError: names the keys of config.json, and says what to set.
+    """
+    defaults = FAMILIES[config.kind].dropouts(config.task)
+    rates = {key: weights.config.get(key, default) for key, default in defaults.items()}
+    rates = {key: rate for key, rate in rates.items() if rate is not None}
+    if len(set(rates.values())) > 1:
+        raise ValueError(
+            f"{weights.path}: config.json has {' and '.join(f'{key} {rate}' for key, rate in rates.items())}, but one "
+            "rate holds for all of them here; set model.dropout to it"
+        )
 
 
 def initial_weights(config: ModelConfig, *, shardings: Tree, seed: int) -> Tree:

@@ -163,7 +163,8 @@ class Transformer(nnx.Module):
 
             def layer(x, inputs, graph=graph):
                 number, layer_parameters, kept = inputs
-                block = partial(nnx.merge(graph, layer_parameters), keys=fold(keys, number), layout=layout)
+                block = nnx.merge(graph, layer_parameters)
+                block = partial(block, number=number, keys=fold(keys, number), layout=layout)
                 if kept is None:
                     return block(x, visibility), None
                 seen = among_kept(visibility, kept, segments, num_positions=x.shape[1])
@@ -230,7 +231,7 @@ class Transformer(nnx.Module):
         """
         x_BTD = self.embedded(tokens, positions)
         visibility = self.visibility(tokens.shape[1], valid.astype(jnp.int32), positions)
-        through = lambda block, x, _: block.prefill(x, visibility, num_places)
+        through = lambda block, x, _, number: block.prefill(x, visibility, num_places, number=number)
         return self._blocks(through, x_BTD, (None,) * len(self.segments))
 
     def decode(
@@ -255,25 +256,28 @@ class Transformer(nnx.Module):
         places, key_places = start + jnp.arange(tokens.shape[1]), jnp.arange(valid.shape[1])
         mask = (places[:, None] >= key_places)[None, None] & valid[:, None, None, :]
         visibility = Visibility(mask, self._bias(places, key_places), rotation=self._rotation(positions, places))
-        through = lambda block, x, old: block.decode(x, visibility, old, start)
+        through = lambda block, x, old, number: block.decode(x, visibility, old, start, number=number)
         return self._blocks(through, x_BTD, cache)
 
     def _blocks(
         self,
-        through: Callable[[Block, jax.Array, KeyValues | None], tuple[jax.Array, KeyValues]],
+        through: Callable[[Block, jax.Array, KeyValues | None, jax.Array], tuple[jax.Array, KeyValues]],
         x_BTD: Float[Array, "B T D"],
         cache: tuple[KeyValues | None, ...],
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """All blocks and the final norm, with each block's part of the cache in and out."""
-        new_cache = []
+        new_cache, first = [], 0
         for stack, old in zip(self.segments, cache, strict=True):
             graph, parameters = nnx.split(stack)
-            layer = lambda x, inputs, graph=graph: through(nnx.merge(graph, inputs[0]), x, inputs[1])
-            if jax.tree.leaves(parameters)[0].shape[0] == 1:  # sliced by a loop, weights and cache would be copied
-                x_BTD, new = layer(x_BTD, jax.tree.map(lambda leaf: leaf[0], (parameters, old)))
+            layer = lambda x, inputs, graph=graph: through(nnx.merge(graph, inputs[0]), x, *inputs[1:])
+            length = jax.tree.leaves(parameters)[0].shape[0]
+            numbers = jnp.arange(first, first + length)
+            if length == 1:  # sliced by a loop, weights and cache would be copied
+                x_BTD, new = layer(x_BTD, jax.tree.map(lambda leaf: leaf[0], (parameters, old, numbers)))
                 new = jax.tree.map(lambda leaf: leaf[None], new)
             else:
-                x_BTD, new = jax.lax.scan(layer, x_BTD, (parameters, old))
+                x_BTD, new = jax.lax.scan(layer, x_BTD, (parameters, old, numbers))
+            first += length
             new_cache.append(new)
         return self.final_norm(x_BTD, layout=None), tuple(new_cache)
 

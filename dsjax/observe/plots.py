@@ -1,5 +1,6 @@
 """The loss curve of a run, and how values are spread, as pictures."""
 
+import importlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -54,7 +55,7 @@ def loss_plot(
     panels[-1].xaxis.get_major_locator().set_params(integer=True)
     panels[-1].set_xlabel("step", color=_INK, fontsize=9)
     if title:
-        panels[0].set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold")
+        _set_title(panels[0], title)
     _save(figure, path)
 
 
@@ -78,8 +79,25 @@ def histogram_plot(values: np.ndarray, path: Path, *, label: str, title: str = "
     panel.set_xlabel(label, color=_INK, fontsize=9)
     panel.set_ylabel("rows", color=_INK, fontsize=9)
     _plain_axes(panel)
-    panel.set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold")
+    _set_title(panel, title)
     _save(figure, path)
+
+
+def require_plots() -> None:
+    """Refuse to go on where nothing can be drawn: asked before the work whose picture it is.
+
+    Raises:
+        ValueError: matplotlib is not there, or does not work.
+    """
+    try:
+        importlib.import_module("matplotlib.backends.backend_agg")
+    except ImportError as error:
+        raise ValueError(f"pictures need matplotlib: {error}; pip install --force-reinstall matplotlib") from error
+
+
+def _set_title(panel, title: str) -> None:
+    # No formula: the name of a run may hold $.
+    panel.set_title(title, loc="left", color=_INK, fontsize=11, fontweight="bold", parse_math=False)
 
 
 def _plain_axes(panel) -> None:

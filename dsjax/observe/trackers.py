@@ -4,18 +4,23 @@ A row is flat: names to numbers or strings, the same names everywhere. Those tha
 know are `loss`, `validation_loss`, `learning_rate` and `tokens_per_second`; a row need not hold them all.
 """
 
+import importlib
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Protocol
 
 from dsjax.observe.config import ObserveConfig
+from dsjax.observe.untrusted import parse_json
 
 type Row = Mapping[str, float | int | str]
 
 METRICS_FILE = "metrics.jsonl"
+_SECONDS_UNSEEN = 30.0  # that a point may wait for others before TensorBoard sees it
 # JSON has no such numbers; as strings every reader of JSON can read the rows, and read_metrics turns them back.
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -25,6 +30,10 @@ class Tracker(Protocol):
 
     def log(self, step: int, row: Row) -> None:
         """Records the figures of a step."""
+        ...
+
+    def flush(self) -> None:
+        """Puts the rows logged so far where a kill of this process, or of the machine, does not reach them."""
         ...
 
     def close(self) -> None:
@@ -59,6 +68,10 @@ class JsonlTracker:
         self._file.write(json.dumps(plain, allow_nan=False) + "\n")
         self._file.flush()
 
+    def flush(self) -> None:
+        """Hands the rows from the operating system to the disk."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
@@ -66,6 +79,8 @@ class JsonlTracker:
 
 class TensorBoardTracker:
     """TensorBoard events; numbers become scalars, strings texts.
+
+    Written at once and not through tensorboardX's queue, of which nobody can say when it is empty.
 
     Args:
         directory: folder of the events, made if it is not there.
@@ -76,20 +91,32 @@ class TensorBoardTracker:
     """
 
     def __init__(self, directory: Path, *, resume_step: int | None = None):
-        try:
-            from tensorboardX import SummaryWriter
-        except ModuleNotFoundError as error:
-            raise _missing("observe.tensorboard", "tensorboardX", "tensorboard") from error
-        purge_step = None if resume_step is None else resume_step + 1
-        self._writer = SummaryWriter(str(directory), purge_step=purge_step)
+        _tensorboard()
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+
+        event_pb2 = importlib.import_module("tensorboardX.proto.event_pb2")  # made when it is imported: no types
+        self._summary, self._event = summary, event_pb2.Event
+        directory.mkdir(parents=True, exist_ok=True)
+        # A name has the seconds of the clock: two lives of a run may begin in the same one.
+        self._writer = EventsWriter(str(directory / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
+        if resume_step is not None:
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._writer.write_event(self._event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+        self.flush()
 
     def log(self, step: int, row: Row) -> None:
         """Adds a point to the curve of each figure."""
         for name, value in row.items():
-            if isinstance(value, str):
-                self._writer.add_text(name, value, step)
-            else:
-                self._writer.add_scalar(name, value, step)
+            make = self._summary.text if isinstance(value, str) else self._summary.scalar
+            self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=make(name, value)))
+        if time.monotonic() - self._flushed > _SECONDS_UNSEEN:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the events to the disk."""
+        self._writer.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Flushes the events."""
@@ -109,13 +136,12 @@ class WandbTracker:
     """
 
     def __init__(self, project: str, run_dir: Path, *, settings: Mapping[str, object] | None = None):
-        try:
-            import wandb  # pyright: ignore[reportMissingImports] : an extra
-        except ModuleNotFoundError as error:
-            raise _missing("observe.wandb_project", "wandb", "wandb") from error
+        wandb = _wandb()
         id_file = run_dir / "wandb_id.txt"
         if not id_file.exists():
-            id_file.write_text(os.urandom(8).hex() + "\n")
+            partial = id_file.with_name(f".{id_file.name}.partial")
+            partial.write_text(os.urandom(8).hex() + "\n")
+            os.replace(partial, id_file)  # whole: a run with an empty id would be another one each time
         self._run = wandb.init(
             project=project,
             name=run_dir.name,
@@ -126,12 +152,28 @@ class WandbTracker:
         )
 
     def log(self, step: int, row: Row) -> None:
-        """Sends a row."""
-        self._run.log(dict(row), step=step)
+        """Hands a row to the process that sends it."""
+        # A row with a step is otherwise kept back until there is one of a later step.
+        self._run.log(dict(row), step=step, commit=True)
+
+    def flush(self) -> None:
+        """Does nothing: what was logged is with the process that sends it, which outlives this one."""
 
     def close(self) -> None:
         """Waits until everything has been sent."""
         self._run.finish()
+
+
+def require_packages(config: ObserveConfig) -> None:
+    """Refuse trackers whose packages are not here: asked before anything is read or written.
+
+    Raises:
+        ValueError: names the setting, the package and how it is installed.
+    """
+    if config.tensorboard:
+        _tensorboard()
+    if config.wandb_project:
+        _wandb()
 
 
 def make_trackers(
@@ -169,14 +211,14 @@ def read_metrics(path: Path) -> list[dict[str, float | int | str]]:
         ValueError: any other line that is not a JSON object; it is named.
         FileNotFoundError: no such file.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = path.read_bytes().split(b"\n")
     # A whole file ends with a newline, so what stands after the last one is a torn row or nothing.
     rows = []
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not JSON ({error}): {line[:80]!r}") from error
+            row = parse_json(line, f"{path}, line {number}", lenient=True)
+        except ValueError as error:
+            raise ValueError(f"{error}; mend or remove the line") from error
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number} is not a row of figures: {line[:80]!r}")
         rows.append(
@@ -198,5 +240,18 @@ def _plain(value: float | int | str) -> float | int | str:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def _missing(key: str, package: str, extra: str) -> ValueError:
-    return ValueError(f"{key} needs the package {package}, which is not installed: pip install 'dsjax[{extra}]'")
+def _tensorboard() -> ModuleType:
+    return _package("tensorboardX", key="observe.tensorboard", extra="tensorboard")
+
+
+def _wandb() -> ModuleType:
+    return _package("wandb", key="observe.wandb_project", extra="wandb")
+
+
+def _package(name: str, *, key: str, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{key} needs the package {name}, which is not installed: pip install 'dsjax[{extra}]'"
+        ) from error

@@ -131,7 +131,8 @@ def to_run(trained: TrainedModel, path: str | Path, settings: RunSettings) -> No
         store.save(0, to_named(state, settings.model.layer_runs), clocks=clocks)
         store.close()
         write_json(folder / "versions.json", versions())
-        write_json(folder / "data.json", {"hash": settings.data_hash})
+        labels = {"labels": list(trained.labels)} if trained.labels else {}
+        write_json(folder / "data.json", {"hash": settings.data_hash, **labels})
         write_atomically(folder / "config.yaml", settings.config_yaml)
 
 

@@ -16,28 +16,28 @@ from dsjax.models.config import ModelConfig
 from dsjax.train.processes import barrier
 
 
-def open_corpus(config: DataConfig, model: ModelConfig, *, console: Console) -> Corpus:
+def open_corpus(config: DataConfig, model: ModelConfig, *, console: Console, begun: str = "") -> Corpus:
     """The tokens; the first process makes them, the others find them made. All processes call it.
 
     Args:
         config: where the text is and how it becomes rows.
         model: what is trained on it.
-        console: told of texts that are cut; a quiet one shows no progress either.
+        console: told of texts that are cut, and of ids of an older version; a quiet one shows no progress either.
+        begun: the hash of the corpus of the run that goes on; '' of a new run.
 
     Raises:
         ValueError: as `build_corpus`; more tokens or more labels than the model has.
     """
     if jax.process_index() == 0:
-        corpus = build_corpus(config, progress=not console.quiet)
+        say = lambda line: console.print(line, soft_wrap=True, markup=False)
+        corpus = build_corpus(config, progress=not console.quiet, begun=begun, report=say)
         barrier("corpus")
     else:
         barrier("corpus")
-        corpus = build_corpus(config)
-    size = corpus.tokenizer.vocab_size
-    if size > model.vocab_size:
-        raise ValueError(
-            f"the tokenizer has {size} tokens, but model.vocab_size is {model.vocab_size}; set it to at least {size}"
-        )
+        corpus = build_corpus(config, begun=begun, report=lambda line: None)  # the first process has said it
+    if corpus.note:
+        console.print(corpus.note, soft_wrap=True, markup=False)
+    check_vocabulary(corpus.tokenizer.vocab_size, model)
     if len(corpus.labels) > model.num_labels:
         shown = ", ".join(corpus.labels[:8]) + (", ..." if len(corpus.labels) > 8 else "")
         raise ValueError(
@@ -53,6 +53,18 @@ def open_corpus(config: DataConfig, model: ModelConfig, *, console: Console) -> 
             markup=False,
         )
     return corpus
+
+
+def check_vocabulary(size: int, model: ModelConfig) -> None:
+    """Refuse a tokenizer of more tokens than the model has.
+
+    Raises:
+        ValueError: says both numbers.
+    """
+    if size > model.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {size} tokens, but model.vocab_size is {model.vocab_size}; set it to at least {size}"
+        )
 
 
 def open_curriculum(

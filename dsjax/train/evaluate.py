@@ -2,8 +2,9 @@
 
 A window reads T tokens (`length`) and predicts the T after the first. The next one begins S tokens (`stride`) later
 and scores only what the one before did not, so that with j tokens before it in its document a token is predicted from
-at least min(j, T - S + 1) of them. A document's first token is predicted from nothing, which no model was trained for:
-it is read but not scored, unless an end-of-text token is put before it.
+at least min(j, T - S + 1) of them. A document's first token is predicted from what the tokenizer puts before a
+text, as in training (Llama's <s>). If it puts nothing there, the first token is read but not scored, for no model was
+trained to predict from nothing, unless an end-of-text token is put before it.
 
 Shapes: B windows, T tokens, N windows of a document, V vocabulary.
 """
@@ -22,7 +23,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int64
 
 from dsjax.data.config import SourceConfig
-from dsjax.data.read import Undecodable, read_documents
+from dsjax.data.document import Undecodable
+from dsjax.data.encode import encode_text
+from dsjax.data.read import read_documents
 from dsjax.data.tokenize import Tokenizer
 from dsjax.layers.cross_entropy import token_losses
 from dsjax.models.generate import bucket
@@ -38,14 +41,16 @@ class Text:
     """Documents as a model reads them.
 
     Attributes:
-        documents: their tokens, int32; the first of each is read but not scored.
+        documents: their tokens, int32, with what is put before them; the first of each is read but not scored.
         num_bytes: UTF-8 bytes of the tokens that are scored.
         num_lossy: documents that the tokenizer does not give back as they were.
+        before: what is put before each of them, in words; '' for nothing.
     """
 
     documents: list[np.ndarray]
     num_bytes: int
     num_lossy: int
+    before: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,22 +74,25 @@ def read_text(
     Args:
         sources: where they are.
         tokenizer: the model's own.
-        score_first: put an end-of-text token before each document, so that its first token can be scored.
+        score_first: put an end-of-text token before each document, so that its first token can be scored, where the
+            tokenizer puts nothing there.
         undecodable: what to do with bytes that are not UTF-8.
 
     Raises:
         ValueError: a path that does not exist, holds no text or cannot be read.
     """
+    lead, before = tokenizer.begin, "what its tokenizer puts before a text"
+    if not lead:
+        lead, before = ([tokenizer.end_of_text], "an end-of-text token") if score_first else ([], "")
     documents, num_bytes, num_lossy = [], 0, 0
     for document in read_documents(sources, undecodable=undecodable):
-        ids = tokenizer.encode(document.text)
+        ids = encode_text(document.text, tokenizer)
         num_lossy += tokenizer.decode(ids) != document.text
         num_bytes += len(document.text.encode())
-        if not score_first and ids:
+        if not lead and ids:
             num_bytes -= int(tokenizer.byte_lengths[ids[0]])
-        lead = [tokenizer.end_of_text] if score_first else []
         documents.append(np.array([*lead, *ids], np.int32))
-    return Text(documents, num_bytes, num_lossy)
+    return Text(documents, num_bytes, num_lossy, before)
 
 
 def windows(num_tokens: int, *, length: int, stride: int) -> Int64[np.ndarray, "N 3"]:
@@ -189,6 +197,26 @@ def _losses(graph, params, tokens, targets, *, chunks: int) -> Float[Array, "B T
     return jnp.moveaxis(losses, 0, 1).reshape(tokens.shape)
 
 
+def check_windows(model: Transformer, *, length: int, stride: int, batch_tokens: int) -> None:
+    """Refuse windows that a model cannot read, before the text is read.
+
+    Args:
+        model: the model.
+        length: T, tokens that a window reads.
+        stride: S, tokens between the beginnings of windows.
+        batch_tokens: tokens at a time on each device.
+
+    Raises:
+        ValueError: more places than the model has positions, a stride that leaves tokens out, numbers below 1.
+    """
+    limit = model.architecture.max_positions
+    if limit and length > limit:
+        raise ValueError(f"a window of {length} tokens is longer than the {limit} positions that the model has")
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens must be at least 1; got {batch_tokens}")
+    windows(0, length=length, stride=stride)
+
+
 def score(
     model: Transformer,
     documents: Sequence[np.ndarray],
@@ -221,11 +249,7 @@ def score(
         >>> result.num_tokens, bool(2 < result.nats / result.num_tokens < 3)
         (13, True)
     """
-    limit = model.architecture.max_positions
-    if limit and length > limit:
-        raise ValueError(f"a window of {length} tokens is longer than the {limit} positions that the model has")
-    if batch_tokens < 1:
-        raise ValueError(f"batch_tokens must be at least 1; got {batch_tokens}")
+    check_windows(model, length=length, stride=stride, batch_tokens=batch_tokens)
     devices = jax.devices() if devices is None else devices
     mesh = jax.make_mesh((len(devices),), ("rows",), axis_types=(AxisType.Auto,), devices=devices)
     whole, by_rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("rows"))
@@ -264,24 +288,18 @@ def _one_ahead(
         yield pending
 
 
-def figures(
-    text: Text, score: Score, *, length: int, stride: int, score_first: bool
-) -> dict[str, tuple[float | int, str]]:
+def figures(text: Text, score: Score, *, length: int, stride: int) -> dict[str, tuple[float | int, str]]:
     """What to report: name -> (value, how it was obtained).
 
     Example:
         >>> text = Text(documents=[np.arange(3)], num_bytes=4, num_lossy=0)
-        >>> found = figures(text, Score(nats=4.0, num_tokens=2), length=8, stride=4, score_first=False)
+        >>> found = figures(text, Score(nats=4.0, num_tokens=2), length=8, stride=4)
         >>> {name: round(value, 4) for name, (value, _) in found.items()}
         {'nats_per_token': 2.0, 'perplexity': 7.3891, 'bits_per_byte': 1.4427, 'tokens': 2, 'bytes': 4, 'documents': 1}
     """
     mean = score.nats / score.num_tokens
     context = f"from at least {length - stride + 1} tokens where its document has them"
-    first = (
-        "each document's first one after an end-of-text token"
-        if score_first
-        else "each document's first one only read; its end not scored"
-    )
+    first = f"each document's first one after {text.before}" if text.before else "each document's first one only read"
     lossy = f"; the tokenizer changes {text.num_lossy} of them, so bytes are about right" if text.num_lossy else ""
     return {
         "nats_per_token": (mean, f"mean over all scored tokens, each {context} (window {length}, stride {stride})"),
@@ -290,7 +308,7 @@ def figures(
             score.nats / math.log(2) / max(1, text.num_bytes),
             "nats of all scored tokens / ln 2 / their UTF-8 bytes",
         ),
-        "tokens": (score.num_tokens, f"scored, each once; {first}"),
+        "tokens": (score.num_tokens, f"scored, each once; {first}; its end not scored"),
         "bytes": (text.num_bytes, "UTF-8 bytes of the scored tokens"),
         "documents": (len(text.documents), f"counted{lossy}"),
     }

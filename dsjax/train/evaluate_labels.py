@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from dsjax.data.config import JsonlSource, ParquetSource
-from dsjax.data.read import Undecodable, read_documents
+from dsjax.data.document import Undecodable
+from dsjax.data.read import read_documents
 from dsjax.data.single_rows import Row, encode_rows
 from dsjax.data.tokenize import Tokenizer
 from dsjax.models.generate import bucket

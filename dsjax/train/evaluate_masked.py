@@ -13,10 +13,11 @@ import numpy as np
 from flax import nnx
 
 from dsjax.data.config import SourceConfig
+from dsjax.data.document import Undecodable
 from dsjax.data.encode import encode_documents
 from dsjax.data.masked import Masker
 from dsjax.data.pipeline import FixedBatches
-from dsjax.data.read import Undecodable, read_documents
+from dsjax.data.read import read_documents
 from dsjax.data.rows import Rows
 from dsjax.data.store import TokenStore
 from dsjax.data.tokenize import Tokenizer

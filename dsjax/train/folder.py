@@ -12,28 +12,32 @@ and so on.
 import dataclasses
 import json
 import re
-import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import yaml
 
 from dsjax.checkpoint import manifest
-from dsjax.config.load import differences, from_dict, to_yaml
-from dsjax.config.run import ResolvedRunConfig, RunConfig
+from dsjax.checkpoint.manifest import read_json
+from dsjax.config.load import decode, differences, to_yaml
+from dsjax.config.run import ResolvedRunConfig, RunConfig, check_name
+from dsjax.config.strict_yaml import parse_yaml
 from dsjax.data.config import BPETokenizer, TokensSource
 from dsjax.data.curriculum import check_curriculum
 from dsjax.models.config import check_dropping
 from dsjax.models.families import training_task
 from dsjax.models.pretrained import resolve
 from dsjax.observe.environment import versions
+from dsjax.observe.untrusted import decode_text
 from dsjax.optimizers.config import frozen_at
+from dsjax.train.commands import resume as resume_command
+from dsjax.train.disk import unwritable
 from dsjax.train.pace import Pace, make_pace
 from dsjax.train.processes import barrier, from_first
 
 SUMMARY_FILE = "summary.json"
+FAILED = "failed"  # its figure of what went wrong at the end; a resume tries that again
 # What may differ when a run is resumed: where and how it runs, how long, and what is looked at meanwhile. Data may lie
 # elsewhere: their hash says whether they are the same.
 RESUMABLE = re.compile(
@@ -63,16 +67,18 @@ class RunFolder:
         path: the folder; of a new run it does not exist before `write_start`.
         resumed: whether it holds a run that is gone on with.
         is_first_process: whether this process writes into it.
+        options: arguments of this start that the next one needs, too.
     """
 
     path: Path
     resumed: bool
     is_first_process: bool
+    options: tuple[str, ...] = ()
 
     @property
     def how_to_resume(self) -> str:
         """The command that goes on."""
-        return shlex.join(["dsjax", "train", f"{self.path / 'config.yaml'}", "--run-dir", f"{self.path}", "--resume"])
+        return resume_command(self.path, *self.options)
 
     def write_start(self, config: RunConfig, data: Mapping[str, Any], save_tokenizer: Callable[[Path], None]) -> None:
         """Write down what is asked and with what it runs; when a resume changes it, what it was stays as NAME.bak.
@@ -92,31 +98,56 @@ class RunFolder:
         _replace(self.path / "config.yaml", to_yaml(config))  # last: it makes the folder a run
 
 
+def begun_folder(name: str, *, run_dir: str | Path | None, resume: Literal["no", "must", "if_any"]) -> Path | None:
+    """The folder of the run that will be gone on with; None if a new one begins. All processes call it.
+
+    Args:
+        name: of the run.
+        run_dir: as `open_folder`.
+        resume: as `open_folder`.
+    """
+    path = None if resume == "no" else _path(name, run_dir, resume)
+    return path if path is not None and (path / "config.yaml").is_file() else None
+
+
+def begun_hash(folder: Path | None) -> str:
+    """The hash of the data of the run in a folder; '' if there is none."""
+    file = None if folder is None else folder / "data.json"
+    return "" if file is None or not file.is_file() else str(read_json(file).get("hash", ""))
+
+
+def _path(name: str, run_dir: str | Path | None, resume: Literal["no", "must", "if_any"]) -> Path:
+    """The folder of a new run, or of the one to be resumed."""
+    root = Path("runs")
+    if resume == "no":
+        return Path(from_first(str(run_dir or new_folder(root, name))))
+    return Path(from_first(str(run_dir or newest_folder(root, name) or root / name)))
+
+
 def open_folder(
     config: RunConfig,
-    data_hash: str,
+    data_hash: str | None,
     *,
     run_dir: str | Path | None,
     resume: Literal["no", "must", "if_any"],
     report: Callable[[str], None],
+    options: tuple[str, ...] = (),
 ) -> RunFolder:
     """Find the folder of a new run, or of the one to be resumed; nothing is written yet. All processes call it.
 
     Args:
         config: the resolved config.
-        data_hash: of the corpus.
+        data_hash: of the corpus; None before it is read: a look at what would be refused then.
         run_dir: the folder; None means runs/<name>: a new one gets a number, a resumed one is the newest.
         resume: as `dsjax.train.run`.
         report: told of harmless differences.
+        options: as RunFolder's.
 
     Raises:
-        ValueError: the folder is taken, there is nothing to resume, or config or data are not those of the run.
+        ValueError: the folder is taken, there is nothing to resume, nothing can be written there, or config or data
+            are not those of the run.
     """
-    root = Path("runs")
-    if resume == "no":
-        path = Path(from_first(str(run_dir or new_folder(root, config.name))))
-    else:
-        path = Path(from_first(str(run_dir or newest_folder(root, config.name) or root / config.name)))
+    path = _path(config.name, run_dir, resume)
     exists, taken = (path / "config.yaml").is_file(), _holds_something(path)
     barrier("looked at the run folder")
     if exists and resume == "no":
@@ -125,9 +156,11 @@ def open_folder(
         raise ValueError(f"nothing to resume: {path} holds no run; leave --resume out to start one")
     if not exists and taken:
         raise ValueError(f"{path} is not empty and holds no run; nothing is overwritten: give another --run-dir")
+    if problem := from_first(unwritable(path) if jax.process_index() == 0 else ""):
+        raise ValueError(f"the run cannot be written to {path}: {problem}")
     if exists:
         _check_resumable(path, config, data_hash, report)
-    return RunFolder(path, exists, jax.process_index() == 0)
+    return RunFolder(path, exists, jax.process_index() == 0, options)
 
 
 def resolved(config: RunConfig) -> ResolvedRunConfig:
@@ -192,11 +225,19 @@ def read_config(path: Path) -> ResolvedRunConfig:
     """The config of a run folder.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is damaged.
     """
-    if not (path / "config.yaml").is_file():
+    file = path / "config.yaml"
+    if not file.is_file():
         raise ValueError(f"{path} is not a run folder: it has no config.yaml")
-    return resolved(from_dict(RunConfig, yaml.safe_load((path / "config.yaml").read_text())))
+    found = parse_yaml(decode_text(file.read_bytes(), str(file)), str(file))
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} is damaged: expected the sections of a run, found {found!r:.60}")
+    try:
+        check_name(str(found.get("name", "run")))
+    except ValueError:  # from before names were checked: the folder is there, and its run's name names nothing
+        found["name"] = "run"
+    return resolved(decode(RunConfig, found, origin=str(file)))
 
 
 def _holds_something(path: Path) -> bool:
@@ -206,11 +247,11 @@ def _holds_something(path: Path) -> bool:
     )
 
 
-def _check_resumable(path: Path, config: RunConfig, data_hash: str, report: Callable[[str], None]) -> None:
+def _check_resumable(path: Path, config: RunConfig, data_hash: str | None, report: Callable[[str], None]) -> None:
     for line in refuse_changes(path, differences(read_config(path), config)):
         report(f"changed on resume: {line}")
     before = read_json(path / "data.json")["hash"]
-    if before != data_hash:
+    if data_hash is not None and before != data_hash:
         raise ValueError(
             f"the data has changed since {path} was started (hash {before[:12]}, now {data_hash[:12]}); bring the old "
             "data back, or start a new run with another --run-dir"
@@ -218,7 +259,12 @@ def _check_resumable(path: Path, config: RunConfig, data_hash: str, report: Call
 
 
 def new_folder(root: Path, name: str) -> Path:
-    """The first free one of root/name, root/name-2, root/name-3 ...; not made yet."""
+    """The first free one of root/name, root/name-2, root/name-3 ...; not made yet.
+
+    Raises:
+        ValueError: the name would lead out of `root`.
+    """
+    check_name(name)
     candidate, number = root / name, 2
     while candidate.exists():
         candidate, number = root / f"{name}-{number}", number + 1
@@ -226,7 +272,8 @@ def new_folder(root: Path, name: str) -> Path:
 
 
 def newest_folder(root: Path, name: str) -> Path | None:
-    """The last that `new_folder` gave, if any."""
+    """The last that `new_folder` gave, if any; raises what it raises."""
+    check_name(name)
     newest, number = None, 2
     candidate = root / name
     while candidate.exists():
@@ -253,11 +300,6 @@ def refuse_changes(folder: Path, differences: Iterable[tuple[str, Any, Any]]) ->
     return harmless
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of the run folder."""
-    return json.loads(path.read_text())
-
-
 def write_json(path: Path, content: Any) -> None:
     """A JSON file, whole or not at all."""
     write_atomically(path, _json(content))
@@ -269,7 +311,7 @@ def _json(content: Any) -> str:
 
 def _replace(path: Path, text: str) -> None:
     """Write a file whose old content, if it is another, stays beside it."""
-    old = path.read_text() if path.exists() else text
+    old = path.read_text(encoding="utf-8") if path.exists() else text
     if old != text:
         number = 0
         while (backup := path.with_name(f"{path.name}.bak" + (f".{number}" if number else ""))).exists():

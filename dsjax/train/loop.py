@@ -23,16 +23,17 @@ from dsjax.data.pipeline import Batches
 from dsjax.data.rows import Rows
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
-from dsjax.models.families import check_divisible, check_length, initial_params
+from dsjax.models.families import abstract, check_divisible, check_length, initial_params
 from dsjax.models.pretrained import initial_weights
 from dsjax.observe.progress import Progress
 from dsjax.observe.trackers import METRICS_FILE, make_trackers
 from dsjax.optimizers.api import StagedTransform, Tree
-from dsjax.optimizers.create import advice
-from dsjax.train import lora, outcome
+from dsjax.train import lora, outcome, preflight
+from dsjax.train.begun import as_begun, with_class_names
 from dsjax.train.corpus import describe, open_corpus, open_curriculum
 from dsjax.train.cost import Cost
-from dsjax.train.folder import RunFolder, open_folder, pace_of, resolved
+from dsjax.train.disk import check_disk
+from dsjax.train.folder import RunFolder, begun_folder, begun_hash, open_folder, pace_of, resolved
 from dsjax.train.pace import Pace
 from dsjax.train.place import Placement, training_placements
 from dsjax.train.plan import require_memory
@@ -52,7 +53,7 @@ from dsjax.train.state import (
     state_shardings,
 )
 from dsjax.train.steps import train_steps
-from dsjax.train.validate import make_validation, validation_placement
+from dsjax.train.validate import Validation, make_validation, validation_placement
 
 Resume = Literal["no", "must", "if_any"]
 
@@ -66,11 +67,14 @@ class RunResult:
         summary: the content of its summary.json; empty when a signal stopped the run, and on all processes but the
             first. Of a run that was finished already it is that of the folder.
         stopped_by: name of the signal that stopped it, or ''.
+        failures: what went wrong after the last step (the sample, the picture), a line each; the summary is there all
+            the same.
     """
 
     folder: Path
     summary: dict[str, Any]
     stopped_by: str = ""
+    failures: tuple[str, ...] = ()
 
 
 def run(
@@ -93,7 +97,8 @@ def run(
         console: where to report; standard output by default.
 
     Raises:
-        ValueError: the config does not fit the devices, the data, the folder or the weights it starts from.
+        ValueError: the config does not fit the devices, the data, the folder or the weights it starts from, or asks
+            for something at its end that would fail there.
         CheckpointError: there are checkpoints, but none is whole; or the last one could not be written.
         NonFiniteError: too many steps in a row without a finite gradient.
     """
@@ -104,23 +109,35 @@ def run(
     # Whole lines, so that a command can be copied, and no [name] in a path taken for a style.
     report = functools.partial(console.print, soft_wrap=True, markup=False)
 
-    config = resolved(config)
+    begun = begun_folder(config.name, run_dir=run_dir, resume=resume)
+    config = resolved(dataclasses.replace(config, model=as_begun(config.model, begun)))
     layout = Layout(make_mesh(config.mesh), config.mesh.zero_stage)
     check_divisible(config.model, layout.mesh.shape)
     check_length(config.model, config.data.sequence_length)
     model, untrained = lora.split_model(config.model, config.lora)
     pace = pace_of(config)
     optimizer = make_optimizer(config.optimizer, model, layout, steps=pace.num_steps)
+    preflight.check_end(config)
+    preflight.require_tools(config.observe)
     workers = layout.mesh.shape["data"]
-    for line in advice(config.optimizer, workers=workers, steps=pace.num_steps, growing_until=pace.settled):
+    for line in preflight.advise(config, pace, workers=workers, processes=jax.process_count()):
         report(f"warning: {line}")
     shardings = state_shardings(layout, model, optimizer, ema=config.train.ema_decay > 0)
     placements = training_placements(layout, pace, accumulation=config.train.accumulation)
     validation = validation_placement(config.evaluate, config.train, layout)
     if not force:
         require_memory(config, layout)
+    # All that can be refused is, before the text is read, which may take hours. The folder is looked for again then.
+    options = (("--force",) if force else ()) + (("--distributed",) if distributed else ())
+    find_folder = functools.partial(open_folder, config, run_dir=run_dir, resume=resume, options=options)
+    shapes = abstract_state(model, optimizer, shardings)
+    folder = find_folder(None, report=lambda line: None)
+    keep, resumed = config.checkpoint, folder.resumed
+    check_disk(folder.path, keep, shapes, pace.num_steps, report, resumed=resumed, force=force)
 
-    corpus = open_corpus(config.data, config.model, console=console)
+    corpus = open_corpus(config.data, config.model, console=console, begun=begun_hash(begun))
+    corpus = with_class_names(corpus, config.model, begun)
+    preflight.check_end(config, corpus.tokenizer)
     rows = Rows.of(corpus, config.data, split="train")
     curriculum, longest = open_curriculum(
         config.curriculum,
@@ -144,27 +161,27 @@ def run(
         random_ltd=config.random_ltd,
     )
 
-    folder = open_folder(config, corpus.hash, run_dir=run_dir, resume=resume, report=report)
+    folder = find_folder(corpus.hash, report=report)
     store = CheckpointStore(folder.path / "checkpoints", config.checkpoint)
     saved, counters = newest_checkpoint(store, report) if folder.resumed else (None, Counters())
-    if folder.resumed and (summary := summary_if_finished(folder, counters, pace.num_steps, report)):
+    if folder.resumed and (summary := summary_if_finished(folder, counters, config.train, pace.num_steps, report)):
         return RunResult(folder.path, summary)
     about = describe(corpus)
     if config.lora is not None:
         about |= lora.base_of_run(config.model, folder.path if folder.resumed else None)
-    state, frozen = _state(config, model, optimizer, layout, shardings, store, saved, report)
+    state, frozen = _state(config, model, optimizer, layout, shardings, shapes, store, saved, report)
     if saved is not None:
         report(f"resumed from step {saved} of {folder.path}")
     programs = programs.beside(frozen)
+
+    use = outcome.utilisation(config, num_devices=layout.mesh.size)
+    size = {"rows": config.train.batch_size, "sequence_length": config.data.sequence_length}
+    cost = Cost.of(config.model, model, untrained, pace, config.random_ltd, **size)
+    num_rows = config.evaluate.rows
+    evaluate = make_validation(corpus, config.data, num_rows=num_rows, placement=validation, programs=programs)
     folder.write_start(config, about, corpus.tokenizer.save)
     if folder.resumed and folder.is_first_process:
         truncate_metrics(folder.path / METRICS_FILE, counters.steps)
-
-    use = outcome.utilisation(config, num_devices=layout.mesh.size)
-    whole = {"rows": config.train.batch_size, "sequence_length": config.data.sequence_length}
-    cost = Cost.of(config.model, model, untrained, pace, config.random_ltd, **whole)
-    num_rows = config.evaluate.rows
-    evaluate = make_validation(corpus, config.data, num_rows=num_rows, placement=validation, programs=programs)
     state, recorder, stopped_by = _train(
         config, state, programs, optimizer, pace, cost, use, evaluate, rows, curriculum, placements, corpus, folder,
         store, counters, console,
@@ -173,13 +190,15 @@ def run(
     if counters.steps < pace.num_steps:
         report(f"stopped by {stopped_by or 'a signal'} at step {counters.steps}; to go on: {folder.how_to_resume}")
         return RunResult(folder.path, {}, stopped_by=stopped_by or "SIGTERM")
-    params, num_trained = state.ema if state.ema is not None else state.params, count_parameters(model)
-    if config.lora is not None and frozen is not None:
-        model, params = lora.folded(config.model, config.lora, params, frozen, layout=layout)
+    params = state.ema if state.ema is not None else state.params
+    whole, adapters = ModelTree.of(abstract(config.model)), config.lora
+    weights = lambda: params
+    if adapters is not None and frozen is not None:
+        weights = lambda: lora.folded(config.model, adapters, params, frozen, layout=layout)[1]
     summary = outcome.summarise(
-        config, folder, corpus, counters, recorder, model, params, console, num_trained=num_trained, use=use
+        config, folder, corpus, counters, recorder, whole, weights, console, trained=count_parameters(model), use=use
     )
-    return RunResult(folder.path, summary)
+    return RunResult(folder.path, summary, failures=tuple(recorder.failures))
 
 
 def _train(
@@ -190,7 +209,7 @@ def _train(
     pace: Pace,
     cost: Cost,
     use: outcome.Utilisation,
-    evaluate: Callable[[TrainState], dict[str, float]] | None,
+    evaluate: Validation | None,
     rows: Rows,
     curriculum: Curriculum | None,
     placements: dict[int, Placement],
@@ -208,8 +227,6 @@ def _train(
         if folder.is_first_process:
             resume_step = counters.steps if folder.resumed else None
             trackers = make_trackers(config.observe, folder.path, resume_step=resume_step, settings=to_dict(config))
-        for tracker in trackers:
-            stack.callback(tracker.close)
         progress = stack.enter_context(Progress(pace.num_steps, start_step=counters.steps, console=console))
         stop = stack.enter_context(StopRequest())
         recorder = Recorder(
@@ -221,6 +238,9 @@ def _train(
             tensor_names=tensor_names(state.params, config.model.layer_runs),
             freeze=optimizer.freeze,
         )
+        stack.callback(recorder.close)
+        if evaluate is not None and counters.steps < pace.num_steps:
+            evaluate.rehearse(state)
         batches = Batches(
             rows,
             batch_size=config.train.batch_size,
@@ -245,6 +265,7 @@ def _state(
     optimizer: StagedTransform,
     layout: Layout,
     shardings: TrainState,
+    shapes: TrainState,
     store: CheckpointStore,
     saved: int | None,
     report: Callable[[str], None],
@@ -260,7 +281,6 @@ def _state(
     elif config.model.init_from and saved is None:
         params = initial_weights(config.model, shardings=shardings.params, seed=config.seed)
     if saved is not None:
-        shapes = abstract_state(model, optimizer, shardings)
         return restore(store, saved, shapes, config.model.layer_runs, report), frozen
     if params is not None:
         return state_around(params, optimizer, shardings, seed=config.seed), frozen

@@ -1,32 +1,36 @@
-"""The end of a run: summary.json, loss.png, a sample of text, and a table of how it went."""
+"""The end of a run: summary.json, loss.png, a sample of text, and a table of how it went.
 
+The summary is written first, and once more with what takes long in it: whatever fails here costs itself alone.
+"""
+
+import contextlib
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from dsjax.checkpoint.manifest import read_json
 from dsjax.config.run import ResolvedRunConfig
 from dsjax.data.build import Corpus
 from dsjax.data.labels import CLASS
 from dsjax.data.ngram import baseline
 from dsjax.data.pipeline import validation_rows
-from dsjax.models.generate import Generation
-from dsjax.models.sampling import Sampling
 from dsjax.observe.devices import from_jax_device_kind
 from dsjax.observe.flops import mfu
 from dsjax.observe.memory import device_memory_report, peak_host_bytes
+from dsjax.observe.output import printable
 from dsjax.observe.plots import loss_plot
 from dsjax.observe.trackers import METRICS_FILE, read_metrics
-from dsjax.train.folder import SUMMARY_FILE, RunFolder, write_json
+from dsjax.train.folder import FAILED, SUMMARY_FILE, RunFolder, write_json
 from dsjax.train.record import Counters, Recorder
-from dsjax.train.source import TrainedModel
+from dsjax.train.sample import draw, how_to_draw
 from dsjax.train.state import ModelTree, count_parameters
-from dsjax.train.write import plain_prompt, write
 
 Utilisation = Callable[[float], float] | None
 """FLOPs per second -> model FLOPs utilisation; None when nobody knows the devices' peak."""
@@ -51,41 +55,93 @@ def summarise(
     counters: Counters,
     recorder: Recorder,
     model: ModelTree,
-    params: Any,
+    weights: Callable[[], Any],
     console: Console,
     *,
-    num_trained: int,
+    trained: int,
     use: Utilisation,
 ) -> dict[str, Any]:
     """Write summary.json, loss.png and the sample; print the table. Returns the summary.
 
     Args:
-        config, folder, corpus, counters, recorder, console: of the run.
-        model, params: what came of it, adapters merged.
-        num_trained: how many parameters were trained.
+        config, folder, corpus, counters, console: of the run.
+        recorder: of the run; its `failures` get what fails here.
+        model, weights: what came of it, adapters merged; weights are made when they are asked for.
+        trained: how many parameters were trained.
         use: from `utilisation`.
     """
-    sample = _sample(config, folder, corpus, model, params, console)
     if not folder.is_first_process:
         return {}
     rows = read_metrics(folder.path / METRICS_FILE)
-    figures = _figures(config, corpus, counters, recorder, rows, parameters=count_parameters(model), use=use)
+    parameters: dict[str, tuple[Any, str]] = {"parameters": (count_parameters(model), "counted")}
     if config.lora is not None:
         how = "counted: adapters, and what the weights lacked for the task"
-        figures = {"parameters": figures["parameters"], "trained_parameters": (num_trained, how)} | figures
-    # JSON has no NaN: what is not finite is null there.
-    finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
-    summary = {"name": config.name, **{name: {"value": finite(v), "how": how} for name, (v, how) in figures.items()}}
+        parameters["trained_parameters"] = (trained, how)
+    own = functools.partial(_figures, config, corpus, counters, recorder, rows, use=use)
+    write_json(folder.path / SUMMARY_FILE, _as_json(config.name, parameters | own({}), folder))
+    compared = {}
+    with _noted("figures to compare with", recorder):
+        compared = _compared(config, corpus, rows)
+    figures = parameters | own(compared)
+    summary = _as_json(config.name, figures, folder)
+    with _noted("loss.png", recorder):
+        _plot(rows, figures, folder, title=config.name)
+    sample = ""
+    with _noted("the sample", recorder, advice=f"draw it by: {how_to_draw(config.sample, folder.path)}"):
+        if config.sample.prompt:
+            length, seed = config.data.sequence_length, config.seed
+            sample = draw(
+                config.sample, folder.path, corpus.tokenizer, model, weights, console, length=length, seed=seed
+            )
     summary["sample"] = {"value": sample, "how": f"drawn at temperature {config.sample.temperature}"}
-    references = {
-        name: figures[f"{name}_nats_per_token"][0]
-        for name in ("unigram", "bigram")
-        if f"{name}_nats_per_token" in figures
-    }
-    loss_plot(rows, folder.path / "loss.png", references=references, title=config.name)
+    if recorder.failures:
+        summary[FAILED] = {"value": recorder.failures, "how": "what went wrong after the last step"}
     write_json(folder.path / SUMMARY_FILE, summary)
-    console.print(_table(figures, title=f"{config.name}: {folder.path}"))
+    for failure in recorder.failures:
+        console.print(printable(f"warning: {failure}", console.encoding), soft_wrap=True, markup=False)
+    with _noted("the table of the outcome", recorder):
+        console.print(_table(figures, title=escape(f"{config.name}: {folder.path}")))
     return summary
+
+
+@contextlib.contextmanager
+def _noted(what: str, recorder: Recorder, *, advice: str = "") -> Iterator[None]:
+    """Turn a failure (of memory, of the disk, of the console) into a line of the recorder's."""
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads any more, which is no failure of the run
+        raise
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
+        recorder.failed(what, error, advice=advice)
+
+
+def _as_json(name: str, figures: dict[str, tuple[Any, str]], folder: RunFolder) -> dict[str, Any]:
+    """The summary; JSON has no NaN: what is not finite is null there."""
+    finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
+    summary = {"name": name, **{name: {"value": finite(value), "how": how} for name, (value, how) in figures.items()}}
+    return summary | _timed_before(folder, summary)
+
+
+def _timed_before(folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
+    """Figures of a summary of the same steps that this process, which may only have ended the run, has not measured."""
+    if not (folder.path / SUMMARY_FILE).is_file():
+        return {}
+    try:
+        before = read_json(folder.path / SUMMARY_FILE)
+    except ValueError:  # it is replaced now
+        return {}
+    if before.get("steps") != summary["steps"]:
+        return {}
+    return {name: figure for name, figure in before.items() if name not in (*summary, "sample", FAILED)}
+
+
+def _plot(rows: list[dict[str, Any]], figures: dict[str, tuple[Any, str]], folder: RunFolder, *, title: str) -> None:
+    """loss.png, if any loss is a number."""
+    if not any(math.isfinite(row["loss"]) for row in rows):
+        return
+    names = [name for name in ("unigram", "bigram") if f"{name}_nats_per_token" in figures]
+    references = {name: figures[f"{name}_nats_per_token"][0] for name in names}
+    loss_plot(rows, folder.path / "loss.png", references=references, title=title)
 
 
 def _figures(
@@ -94,21 +150,19 @@ def _figures(
     counters: Counters,
     recorder: Recorder,
     rows: list[dict[str, Any]],
+    compared: dict[str, tuple[Any, str]],
     *,
-    parameters: int,
     use: Utilisation,
 ) -> dict[str, tuple[Any, str]]:
-    """name -> (value, how it was obtained)."""
+    """name -> (value, how it was obtained), with those to compare with in their place."""
     figures: dict[str, tuple[Any, str]] = {
-        "parameters": (parameters, "counted"),
         "steps": (counters.steps, "counted, skipped ones included"),
         "skipped_steps": (counters.skipped, "steps whose gradient was not finite"),
         "tokens": (counters.tokens, "effective: rows x length x the share of layers that see them, over all steps"),
         "real_tokens": (counters.real_tokens, f"targets that counted in the loss: {_TARGETS[config.data.task]}"),
         "training_loss": (rows[-1]["loss"], "last step, nats per target"),
     }
-    if corpus.validation:
-        figures.update(_validation_figures(config, corpus, rows))
+    figures |= _validation_figures(config, rows) | compared
     if recorder.step_seconds:
         steps = np.array(recorder.step_seconds)
         spread = f"median of {len(steps)} steps, quartiles"
@@ -141,24 +195,35 @@ def _figures(
     return figures
 
 
-def _validation_figures(
-    config: ResolvedRunConfig, corpus: Corpus, rows: list[dict[str, Any]]
-) -> dict[str, tuple[Any, str]]:
-    """The model's validation loss, and what can be had for nothing on the same targets."""
-    losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+def _validation_figures(config: ResolvedRunConfig, rows: list[dict[str, Any]]) -> dict[str, tuple[Any, str]]:
+    """The model's validation loss, if it was ever evaluated."""
+    evaluated = [row for row in rows if "validation_loss" in row]
+    if not evaluated:
+        return {}
+    losses = [row["validation_loss"] for row in evaluated]
     target = _TARGETS[config.data.task][:-1]
+    when = "last step" if evaluated[-1] is rows[-1] else f"step {evaluated[-1]['step']}"
     figures: dict[str, tuple[Any, str]] = {
-        "validation_loss": (losses[-1], f"nats per {target}, last step, on the fixed validation rows"),
+        "validation_loss": (losses[-1], f"nats per {target}, {when}, on the fixed validation rows"),
         "best_validation_loss": (min(losses, key=lambda loss: (math.isnan(loss), loss)), f"nats per {target}"),
     }
-    if config.data.task == "language_model":
-        return figures | _counted_figures(config, corpus, losses[-1])
-    accuracies = [row["validation_accuracy"] for row in rows if "validation_accuracy" in row]
-    if accuracies:
-        majority, how = _majority(config, corpus)
-        figures["validation_accuracy"] = (accuracies[-1], "share of the fixed validation rows, last step")
-        figures["majority_accuracy"] = (majority, how)
+    if "validation_accuracy" in evaluated[-1]:
+        figures["validation_accuracy"] = (
+            evaluated[-1]["validation_accuracy"],
+            f"share of the fixed validation rows, {when}",
+        )
     return figures
+
+
+def _compared(config: ResolvedRunConfig, corpus: Corpus, rows: list[dict[str, Any]]) -> dict[str, tuple[Any, str]]:
+    """What can be had for nothing on the same targets."""
+    evaluated = [row for row in rows if "validation_loss" in row]
+    if evaluated and config.data.task == "language_model":
+        with contextlib.suppress(ValueError):  # too little text to count anything on
+            return _counted_figures(config, corpus, evaluated[-1]["validation_loss"])
+    if evaluated and "validation_accuracy" in evaluated[-1]:
+        return {"majority_accuracy": _majority(config, corpus)}
+    return {}
 
 
 _TARGETS = {
@@ -199,37 +264,6 @@ def _counted_figures(config: ResolvedRunConfig, corpus: Corpus, loss: float) -> 
         "unigram_nats_per_byte": (counted.unigram_nats_per_byte, "the same per UTF-8 byte"),
         "bigram_nats_per_byte": (counted.bigram_nats_per_byte, "the same per UTF-8 byte"),
     }
-
-
-def _sample(
-    config: ResolvedRunConfig, folder: RunFolder, corpus: Corpus, model: ModelTree, params: Any, console: Console
-) -> str:
-    """Text that the model goes on with, shown as it is made."""
-    if not config.sample.prompt:
-        return ""
-    if jax.process_count() > 1:
-        console.print("no sample is drawn with several processes; use: dsjax generate RUN_FOLDER --prompt TEXT")
-        return ""
-    trained = TrainedModel(
-        model=nnx.merge(model.graph, params),
-        tokenizer=corpus.tokenizer,
-        kind="run",
-        path=folder.path,
-        what="the parameters after the last step",
-        step=None,
-        trained_length=config.data.sequence_length,
-        stop_tokens=frozenset({corpus.tokenizer.end_of_text}),
-    )
-    console.print("[bold]sample[/bold]: ", end="")
-    how = Generation(
-        max_new_tokens=config.sample.max_new_tokens,
-        sampling=Sampling(temperature=config.sample.temperature),
-        seed=config.seed,
-    )
-    prompt = plain_prompt(trained, config.sample.prompt)
-    [written] = write(trained, [prompt], how=how, show=lambda piece: console.print(piece, end="", markup=False))
-    console.print()
-    return config.sample.prompt + written.text
 
 
 def _table(figures: dict[str, tuple[Any, str]], *, title: str) -> Table:

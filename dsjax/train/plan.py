@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,10 +18,11 @@ from dsjax.config.run import ResolvedRunConfig, RunConfig
 from dsjax.mesh.build import resolve_sizes
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import BATCH_AXES, Layout
-from dsjax.models.families import check_divisible
+from dsjax.models.families import check_divisible, check_length
 from dsjax.observe.devices import DeviceSpec
 from dsjax.observe.memory import available_memory_bytes, device_memory_report, format_bytes
 from dsjax.train.cost import Cost
+from dsjax.train.disk import checkpoints_at_once, disk_problem, tensor_bytes
 from dsjax.train.folder import pace_of, resolved
 from dsjax.train.lora import split_model
 from dsjax.train.pace import Pace
@@ -29,6 +31,7 @@ from dsjax.train.plan_pace import schedule_rows
 from dsjax.train.plan_rounds import Round, predict_rounds
 from dsjax.train.plan_trace import OneDevice, Traced, abstract_layout, batch_shapes, shard_bytes, state_specs, trace
 from dsjax.train.plan_traffic import Traffic, predict_traffic
+from dsjax.train.preflight import advise, check_end, missing_tools
 from dsjax.train.state import abstract_state, count_parameters, make_optimizer, state_shardings
 from dsjax.train.step import BATCH_SPEC
 
@@ -82,6 +85,9 @@ class Plan:
         available: bytes that there are, None if no device was named.
         available_from: where `available` is from.
         advice: what dominates and what to change, one line.
+        checkpoint: bytes of a checkpoint.
+        checkpoints: most of them that lie on the disk at a time.
+        warnings: what may not be meant, and what this machine lacks for the run's end, a line each.
     """
 
     name: str
@@ -105,6 +111,9 @@ class Plan:
     available: int | None
     available_from: str
     advice: str
+    checkpoint: int
+    checkpoints: int
+    warnings: tuple[str, ...]
 
     @property
     def fits(self) -> bool | None:
@@ -146,10 +155,16 @@ def plan(config: RunConfig, *, num_devices: int | None = None, device: DeviceSpe
     on_cpu = device is None and config.mesh.platform != "gpu" and bool(config.mesh.cpu_devices or layout.mesh.size == 1)
     if device is not None:
         share = gpu_share()
-        return _plan(config, layout, 1, int(device.memory_bytes * share), f"{share:.0%} of a {device.name}")
-    if on_cpu:
-        return _plan(config, layout, layout.mesh.size, available_memory_bytes(), "available on this host")
-    return _plan(config, layout, 1, None, "")
+        found = _plan(config, layout, 1, int(device.memory_bytes * share), f"{share:.0%} of a {device.name}")
+    elif on_cpu:
+        found = _plan(config, layout, layout.mesh.size, available_memory_bytes(), "available on this host")
+    else:
+        found = _plan(config, layout, 1, None, "")
+    here = [f"on this machine {problem}" for problem in missing_tools(config.observe)]
+    if on_cpu:  # else the run is for another machine, and so is its disk
+        problem, _ = disk_problem(Path("runs"), found.checkpoint, found.checkpoints)
+        here += [problem] if problem else []
+    return dataclasses.replace(found, warnings=(*found.warnings, *here))
 
 
 def gpu_share() -> float:
@@ -198,7 +213,11 @@ def _check(config: ResolvedRunConfig, layout: Layout) -> None:
     train = config.train
     parts = layout.size(("data", *BATCH_AXES))
     evaluated = config.evaluate.batch_size or train.batch_size // train.accumulation
-    checks: list[Callable[[], Any]] = [lambda: check_divisible(config.model, layout.mesh.shape)]
+    checks: list[Callable[[], Any]] = [
+        lambda: check_divisible(config.model, layout.mesh.shape),
+        lambda: check_length(config.model, config.data.sequence_length),
+        lambda: check_end(config),
+    ]
     # Of placements only the complaint is wanted: a mesh without devices cannot place anything.
     if train.batch_size % (parts * train.accumulation):
         checks.append(lambda: training_placement(layout, batch_size=train.batch_size, accumulation=train.accumulation))
@@ -256,6 +275,7 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
         working=temporary - residuals,
     )
     peak = sum(dataclasses.asdict(memory).values())
+    checkpoint, checkpoints = tensor_bytes(state), checkpoints_at_once(config.checkpoint, pace.num_steps)
     needed = peak * sharing
     return Plan(
         name=config.name,
@@ -288,6 +308,9 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
         available=available,
         available_from=available_from,
         advice=_advice(config, layout, memory, traced, peak),
+        checkpoint=checkpoint,
+        checkpoints=checkpoints,
+        warnings=tuple(advise(config, pace, workers=sizes["data"])),
     )
 
 

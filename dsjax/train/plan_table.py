@@ -33,9 +33,10 @@ def plan_table(plan: Plan, compiled: dict[str, Any] | None = None) -> Renderable
         parts += [_rounds(plan), Text()]
     if (schedule := pace_table(plan.pace, plan.cost)) is not None:
         parts += [schedule, Text()]
-    parts.append(Text(_flops(plan)))
+    parts.append(Text(f"{_flops(plan)}\n{_disk(plan)}"))
     if compiled is not None:
         parts += [Text(), _compiled(plan, compiled)]
+    parts += [Text(f"warning: {line}", style="yellow") for line in plan.warnings]
     return Group(*parts, Text(), Text(verdict(plan), style="bold red" if plan.fits is False else "bold"))
 
 
@@ -104,6 +105,11 @@ def _flops(plan: Plan) -> str:
         f"FLOPs of a step of {plan.step_tokens:,} tokens: {plan.model_flops:.3g} by {matrices} + 12 L D T, "
         f"{plan.step_flops:.3g} in the\ntraced matrix products ({ratio:.2f}x)"
     )
+
+
+def _disk(plan: Plan) -> str:
+    number = f"; up to {plan.checkpoints} at a time, the one being written among them" if plan.checkpoints > 1 else ""
+    return f"A checkpoint has about {format_bytes(plan.checkpoint)}{number}"
 
 
 def _compiled(plan: Plan, compiled: dict[str, Any]) -> Table:

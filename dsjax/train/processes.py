@@ -1,6 +1,7 @@
 """Several processes as one program: jax.distributed, told by launch/local.py's environment or found by JAX itself."""
 
 import contextlib
+import importlib.util
 import os
 import sys
 import time
@@ -127,13 +128,18 @@ def mend_compilation_cache(folder: Path) -> None:
 
 
 def _is_whole(program: bytes) -> bool:
-    """Whether compressed bytes go on to their end. JAX takes zlib before Python 3.14 and Zstandard from there on."""
+    """Whether compressed bytes go on to their end. JAX takes Zstandard where there is one, else zlib."""
     if program.startswith(b"\x28\xb5\x2f\xfd"):
-        if sys.version_info < (3, 14):
-            return True  # of the package zstandard, which is not needed here
-        from compression import zstd  # pyright: ignore[reportMissingImports]
+        if sys.version_info >= (3, 14):
+            from compression import zstd  # pyright: ignore[reportMissingImports]
 
-        decompressor, error = zstd.ZstdDecompressor(), zstd.ZstdError
+            decompressor, error = zstd.ZstdDecompressor(), zstd.ZstdError
+        elif importlib.util.find_spec("zstandard") is not None:
+            import zstandard  # pyright: ignore[reportMissingImports]
+
+            decompressor, error = zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
+        else:
+            return True  # JAX cannot read it either, and makes another
     else:
         decompressor, error = zlib.decompressobj(), zlib.error
     try:

@@ -104,6 +104,8 @@ class Recorder:
     ) -> None:
         self.counters = counters
         self.stop_agreed = False
+        self.failures: list[str] = []
+        """What went wrong at the end of the run and did not stop it."""
         self.step_seconds: list[float] = []
         self.data_seconds: list[float] = []
         self.token_rates: list[float] = []
@@ -224,6 +226,29 @@ class Recorder:
                 f"{figures.step}, first in {bad}; the parameters are those before them. Start again with a lower "
                 "learning rate, look at the data of these steps, or raise train.max_nonfinite_steps and resume"
             )
+
+    def commit(self) -> None:
+        """Write the last row and see to it that all rows outlive this process: before a checkpoint counts them.
+
+        Raises:
+            NonFiniteError: as `flush`.
+        """
+        self.flush()
+        for tracker in self._trackers:
+            tracker.flush()
+
+    def close(self) -> None:
+        """Close the trackers, each of them: one that fails leaves the others their last rows."""
+        for tracker in self._trackers:
+            try:
+                tracker.close()
+            except OSError as error:
+                self.failed(type(tracker).__name__, error)
+
+    def failed(self, what: str, error: BaseException, *, advice: str = "") -> None:
+        """Note a failure that must not cost what else the run leaves behind, and what to do about it."""
+        reason = (str(error).splitlines() or [""])[0][:300] or type(error).__name__
+        self.failures.append(f"{what} failed: {reason}" + (f"; {advice}" if advice else ""))
 
     def _note_best(self, loss: float) -> None:
         best = self.counters.best_validation

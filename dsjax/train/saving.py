@@ -5,11 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 from dsjax.checkpoint import retention
+from dsjax.checkpoint.manifest import read_json
 from dsjax.checkpoint.store import CheckpointError, CheckpointStore
 from dsjax.models.naming import abstract_named, from_named, to_named
 from dsjax.observe.progress import Progress
+from dsjax.train.config import TrainConfig
 from dsjax.train.elastic import restore_by_name
-from dsjax.train.folder import SUMMARY_FILE, RunFolder, read_json
+from dsjax.train.folder import FAILED, SUMMARY_FILE, RunFolder
 from dsjax.train.record import Counters
 from dsjax.train.state import TrainState
 
@@ -50,13 +52,15 @@ class Saver:
             self.store.wait()
         except CheckpointError as error:  # the save before this one failed
             self._note(error)
+        there_before = self.counters.steps in self.store.steps() if must else False
         try:
             tree = to_named(state, self.layer_runs)
             self.store.save(self.counters.steps, tree, clocks=clocks, metric=validation_loss)
             if must:
                 self.store.wait()
         except CheckpointError as error:
-            if not must:
+            # Saved, but what it replaces could not be removed: nothing that the run needs is missing.
+            if not must or (self.counters.steps in self.store.steps() and not there_before):
                 self._note(error)
                 return
             steps = self.store.steps()
@@ -83,9 +87,16 @@ def newest_checkpoint(store: CheckpointStore, report: Callable[[str], None]) -> 
 
 
 def summary_if_finished(
-    folder: RunFolder, counters: Counters, total_steps: int, report: Callable[[str], None]
+    folder: RunFolder, counters: Counters, train: TrainConfig, total_steps: int, report: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """The summary of a run that has nothing left to do, else None.
+
+    Args:
+        folder: of the run.
+        counters: of its newest checkpoint.
+        train: how long it is asked to be.
+        total_steps: the same in steps.
+        report: told that it is finished, and how it would go on.
 
     Raises:
         ValueError: it has done more steps than it is now asked for.
@@ -98,11 +109,13 @@ def summary_if_finished(
     if counters.steps < total_steps or not (folder.path / SUMMARY_FILE).is_file():
         return None
     summary = read_json(folder.path / SUMMARY_FILE)
-    if summary["steps"]["value"] != total_steps:
+    # Without a sample, be it an empty one, it was written before the end; what failed at the end is tried again.
+    if summary["steps"]["value"] != total_steps or "sample" not in summary or FAILED in summary:
         return None
+    longer = f"train.steps={2 * train.steps}" if train.steps else f"train.tokens={2 * train.tokens}"
     report(
         f"{folder.path} is finished: {total_steps} steps are done, {folder.path / SUMMARY_FILE} says how it went. "
-        "To train longer, raise train.steps (or train.tokens)"
+        f"To train longer, such as twice as long: {folder.how_to_resume} --set {longer}"
     )
     return summary
 

@@ -15,12 +15,15 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dsjax.checkpoint.config import CheckpointConfig
+from dsjax.checkpoint.finite import finite
 from dsjax.checkpoint.gguf_file import is_gguf
 from dsjax.checkpoint.manifest import read_json
 from dsjax.checkpoint.store import CheckpointStore
 from dsjax.data.chat import ChatTemplate, chat_template
 from dsjax.data.config import FileTokenizer
-from dsjax.data.tokenize import Tokenizer, load_tokenizer
+from dsjax.data.tokenize import Tokenizer
+from dsjax.data.tokenizer_files import vocabulary_file
+from dsjax.data.tokenizer_load import load_tokenizer
 from dsjax.models.config import ModelConfig
 from dsjax.models.families import abstract, config_from_hf, label_names
 from dsjax.models.lora import Adapter, merged
@@ -28,6 +31,7 @@ from dsjax.models.naming import abstract_named, from_named, to_named
 from dsjax.models.peft import read_adapter
 from dsjax.models.pretrained import load_pretrained, open_weights
 from dsjax.models.transformer import Transformer
+from dsjax.train.commands import resume
 from dsjax.train.folder import read_config
 from dsjax.train.lora import applied, check_base, split_model
 from dsjax.train.state import ModelTree
@@ -36,7 +40,6 @@ Kind = Literal["run", "hugging_face", "gguf"]
 Report = Callable[[str], None]
 
 _DEFAULT_LENGTH = 1024
-_TOKENIZERS = ("tokenizer.json", "vocab.txt")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -106,7 +109,7 @@ def open_model(path: str | Path, *, report: Report) -> TrainedModel:
 
     Args:
         path: the folder or file.
-        report: told of each damaged checkpoint that is passed over.
+        report: told of each damaged checkpoint that is passed over, and of ids that are those of an older version.
 
     Raises:
         ValueError: none of these, no whole checkpoint, tensors or a tokenizer that are missing or do not fit.
@@ -131,6 +134,11 @@ def with_adapter(trained: TrainedModel, path: str | Path) -> TrainedModel:
 def _open_run(path: Path, report: Report) -> TrainedModel:
     config = read_config(path)
     tokenizer = Tokenizer.load(path / "tokenizer")
+    if tokenizer.passes_over:
+        report(
+            f"{path} was trained without the {tokenizer.passes_over} that its tokenizer puts around a text, as texts "
+            "were then; it is prompted and scored so as well"
+        )
     _check_vocabulary(path, config.model, tokenizer)
     tree = "ema" if config.train.ema_decay > 0 else "params"
     # Layers apart, as in every model that is used and not trained: see `load_pretrained`.
@@ -166,18 +174,24 @@ def _restore(
     step = store.latest_good(lambda problem: report(f"passed over: {problem}"))
     if step is None:
         why = f"none of the checkpoints {store.steps()} is whole" if store.steps() else "it holds no whole checkpoint"
-        raise ValueError(f"{directory}: {why}; train on with `dsjax train ... --resume`, or give another run")
+        raise ValueError(f"{directory}: {why}; train on by {resume(directory.parent)}, or give another run")
     one_device = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("device",)), PartitionSpec())
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one_device)
     asked = {tree: jax.tree.map(place, model.shapes)}
     restored = store.restore(step, abstract_named(asked, runs), partial=True)
-    return step, from_named(restored.pop, asked, runs)[tree]
+
+    def take(name: str) -> jax.Array:
+        array = restored.pop(name)
+        finite(np.asarray(array), name, where=f"step {step} in {directory}")
+        return array
+
+    return step, from_named(take, asked, runs)[tree]
 
 
 def _open_pretrained(path: Path, kind: Kind) -> TrainedModel:
     weights = open_weights(path)
     config = config_from_hf(weights.config)
-    if path.is_dir() and not any((path / name).is_file() for name in _TOKENIZERS):
+    if path.is_dir() and vocabulary_file(path) == path:
         raise ValueError(
             f"{path} has no tokenizer.json, without which text cannot be read or written; put the model's own there "
             "(where transformers is installed: AutoTokenizer.from_pretrained(NAME).save_pretrained(FOLDER))"

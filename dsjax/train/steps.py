@@ -1,8 +1,8 @@
 """The steps of a run, one after another: batch, gradients, update, and now and then a look at how it goes."""
 
 import time
-from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from dsjax.config.run import ResolvedRunConfig
@@ -22,6 +22,7 @@ from dsjax.train.record import Recorder, StepFigures
 from dsjax.train.saving import Saver
 from dsjax.train.signals import StopRequest
 from dsjax.train.state import TrainState
+from dsjax.train.validate import Validation
 
 
 def train_steps(
@@ -34,7 +35,7 @@ def train_steps(
     placements: dict[int, Placement],
     batches: Batches,
     recorder: Recorder,
-    evaluate: Callable[[TrainState], dict[str, float]] | None,
+    evaluate: Validation | None,
     saver: Saver,
     stop: StopRequest,
     folder: RunFolder,
@@ -43,9 +44,6 @@ def train_steps(
     total, end, schedule = pace.num_steps, pace.clocks(pace.num_steps), config.optimizer.schedule
     warmed, counters = pace.warmed(schedule), recorder.counters
     trace = TraceWindow(config.observe.profile, folder.path / "profile")
-    start = config.observe.profile.partition(":")[0]
-    if start and int(start) > total:
-        saver.progress.note(f"observe.profile {config.observe.profile} begins after the last step, {total}: no trace")
     stage_at = lambda step: optimizer.stage(step, counters.freeze_step)
     gradient_of = Gradients(programs, optimizer, pace, stage_at)
     recorder.restart_clock()
@@ -87,19 +85,32 @@ def train_steps(
             loss = None
             if evaluate is not None and (_due(step + 1, config.evaluate.every) or last):
                 recorder.settle()
-                figures = evaluate(state)
-                loss = figures["validation_loss"]
-                recorder.flush(**figures)
+                try:
+                    figures = evaluate(state)
+                    loss = figures["validation_loss"]
+                    recorder.flush(**figures)
+                except jax.errors.JaxRuntimeError as error:  # the devices' memory did not do
+                    if jax.process_count() > 1:  # the others may be waiting inside of it
+                        raise
+                    recorder.commit()
+                    saver.save(state, validation_loss=None, must=True)
+                    if not last:
+                        raise
+                    recorder.failed("the last evaluation", error)
+                    break
             stopping = recorder.stop_agreed and not last
             if _due(step + 1, config.checkpoint.every) or last or stopping:
-                recorder.flush()
+                recorder.commit()
                 saver.save(state, validation_loss=loss, must=last or stopping)
             if stopping:
                 break
             if _due(step + 1, config.evaluate.every) or _due(step + 1, config.checkpoint.every):
                 recorder.restart_clock()
         recorder.flush()
-    trace.close(pending=state.step)
+    try:
+        trace.close(pending=state.step)
+    except (OSError, RuntimeError) as error:
+        recorder.failed("the trace of observe.profile", error)
     return state
 
 

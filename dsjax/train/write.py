@@ -7,6 +7,7 @@ from typing import Literal
 from flax import nnx
 
 from dsjax.data.single_rows import padded
+from dsjax.data.tokenize import Tokenizer
 from dsjax.models.families import abstract
 from dsjax.models.generate import Generation, stream
 from dsjax.models.transformer import Transformer
@@ -55,10 +56,23 @@ def plain_prompt(trained: TrainedModel, text: str) -> Prompt:
     Raises:
         ValueError: it has no tokens.
     """
-    ids = trained.tokenizer.encode(text)
+    return Prompt(text, plain_ids(trained.tokenizer, text), shown=text)
+
+
+def plain_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text to go on with, after what the tokenizer wants before every text.
+
+    Raises:
+        ValueError: it has none.
+    """
+    ids = tokenizer.encode(text)
     if not ids:
-        raise ValueError("the prompt is empty; give at least one character")
-    return Prompt(text, [*trained.tokenizer.begin, *ids], shown=text)
+        raise ValueError(
+            f"the tokenizer has no token for the prompt {text!r}: give another one"
+            if text
+            else "the prompt is empty; give at least one character"
+        )
+    return [*tokenizer.begin, *ids]
 
 
 def chat_prompt(trained: TrainedModel, text: str, *, system: str | None = None) -> Prompt:

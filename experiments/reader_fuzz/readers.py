@@ -1,24 +1,34 @@
 """The readers that run.py feeds: for each the sound files that are damaged, and what is done with them."""
 
+import bz2
+import functools
+import gzip
 import json
+import lzma
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import numpy as np
+import pyarrow.parquet
 import tokenizers
+import zstandard
 from gguf import GGMLQuantizationType as Type
 from tokenizers import decoders, models, pre_tokenizers
 
 from dsjax.checkpoint.gguf_file import open_gguf
+from dsjax.checkpoint.manifest import read_json
+from dsjax.checkpoint.metrics_log import truncate_metrics
 from dsjax.checkpoint.safetensors_file import read_header, read_tensor
 from dsjax.checkpoint.safetensors_folder import open_folder, write_folder
-from dsjax.data.config import FileTokenizer
-from dsjax.data.tokenize import load_tokenizer
-from dsjax.data.tokenizer_files import gguf_tokenizer
+from dsjax.data.config import FileTokenizer, JsonlSource, ParquetSource, TextSource
+from dsjax.data.read import read_documents
+from dsjax.data.tokenizer_gguf import gguf_tokenizer
+from dsjax.data.tokenizer_load import load_tokenizer
 from dsjax.models.families import config_from_hf
 from dsjax.models.gguf import open_gguf_weights
+from dsjax.observe.trackers import read_metrics
 
 Files = dict[str, bytes]
 """Name -> content."""
@@ -59,6 +69,28 @@ def read_tokenizer(folder: Path) -> None:
     tokenizer.decode(tokenizer.encode("Hello, 123 <|end|>"))
 
 
+def read_source(folder: Path) -> None:
+    """Every file as a source of text, of JSON lines or of Parquet; its labels too."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".parquet":
+            config = ParquetSource(path=str(path), label="label")
+        elif ".jsonl" in path.name:
+            config = JsonlSource(path=str(path), text_pair="pair", label="label")
+        else:
+            config = TextSource(path=str(path), separator="\n\n")
+        for undecodable in ("skip", "replace", "error"):
+            for document in read_documents([config], undecodable=undecodable, report=len):
+                document.text.encode(), document.name.encode(), str(document.label).encode()
+
+
+def read_whole_json(folder: Path) -> None:
+    """A small file of settings, and a line of metrics, which is read with more leniency."""
+    for path in sorted(folder.iterdir()):
+        json.dumps(read_json(path), ensure_ascii=False, allow_nan=False).encode()
+    read_metrics(path)
+    truncate_metrics(path, 1)
+
+
 READERS: dict[str, Callable[[Path], None]] = {
     "gguf": read_gguf,
     "gguf_model": read_gguf_model,
@@ -67,6 +99,11 @@ READERS: dict[str, Callable[[Path], None]] = {
     "folder": read_folder,
     "tokenizer": read_tokenizer,
     "wordpiece": read_tokenizer,
+    "text": read_source,
+    "jsonl": read_source,
+    "compressed": read_source,
+    "parquet": read_source,
+    "json": read_whole_json,
 }
 
 
@@ -86,6 +123,8 @@ def sound_files(reader: str, folder: Path) -> list[Files]:
         tensors = {f"layers.{i}.weight": np.full((4, 4), i, np.float32) for i in range(4)}
         write_folder(folder / "shards", tensors, config=_LLAMA_JSON, max_shard_bytes=200)
         return [{path.name: path.read_bytes() for path in sorted((folder / "shards").iterdir())}]
+    if reader in ("text", "jsonl", "compressed", "parquet", "json"):
+        return _sources(reader, folder)
     settings = json.dumps({"eos_token": {"content": "<|end|>"}, "do_lower_case": True, "chat_template": "{{ x }}"})
     if reader == "wordpiece":
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "##o", "##l", "h", "1", "2", "3", ","]
@@ -95,6 +134,27 @@ def sound_files(reader: str, folder: Path) -> list[Files]:
     library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     library.add_special_tokens(["<|end|>"])
     return [{"tokenizer.json": library.to_str().encode(), "tokenizer_config.json": settings.encode()}]
+
+
+def _sources(reader: str, folder: Path) -> list[Files]:
+    rows = [{"text": f"Grüße {n}\u2028", "pair": "x", "label": "ja", "more": [{"n": 1.5}, n]} for n in range(20)]
+    lines = "".join(json.dumps(row) + "\r\n" for row in rows)
+    if reader == "text":
+        return [
+            {"a.txt": ("Grüße\n\n" * 40).encode(encoding)} for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32")
+        ]
+    if reader == "jsonl":
+        return [{"a.jsonl": lines.encode(encoding)} for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32")]
+    if reader == "compressed":
+        compress = (gzip.compress, bz2.compress, functools.partial(lzma.compress, preset=0), zstandard.compress)
+        return [{name: pack(lines.encode())} for pack in compress for name in ("a.txt", "a.jsonl")]
+    if reader == "json":
+        value = {"a": rows[0], "b": [1e5, True, None, "\U0001f600"], "step": 1}
+        return [{"a.json": json.dumps(value).encode() + b"\n"}]
+    folder.mkdir(exist_ok=True)
+    table = pyarrow.Table.from_pylist([{key: row[key] for key in ("text", "pair", "label")} for row in rows])
+    pyarrow.parquet.write_table(table, folder / "a.parquet", row_group_size=8)
+    return [{"a.parquet": (folder / "a.parquet").read_bytes()}]
 
 
 def damaged(files: Files, mutate: Callable[[bytes, random.Random], bytes], rng: random.Random) -> Files:

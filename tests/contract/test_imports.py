@@ -34,8 +34,8 @@ ALLOWED = {
     "rlhf": BELOW_TRAIN | {"compression", "inference", "train"},
 }
 # Of dsjax.config, and so of RunConfig: the command, the planner, and the run: its loop and steps, its folder (which
-# keeps the config) and its outcome.
-RUN = {"train/loop.py", "train/steps.py", "train/folder.py", "train/outcome.py"}
+# keeps the config), its outcome, and what of that is looked at beforehand.
+RUN = {"train/loop.py", "train/steps.py", "train/folder.py", "train/outcome.py", "train/preflight.py"}
 SEES_RUN_CONFIG = RUN | {"train/plan.py", "train/plan_compile.py"}
 NEVER = {"torch", "transformers", "tensorflow", "clu", "pickle", "cloudpickle", "dill"}
 

@@ -48,7 +48,8 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, zygote, config, number):
     stopped = len(rows(run))
     assert 4 <= stopped < 5000 and checkpoints(run) == [stopped]
     assert CheckpointStore(run / "checkpoints", CheckpointConfig()).verify(stopped) == []
-    command = f"dsjax train '{run}/config.yaml' --run-dir '{run}' --resume"
+    # Zygote.train gives --force, and what had to be forced must be the next time.
+    command = f"dsjax train '{run}/config.yaml' --run-dir '{run}' --resume --force"
     assert f"stopped by {number.name} at step {stopped}; to go on: {command}\n" in life.said
     assert not (run / "summary.json").exists()
     # The command, as it is printed, with a little less to do.

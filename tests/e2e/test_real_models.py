@@ -11,7 +11,7 @@ import pytest
 from dsjax.checkpoint.safetensors_folder import open_folder
 from dsjax.cli.main import main
 from dsjax.data.config import FileTokenizer
-from dsjax.data.tokenize import load_tokenizer
+from dsjax.data.tokenizer_load import load_tokenizer
 from dsjax.models.pretrained import load_pretrained, save_pretrained
 
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"

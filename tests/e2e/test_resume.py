@@ -29,6 +29,7 @@ from e2e_runs import (
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.store import CheckpointStore
 from dsjax.cli.main import main
+from tests.helpers import parsed
 
 KILLS = 10
 HERE = ["--set", "mesh.cpu_devices=0"]  # in pytest's own process the devices are there already
@@ -151,11 +152,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_finished_run_says_so_and_is_left_alone(tmp_path, reference, config, capsys):
-    run = tmp_path / "run"
+    run = tmp_path / "my run"
     shutil.copytree(reference, run)
     assert main(["train", str(config), "--run-dir", str(run), "--resume", *HERE]) == 0
     said = capsys.readouterr().out
     assert f"{run} is finished: {STEPS} steps are done, {run}/summary.json says how it went" in said
+    longer = parsed(said.partition("To train longer, such as twice as long: ")[2])
+    assert (longer.config, longer.run_dir, longer.resume) == (f"{run}/config.yaml", str(run), True)
+    assert longer.sets == [f"train.steps={2 * STEPS}"]
     assert contents(run) == contents(reference)
 
 

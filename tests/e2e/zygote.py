@@ -5,7 +5,8 @@ Requests and answers are lines of JSON on stdin and stdout:
 
 What a start may ask for besides: `die`: [PART, N], SIGKILL itself before its N-th change of a file with PART in its
 path (counted: opening to write, renaming, removing, making a folder); `file_size`: RLIMIT_FSIZE in bytes; `count`: a
-file to which the numbers of compilation cache hits and misses are written at the end; `environment`: more variables.
+file to which the numbers of compilation cache hits and misses are written at the end; `environment`: more variables;
+`encoding`: of its standard output, which fails at what that has no character for.
 """
 
 import atexit
@@ -41,7 +42,7 @@ def serve() -> list[str]:
     os._exit(0)
 
 
-def prepare(argv, cwd, log, die=None, file_size=None, count=None, environment=None) -> list[str]:
+def prepare(argv, cwd, log, die=None, file_size=None, count=None, environment=None, encoding=None) -> list[str]:
     """Makes the child look like a process of its own."""
     os.setsid()
     os.chdir(cwd)
@@ -52,6 +53,8 @@ def prepare(argv, cwd, log, die=None, file_size=None, count=None, environment=No
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(file, 1)
     os.dup2(file, 2)
+    if encoding:
+        sys.stdout.reconfigure(encoding=encoding, errors="strict")
     if count:
         count_compilations(count)
     if file_size:

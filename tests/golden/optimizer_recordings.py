@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 
 TOLERANCE, TOLERANCE_ALONE = 1e-5, 1e-4
+# Of errors, as a share of the scale of what was compressed. The oracle's worst is 1.1e-6 in runs, and 1.8e-6 in the
+# collective alone, where rounds inherit the rounding of ones six times as large.
+TOLERANCE_OF_ERRORS = 5e-6
 ERRORS = ("worker_error", "server_error", "worker_error_flat", "server_error_flat")
 WITHOUT_EFFECT = ("bias_correction", "eps_inside_sqrt", "max_grad_norm", "cuda_aware", "comm_backend_name")
 FOLDER = Path(os.environ.get("DSJAX_GOLDEN_OPTIMIZERS", Path(__file__).parent / "optimizers"))
@@ -91,16 +94,6 @@ class Run:
     def all_gradients(self, k: int) -> np.ndarray:
         """Every worker's gradients of a tensor at all steps, [W, T, ...]."""
         return self._gradients[k]
-
-    def largest(self, name: str) -> dict[int | None, float]:
-        """Largest value over all steps of what was recorded as `name`, by tensor."""
-        found: dict[int | None, float] = {}
-        for key, value in self.record.items():
-            match = re.fullmatch(rf"{name}(\d*)@\d+", key)
-            if match:
-                k = int(match[1]) if match[1] else None
-                found[k] = max(found.get(k, 0.0), float(np.abs(value).max()))
-        return found
 
     def recorded(self, t: int) -> Iterator[tuple[str, int | None, np.ndarray]]:
         """(name, number of the tensor or None, value) of all that was recorded after step t."""

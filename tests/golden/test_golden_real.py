@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dsjax.data.config import FileTokenizer
-from dsjax.data.tokenize import load_tokenizer
+from dsjax.data.tokenizer_load import load_tokenizer
 from dsjax.models import load_pretrained
 from dsjax.train.step import batch_loss
 

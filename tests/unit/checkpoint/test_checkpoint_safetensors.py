@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import tracemalloc
 
 import ml_dtypes
@@ -167,7 +168,7 @@ def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
         ({"a": entry(dtype="F31")}, b"1234", "dtype F31 is not supported; supported: F64, "),
         ({"a": 3}, b"", "a: expected an entry"),
         ([], b"", "not a JSON object"),
-        (b'{"a": 1, "a": 1}', b"", "a name appears twice"),
+        (b'{"a": 1, "a": 1}', b"", "the key 'a' is given twice"),
         (b"[" * 100_000, b"", "nested too deeply|not JSON"),
         ({"a": entry("BOOL", (1,), (0, 1))}, b"\2", "holds the byte 2"),
     ],
@@ -249,3 +250,24 @@ def test_writes_all_or_nothing(tmp_path):
     (tmp_path / "empty").mkdir()
     write_folder(tmp_path / "empty", {"a": np.ones(1)}, config={})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
+
+
+def test_parts_of_a_split_model_are_no_model(tmp_path):
+    """Not without their index, not as a whole, and not where the index forgets one."""
+    write_folder(tmp_path / "whole", {name: np.ones(3) for name in "abc"}, config={}, max_shard_bytes=1)
+    assert open_folder(tmp_path / "whole").names() == ["a", "b", "c"]
+    index = json.loads((tmp_path / "whole" / "model.safetensors.index.json").read_text())
+    part = tmp_path / "whole" / "model-00001-of-00003.safetensors"
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "config.json").write_text("{}")
+    shutil.copy(part, tmp_path / "alone")
+    with pytest.raises(ValueError, match=r"1 of 3 parts of a split model \(model-00001-of-00003.safetensors\) without"):
+        open_folder(tmp_path / "alone")
+    shutil.copy(part, tmp_path / "whole" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"safetensors: a part of a split model: .* 2 tensors that it lacks \(b, c\)"):
+        open_folder(tmp_path / "whole")
+    (tmp_path / "whole" / "model.safetensors").unlink()
+    del index["weight_map"]["c"]
+    (tmp_path / "whole" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"names 2 files, but by their names there are 3 parts"):
+        open_folder(tmp_path / "whole")

@@ -12,6 +12,7 @@ from dsjax.checkpoint.safetensors_folder import (
     write_folder,
     write_tree,
 )
+from dsjax.checkpoint.tensor_map import Unread
 
 # BLOOM's fused projection interleaves q, k, v by head: [heads, 3, size, in]; ours is [in, 3, heads, size].
 HEADS, SIZE, WIDTH = 2, 3, 6
@@ -61,9 +62,50 @@ def test_optional_tensors_and_ignored_buffers(tmp_path):
     pairs = [*write_tree(flat, ENTRIES, num_layers=2, prefix="transformer.")]
     pairs += [("transformer.h.0.attn.masked_bias", np.ones(1)), ("score", np.ones(1))]
     write_folder(tmp_path / "model", pairs, config={})
-    ignore = (r"h\.\d+\.attn\.(masked_)?bias", "score")
-    back = read_tree(open_folder(tmp_path / "model"), ENTRIES, SHAPES, num_layers=2, ignore=ignore)
+    unread = (Unread(r"h\.\d+\.attn\.(masked_)?bias", holds=lambda array: bool((array == 1).all())), Unread("score"))
+    back = read_tree(open_folder(tmp_path / "model"), ENTRIES, SHAPES, num_layers=2, unread=unread)
     assert back.keys() == flat.keys()
+    back.check_unread()
+
+
+def test_what_is_passed_over_says_what_is_used(tmp_path):
+    pairs = dict(write_tree(make_flat(), ENTRIES, num_layers=2, prefix="transformer."))
+    rules = (Unread("copy", same_as="wte.weight"), Unread("ones", holds=lambda array: bool((array == 1).all())))
+    for number, (head, ones, said) in enumerate(
+        [
+            (pairs["transformer.wte.weight"], np.ones(3), ""),
+            (pairs["transformer.wte.weight"] + 1, np.ones(3), "copy is to be the same as transformer.wte.weight"),
+            (pairs["transformer.wte.weight"][1:], np.ones(3), "copy is to be the same as transformer.wte.weight"),
+            (pairs["transformer.wte.weight"], np.zeros(3), "ones does not hold the values that this model"),
+        ]
+    ):
+        folder = tmp_path / f"{number}"
+        write_folder(folder, {**pairs, "copy": head, "ones": ones}, config={})
+        tree = read_tree(open_folder(folder), ENTRIES, SHAPES, num_layers=2, unread=rules)
+        if not said:
+            tree.check_unread()
+            continue
+        with pytest.raises(ValueError, match=said):
+            tree.check_unread()
+
+
+def test_older_names_are_read_where_the_newer_are_absent(tmp_path):
+    entries = [Entry(("norm", "scale"), "norm.weight", others=("norm.gamma", "norm.g"))]
+    for number, (names, found) in enumerate(
+        [(["norm.g"], "norm.g"), (["norm.gamma"], "norm.gamma"), (["norm.weight"], "norm.weight"), (["a"], "")]
+    ):
+        write_folder(tmp_path / f"{number}", {name: np.ones(2) for name in names}, config={})
+        read = lambda number=number: read_tree(
+            open_folder(tmp_path / f"{number}"), entries, {("norm", "scale"): (2,)}, num_layers=0
+        )
+        if found:
+            assert read().found["norm", "scale"][0] == found
+        else:
+            with pytest.raises(ValueError, match=r"missing: norm.weight \[2\]\n.*extra: a \[2\]"):
+                read()
+    write_folder(tmp_path / "both", {"norm.weight": np.ones(2), "norm.gamma": np.ones(2)}, config={})
+    with pytest.raises(ValueError, match=r"extra: norm.gamma"):
+        read_tree(open_folder(tmp_path / "both"), entries, {("norm", "scale"): (2,)}, num_layers=0)
 
 
 def test_everything_that_does_not_fit_is_listed_at_once(tmp_path):

@@ -2,6 +2,8 @@
 
 import errno
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import jax
@@ -11,12 +13,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from tiny_models import CONFIGS, write_run
+from tiny_models import CONFIGS, make_params, write_run
 
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.store import CheckpointStore
 from dsjax.cli.main import main
 from dsjax.data.tokenize import Tokenizer, byte_tokenizer
+from dsjax.models.config import BertConfig
 from dsjax.train import convert
 from dsjax.train.convert import byte_tokenizer_file
 from dsjax.train.source import open_model
@@ -94,6 +97,49 @@ def test_the_hugging_face_folder(run_folder, tmp_path, capsys):
     }  # fmt: skip
 
 
+def next_commands(capsys, *arguments):
+    """What `convert` recommends, each taken apart as a shell does."""
+    capsys.readouterr()
+    assert main(["convert", *map(str, arguments), "--json"]) == 0
+    commands = [shlex.split(line) for line in json.loads(capsys.readouterr().out)["next"]]
+    assert all(words[0] == "dsjax" for words in commands)
+    return [words[1:] for words in commands]
+
+
+def test_what_is_recommended_next_works(run_folder, run_file, tmp_path, capsys, monkeypatch):
+    """In folders whose names a shell would take apart, and one that looks like an option."""
+    monkeypatch.chdir(tmp_path)
+    (generate,) = next_commands(capsys, run_folder, tmp_path / "my model's $HOME")
+    assert generate[:2] == ["generate", str(tmp_path / "my model's $HOME")]
+    assert main([*generate, "--max-new-tokens", "2"]) == 0
+    generate, train = next_commands(capsys, tmp_path / "my model's $HOME", "./-my run", "--config", run_file)
+    assert main([*generate, "--max-new-tokens", "2"]) == 0
+    assert main(train) == 0
+    assert json.loads((tmp_path / "-my run" / "summary.json").read_text())["steps"]["value"] == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "recommended"),
+    [
+        ({}, ["embed", "DST", "--text", "TEXT"]),
+        ({"task": "classification", "num_labels": 3}, ["evaluate", "DST", "--data", "FILE.jsonl"]),
+    ],
+)
+def test_an_encoder_is_not_recommended_to_write(changes, recommended, tmp_path, capsys):
+    config = BertConfig(vocab_size=264, num_layers=1, model_dim=16, num_heads=2, max_positions=32, **changes)
+    run = write_run(tmp_path / "run", config, {1: {"params": make_params(config)}})
+    folder = str(tmp_path / "a model")
+    assert next_commands(capsys, run, folder) == [[folder if word == "DST" else word for word in recommended]]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(run_folder, tmp_path, monkeypatch, refused):
+    monkeypatch.setattr("dsjax.train.source.open_model", lambda *arguments, **options: pytest.fail("read"))
+    (tmp_path / "file").write_text("mine")
+    refused(["convert", run_folder, tmp_path / "file" / "out"], [f"{tmp_path / 'file'} is not a folder"])
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    refused(["convert", run_folder, tmp_path / "out"], [f"no permission to write to {tmp_path}"])
+
+
 def test_the_average_is_what_is_converted(params, tmp_path):
     average = jax.tree.map(lambda p: p / 2, params["gpt2"])
     both = {"params": params["gpt2"], "ema": average}
@@ -155,6 +201,16 @@ def test_what_the_run_file_says_of_the_model(hf_folders, run_file, tmp_path):
     assert shown == {"kind": "gpt2", "num_layers": 2, "dropout": 0.25, "attention_dropout": 0.0, "remat": "full"}
 
 
+def test_rates_of_dropout_that_differ_are_refused_unless_the_run_says_one(hf_folders, run_file, tmp_path, refused):
+    shutil.copytree(hf_folders["gpt2"], tmp_path / "model")
+    stored = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(stored | {"embd_pdrop": 0.3}))
+    command = ["convert", tmp_path / "model", tmp_path / "out", "--config", run_file]
+    refused(command, ["embd_pdrop 0.3 and resid_pdrop 0.0", "set model.dropout"])
+    assert main([*map(str, command), "--set", "model.dropout=0.2"]) == 0
+    assert yaml.safe_load((tmp_path / "out" / "config.yaml").read_text())["model"]["dropout"] == 0.2
+
+
 def test_defaults_without_a_run_file(hf_folders, tmp_path, monkeypatch):
     """Data that is not named is the standard library; here a stand-in for its corpus, which takes long to make."""
     monkeypatch.setattr("dsjax.data.build.build_corpus", lambda config, progress: FakeCorpus())
@@ -168,7 +224,7 @@ def test_defaults_without_a_run_file(hf_folders, tmp_path, monkeypatch):
 
 
 class FakeCorpus:
-    hash = "stand-in"
+    hash, note, tokenizer = "stand-in", "", byte_tokenizer_file()
 
 
 def test_nothing_is_overwritten(run_folder, hf_folders, run_file, tmp_path, refused):
@@ -215,6 +271,7 @@ def test_sources_that_are_none(no_source, tmp_path, refused):
         (["--config", "nowhere.yaml"], ["no such config file: nowhere.yaml"]),
         (["--config", "RUN", "--set", "train.stepz=5"], ["train.stepz: unknown key"]),
         (["--config", "RUN", "--set", "data.sequence_length=64"], ["64, but the model has 48 positions"]),
+        (["--config", "RUN", "--set", "sample.prompt=a"], ["need 101 positions, but the model has 48"]),
         (["--config", "RUN", "--set", "data.sources.0.path=/nowhere"], ["there is no file or folder '/nowhere'"]),
     ],
 )

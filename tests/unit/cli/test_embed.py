@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from tiny_models import make_model, make_params
 
 from dsjax.cli.main import main
@@ -59,6 +60,24 @@ def test_what_is_printed(folder, capsys, monkeypatch):
     assert embed(folder, "-") == 0 and capsys.readouterr().out == one_pair
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_line_of_standard_input_ends_with_a_line_feed_alone(folder, capsys, monkeypatch, encoding):
+    lines = ["a man\u2028plays", "guitar\x0ca\x85man\x1c."]
+    data = "".join(line + "\r\n" for line in [*lines, " "]).encode(encoding)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert embed(folder, "-", more=["--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["texts"] == lines and err == "dsjax: of 3 lines 1 without text are left out\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [(b"caf\xe9", "standard input is not UTF-8: byte 0xe9 at 3"), (b"\n \n", "has no text")]
+)
+def test_standard_input_without_a_text_is_refused(folder, capsys, monkeypatch, data, said):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    assert embed(folder, "-") == 2 and said in capsys.readouterr().err
+
+
 def test_many_texts_and_a_long_one(folder, capsys):
     """More than a batch; a text that is cut keeps its end mark."""
     texts = [" ".join(["man"] * (1 + number % 5)) for number in range(40)]
@@ -79,8 +98,97 @@ def test_the_length_of_a_sentence_encoder_is_its_own(folder, tmp_path, capsys, r
     vectors = np.array(json.loads(out)["vectors"])
     np.testing.assert_array_equal(vectors[0], vectors[1])
     assert "of 7 tokens the model sees the first 5" in err and err.count("the model sees") == 1
+    (tmp_path / "model" / "sentence_bert_config.json").unlink()
+    (tmp_path / "model" / "modules.json").write_text("[]")
+    (tmp_path / "model" / "tokenizer_config.json").write_text('{"model_max_length": 5}')
+    np.testing.assert_array_equal(vectors_of(capsys, tmp_path / "model", "man a guitar man a")[0], vectors[1])
     (tmp_path / "model" / "sentence_bert_config.json").write_text('{"max_seq_length": "256"}')
     refused(["embed", tmp_path / "model", "--text", "a"], ["sentence_bert_config.json", "'256'"])
+
+
+def encoder_of(folder, path, pooling, *, more=(), **files):
+    """The folder as sentence-transformers would write it, with pooling and other modules."""
+    shutil.copytree(folder, path)
+    modules = ["Transformer", "Pooling", *more, "Normalize"]
+    listed = [
+        {"idx": i, "name": f"{i}", "path": f"{i}_{name}" if i else "", "type": f"sentence_transformers.models.{name}"}
+        for i, name in enumerate(modules)
+    ]
+    (path / "modules.json").write_text(json.dumps(listed))
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, **pooling}))
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    return path
+
+
+def features_of(folder, text):
+    """Float64 [T, 16] of a text between its marks."""
+    ids = [2, *(WORDS.index(word) for word in text.lower().replace(".", " .").split()), 3]
+    return np.asarray(load_pretrained(folder, segments=(2,)).features(np.array([ids])), np.float64)[0]
+
+
+def vectors_of(capsys, folder, *texts):
+    assert embed(folder, *texts, more=["--json"]) == 0
+    return np.array(json.loads(capsys.readouterr().out)["vectors"])
+
+
+OFF = {"pooling_mode_mean_tokens": False}
+POOLED = [  # what 1_Pooling/config.json says, and the definition in float64
+    ({"pooling_mode_cls_token": True, **OFF}, lambda x: x[0]),
+    ({"pooling_mode_mean_tokens": True}, lambda x: x.mean(0)),
+    ({}, lambda x: x.mean(0)),
+    ({"pooling_mode_max_tokens": True, **OFF}, lambda x: x.max(0)),
+    ({"pooling_mode_mean_sqrt_len_tokens": True}, lambda x: np.concatenate([x.mean(0), x.sum(0) / len(x) ** 0.5])),
+    ({"pooling_mode_lasttoken": True, **OFF}, lambda x: x[-1]),
+    ({"pooling_mode": "weightedmean"}, lambda x: np.average(x, 0, np.arange(1, len(x) + 1))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pooling", "definition"), POOLED, ids=[str(list(said)) for said, _ in POOLED])
+def test_features_are_pooled_as_the_folder_says(pooling, definition, folder, tmp_path, capsys):
+    """One program for a batch of texts of several lengths: padding counts nowhere."""
+    path = encoder_of(folder, tmp_path / "model", pooling)
+    for text, vector in zip(TEXTS, vectors_of(capsys, path, *TEXTS), strict=True):
+        want = definition(features_of(folder, text))
+        np.testing.assert_allclose(vector, want / np.linalg.norm(want), atol=3e-6)  # float32
+
+
+def test_prompts_layers_and_lower_case(folder, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    weight, bias = rng.standard_normal((5, 16)).astype(np.float32), rng.standard_normal(5).astype(np.float32)
+    prompts = {"prompts": {"query": "A man "}, "default_prompt_name": "query", "similarity_fn_name": "dot"}
+    path = encoder_of(
+        folder,
+        tmp_path / "model",
+        {"pooling_mode_mean_tokens": True, "include_prompt": False},
+        more=["Dense"],
+        config_sentence_transformers=prompts,
+        sentence_bert_config={"max_seq_length": 8, "do_lower_case": True},
+    )
+    (path / "2_Dense").mkdir()
+    dense = {"in_features": 16, "out_features": 5, "bias": True}
+    dense["activation_function"] = "torch.nn.modules.activation.Tanh"
+    (path / "2_Dense" / "config.json").write_text(json.dumps(dense))
+    save_file({"linear.weight": weight, "linear.bias": bias}, path / "2_Dense" / "model.safetensors")
+    features = features_of(folder, "a man plays guitar.")[3:]  # without [CLS], a, man
+    want = np.tanh(weight @ features.mean(0) + bias)
+    np.testing.assert_allclose(vectors_of(capsys, path, "PLAYS guitar.")[0], want / np.linalg.norm(want), atol=3e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"more": ["LSTM"]}, ["modules.json: a module LSTM", "is not implemented"]),
+        ({"pooling": {"pooling_mode": "attention"}}, ["1_Pooling/config.json: no pooling that is known: 'attention'"]),
+        ({"config_sentence_transformers": {"truncate_dim": 4}}, ["truncate_dim is 4, which is not implemented"]),
+        ({"config_sentence_transformers": {"default_prompt_name": "q"}}, ["default_prompt_name is 'q'"]),
+        ({"modules": {"0": 1}}, ["modules.json: expected a list of modules"]),
+    ],
+)
+def test_what_is_not_implemented_is_refused(changes, said, folder, tmp_path, refused):
+    path = encoder_of(folder, tmp_path / "model", **({"pooling": {}} | changes))
+    refused(["embed", path, "--text", "a"], said)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -9,12 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CONFIGS, make_model
+from tokenizers import processors
 
 from dsjax.cli.main import main
-from dsjax.data.config import TextSource
+from dsjax.data.build import build_corpus
+from dsjax.data.config import DataConfig, FileTokenizer, TextSource
 from dsjax.data.tokenize import Tokenizer, byte_tokenizer
 from dsjax.models.naming import to_named
+from dsjax.train.convert import byte_tokenizer_file
 from dsjax.train.evaluate import Batches, read_text, score, windows
+from dsjax.train.source import open_model
+from dsjax.train.write import plain_prompt
 
 DOCUMENTS = ["The quick brown fox jumps over the lazy dog, écoute.", "ab", "x", "Zwölf Boxkämpfer jagen Viktor\nquer."]
 
@@ -174,6 +180,46 @@ def test_bytes_of_a_tokenizer_that_changes_the_text(tmp_path):
     assert read_text([TextSource(path=str(tmp_path))], byte_tokenizer(), score_first=True).num_bytes == 8
 
 
+@pytest.fixture
+def with_begin(hf_folders, tmp_path):
+    """The GPT-2 folder with a tokenizer that puts <s>, id 257, before a text; only special_tokens_map.json names it."""
+    folder = tmp_path / "model"
+    shutil.copytree(hf_folders["gpt2"], folder)
+    library = byte_tokenizer_file().library
+    assert library is not None
+    library.add_special_tokens(["<s>"])
+    library.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 257)]
+    )
+    library.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "special_tokens_map.json").write_text('{"bos_token": "<s>", "eos_token": {"content": "<|endoftext|>"}}')
+    return folder
+
+
+def test_training_scoring_and_prompts_have_one_beginning(with_begin, brute_force, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(DOCUMENTS[0])
+    text = list(DOCUMENTS[0].encode())
+    trained = open_model(with_begin, report=lambda line: None)
+    assert plain_prompt(trained, DOCUMENTS[0]).ids == [257, *text]
+    data = DataConfig(
+        sources=(TextSource(path=str(tmp_path / "a.txt")),),
+        tokenizer=FileTokenizer(path=str(with_begin)),
+        validation_fraction=0,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert build_corpus(data).train[0].document(0).tolist() == [257, *text, 256]
+    nats, count = brute_force([[257, *text]], 16, 8)
+    assert count == len(text)
+    for more in ([], ["--score-first"]):
+        command = ["evaluate", str(with_begin), "--data", str(tmp_path / "a.txt"), "--length", "16", "--stride", "8"]
+        assert main([*command, "--json", *more]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["tokens"]["value"], found["bytes"]["value"]) == (count, len(text))
+        assert found["nats_per_token"]["value"] == pytest.approx(nats / count, rel=2e-6)
+        assert "after what its tokenizer puts before a text" in found["tokens"]["how"]
+
+
 def test_a_model_that_has_diverged(params):
     broken = jax.tree.map(lambda p: p * np.nan, params["gpt2"])
     with pytest.raises(ValueError, match="not finite"):
@@ -198,9 +244,10 @@ def test_sources_that_are_none(no_source, refused):
         (".", b"", [], ["no file that matches *.txt and has content"]),
         ("a.txt", b"abc\xff", [], ["a.txt: 0xff at byte 3 is not UTF-8"]),
         ("a.jsonl", b'{"text": "a"}\n{"txt": "a"}\n', [], ["a.jsonl:2: no key 'text'; its keys are 'txt'"]),
-        ("a.jsonl", b"a\n", [], ["a.jsonl:1: not JSON"]),
+        ("a.jsonl", b"a\n", [], ["a.jsonl:1 is not JSON", "one JSON object a line"]),
         ("a.txt", b"a", [], ["nothing to score"]),
         ("a.txt", b"abcd", ["--length", "49"], ["49 tokens is longer than the 48 positions"]),
+        ("a.txt", None, ["--length", "49"], ["49 tokens is longer than the 48 positions"]),  # before the text is read
         ("a.txt", b"abcd", ["--stride", "17"], ["stride in 1 .. length; got 16 and 17"]),
         ("a.txt", b"abcd", ["--stride", "0"], ["stride in 1 .. length"]),
         ("a.txt", b"abcd", ["--length", "0"], ["length must be at least 1"]),

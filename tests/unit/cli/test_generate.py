@@ -58,6 +58,16 @@ def test_greedy_text(kind, hf_folders, greedy, capsys):
     assert capsys.readouterr() == (f"{PROMPT}{text_of(expected)}\n", "")
 
 
+def test_a_console_without_the_characters(hf_folders, greedy, monkeypatch):
+    """What it cannot print is escaped: the text has been made by then."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+    assert generate(hf_folders["gpt2"]) == 0
+    expected = f"{PROMPT}{text_of(greedy())}\n"
+    assert not expected.isascii()
+    assert written.getvalue() == expected.encode("ascii", "backslashreplace")
+
+
 def test_a_run_and_its_json(run_folder, greedy, capsys):
     assert generate(run_folder) == 0
     assert capsys.readouterr() == (f"{PROMPT}{text_of(greedy())}\n", "")
@@ -135,9 +145,10 @@ def test_draws_depend_on_the_seed(run_folder, capsys):
 
 
 def test_the_prompt_from_standard_input(run_folder, greedy, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{PROMPT}\r\n".encode())))
-    assert main(["generate", str(run_folder), "--prompt", "-", "--max-new-tokens", "20"]) == 0
-    assert capsys.readouterr().out == f"{PROMPT}{text_of(greedy())}\n"
+    for encoding in ("utf-8", "utf-16"):  # PowerShell pipes the second
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"{PROMPT}\r\n".encode(encoding))))
+        assert main(["generate", str(run_folder), "--prompt", "-", "--max-new-tokens", "20"]) == 0
+        assert capsys.readouterr().out == f"{PROMPT}{text_of(greedy())}\n"
 
 
 def test_a_damaged_checkpoint_is_named_and_passed_over(params, greedy, tmp_path, capsys, refused):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,7 @@ def test_the_first_screen():
         "import sys; from dsjax.cli.main import main\n"
         "assert main(['--help']) == 0\n"
         "ours = {name for name in sys.modules if name.startswith('dsjax.')}\n"
-        "assert ours == {'dsjax.cli', 'dsjax.cli.main'}, ours"
+        "assert ours == {'dsjax.cli', 'dsjax.cli.main', 'dsjax.observe', 'dsjax.observe.host'}, ours"
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -172,3 +173,16 @@ def test_env(capsys):
     assert main(["env", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["devices"][0]["count"] == 8 and "parquet" in report["extras"] and "jax" in report["packages"]
+
+
+def test_an_unknown_setting_is_named_once_in_one_line(hf_folders, tmp_path):
+    """In a process of its own: here warnings are errors."""
+    shutil.copytree(hf_folders["gpt2"], tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(settings | {"attention_window": 7}))
+    done = shell(
+        "from dsjax.cli.main import main\nfrom dsjax.models.pretrained import load_pretrained\n"
+        f"main(['env'])\nfor _ in range(2): load_pretrained({str(tmp_path / 'model')!r})"
+    )
+    lines = [line for line in done.stderr.splitlines() if "unknown settings" in line]
+    assert len(lines) == 1 and lines[0].startswith("dsjax: warning: config.json of a gpt2 model: unknown settings")

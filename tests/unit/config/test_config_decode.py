@@ -116,6 +116,9 @@ def configs() -> st.SearchStrategy[RunConfig]:
         }
         if isinstance(hint, type) and hint in simple:
             return simple[hint]
+        if schema.is_union(hint):
+            parts = hint.__args__  # type: ignore[attr-defined]
+            return st.one_of(*(st.none() if part is type(None) else of(part) for part in parts))
         arguments = hint.__args__  # type: ignore[attr-defined]
         if hint.__origin__ is Literal:  # type: ignore[attr-defined]
             return st.sampled_from(arguments)

@@ -91,6 +91,7 @@ HARM = {
     "lacks a variable": ("{{ a.b }}", "was not given: 'a' is undefined"),
     "divides by zero": ("{{ 1 / 0 }}", "ZeroDivisionError"),
     "writes without end": ("{% for i in range(99999) %}{{ 'a' * 99 }}{% endfor %}", "more than 4194304 characters"),
+    "hides a name": ("{% set n = namespace(__class__=1) %}", "no template may use: '__class__' of a namespace"),
     "calls itself": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "nested too deeply"),
     "is huge": ("a" * (chat.MAX_TEMPLATE_CHARACTERS + 1), "262145 characters; at most 262144 are allowed"),
 }

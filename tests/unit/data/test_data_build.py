@@ -1,5 +1,6 @@
 """Building a corpus: what is in it, that it is built once, survives kills and rivals, and refuses what is wrong."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -169,6 +170,46 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, small_parts, monkeypatch)
     )
     assert fresh.hash == corpus.hash and np.array_equal(fresh.train[0].tokens, corpus.train[0].tokens)
     assert [path.name for path in (tmp_path / "cache" / "corpora").iterdir()] == [corpus.folder.name]
+
+
+def test_a_part_that_is_much_text_is_tokenised_piece_by_piece(tmp_path, small_parts, monkeypatch):
+    documents = texts(300)
+    data = "".join(json.dumps({"text": text}) + "\n" for text in documents)
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(data.encode()))
+    plain = build_corpus(
+        config_of(tmp_path, write_jsonl(tmp_path / "x.jsonl", documents), cache_dir=str(tmp_path / "b"))
+    )
+    monkeypatch.setattr(assemble, "_PIECE_CHARACTERS", 1000)
+    written = []
+    write = assemble._write_piece
+    monkeypatch.setattr(assemble, "_write_piece", lambda *a: (written.append((a[3].name, len(a[2]))), write(*a)))
+    packed = build_corpus(config_of(tmp_path, JsonlSource(path=str(tmp_path / "x.jsonl.gz"))))
+    assert np.array_equal(packed.train[0].tokens, plain.train[0].tokens)
+    assert contents(packed, "validation") == contents(plain, "validation")
+    assert written[-1][0] == "part-000000.npz" and written[0][0] == "part-000000.000001.npz"
+    assert sum(count for _, count in written) == 300 and max(count for _, count in written) < 60
+
+
+def test_what_is_left_out_is_told_once(tmp_path, small_parts):
+    (tmp_path / "text").mkdir()
+    for number in range(30):
+        (tmp_path / "text" / f"{number}.txt").write_text(f"text {number} " * 40)
+    (tmp_path / "text" / "x.txt").write_bytes(b"\xff")
+    (tmp_path / "text" / "x.md").write_text("other")
+    empty = write_jsonl(tmp_path / "x.jsonl", ["", *texts(40), ""])
+    said = []
+    source = TextSource(path=str(tmp_path / "text"), separator="===")
+    config = config_of(tmp_path, source, empty, undecodable="skip")
+    build_corpus(config, report=said.append)
+    assert said == [
+        f"{tmp_path}/text: 31 files read (glob '*.txt'), passed over: 1 .md",
+        f"{tmp_path}/text: left out 1 of its documents or files, which are no UTF-8 text (undecodable: skip)",
+        f"{tmp_path}/text: the separator '===' does not occur: each file is one document",
+        f"{tmp_path}: left out 2 documents without text",
+    ]
+    said.clear()
+    build_corpus(config, report=said.append)
+    assert len(said) == 1 and "passed over: 1 .md" in said[0]
 
 
 def test_rivals_build_once(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,13 +52,14 @@ def test_nothing_that_a_terminal_obeys(text):
 
 @pytest.fixture
 def config(tmp_path):
+    (tmp_path / "text").mkdir()
     for number in range(40):
-        (tmp_path / f"{number}.txt").write_text("\x1b[2J" + "e" * number + "zq"[number % 2] * 5)
+        (tmp_path / "text" / f"{number}.txt").write_text("\x1b[2J" + "e" * number + "zq"[number % 2] * 5)
     path = tmp_path / "run.yaml"
     path.write_text(
         "train: {steps: 1}\n"
         "data:\n"
-        f"  sources: [{{kind: text, path: '{tmp_path}'}}]\n"
+        f"  sources: [{{kind: text, path: '{tmp_path}/text'}}]\n"
         "  tokenizer: {kind: byte}\n"
         "  sequence_length: 32\n"
         "  pack: none\n"
@@ -99,6 +101,31 @@ def test_mistakes_are_one_message(config, capsys):
         out, err = capsys.readouterr()
         lines = [line for line in err.splitlines() if not line.startswith("tokenising")]
         assert out == "" and len(lines) == 1 and message in lines[0] and "Traceback" not in err
+
+
+def test_a_metric_that_is_not_there_shows_before_any_work(config, capsys, tmp_path):
+    both = "[{metric: length, schedule: S, min: 8}, {metric: rarity, schedule: S, min: 8}]"
+    both = both.replace("S", "{kind: fixed_linear, steps: 9}")
+    for verb, more in (
+        ("analyze", []),
+        ("train", ["--run-dir", str(tmp_path / "run"), "--set", f"data.cache_dir={tmp_path}/c"]),
+    ):
+        assert main([verb, str(config), "--set", f"curriculum={{difficulty: {both}}}", *more]) == 2
+        out, err = capsys.readouterr()
+        assert err.startswith("dsjax: error: no metric 'rarity'") and out == ""
+    assert not (tmp_path / "run").exists() and not (tmp_path / "c").exists() and not (tmp_path / "cache").exists()
+
+
+def test_a_picture_that_cannot_be_drawn_costs_nothing_else(config, capsys):
+    command = ["analyze", str(config), "--metric", "length", "--json"]
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    picture = Path(found["length"]["folder"], "histogram.png")
+    picture.unlink()
+    picture.mkdir()
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == found and f"warning: {picture} cannot be written: Is a directory" in err
 
 
 def test_no_examples(config, capsys):

@@ -87,6 +87,11 @@ def test_compressed_jsonl_and_folders(tmp_path):
         (b'{"text": null}', "must be a string, got None"),
         (b'{"text": "\xff"}', "0xff at byte 10 is not UTF-8"),
         (b'{"text": "\\ud800"}', "half of a surrogate pair at character 0"),
+        (b'{"text": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", "is not JSON that can be read: it is nested too deeply"),
+        (b'{"text": ' + b"[" * 150 + b"]" * 150 + b"}", "must be a string, got "),
+        (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "a whole number of more than 4,300 digits"),
+        (b'{"text": "a", "text": "b"}', "the key 'text' is given twice, with different values"),
+        (b'{"text": "a"} {"text": "b"}', "Extra data at column 15"),
     ],
 )
 def test_bad_jsonl_lines_are_named_by_file_and_line(tmp_path, line, message):
@@ -139,6 +144,26 @@ def test_parquet(tmp_path):
     (tmp_path / "x.parquet").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is not a Parquet file"):
         documents(source)
+
+
+def test_parquet_that_is_damaged_or_not_utf8_is_named(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "x.parquet"
+    latin = arrow.array([b"fine", b"au caf\xe9, Monsieur"]).cast(arrow.binary()).view(arrow.string())
+    parquet.write_table(arrow.table({"text": latin}), path)
+    source = ParquetSource(path=str(path))
+    with pytest.raises(ValueError, match=r"x\.parquet: row 1, column 'text': 0xe9 at byte 6 is not UTF-8.*undecodable"):
+        documents(source)
+    assert documents(source, undecodable="skip") == [("x.parquet:0", "fine")]
+    assert documents(source, undecodable="replace")[1] == ("x.parquet:1", "au caf\ufffd, Monsieur")
+    parquet.write_table(arrow.table({"text": ["some text " * n for n in range(99)]}), path)
+    data = bytearray(path.read_bytes())
+    data[40:80] = bytes(40)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"x\.parquet is damaged") as caught:
+        documents(source)
+    assert "\n" not in str(caught.value)
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Tokenizers: exact round trips, streaming, saving, and text that looks like special tokens."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from dsjax.data import encode
+from dsjax.data import encode, tokenize
 from dsjax.data.config import BPETokenizer, FileTokenizer
 from dsjax.data.encode import encode_documents
-from dsjax.data.tokenize import END_OF_TEXT, Tokenizer, byte_tokenizer, load_tokenizer, train_bpe
+from dsjax.data.tokenize import END_OF_TEXT, Tokenizer, byte_tokenizer, train_bpe
+from dsjax.data.tokenizer_load import load_tokenizer
 
 TEXTS = ["def add(a, b):\n    return a + b  # naïve\n" * 3, "The quick brown fox, 1234 times.\n" * 5, "añb ☃ 😀"]
 quick = settings(deadline=None, max_examples=60)
@@ -71,6 +73,48 @@ def test_training_is_cached_and_depends_on_text_and_settings(bpe, tmp_path):
     assert train_bpe(TEXTS[:2], BPETokenizer(vocab_size=300), tmp_path).hash != bpe.hash
     with pytest.raises(ValueError, match="no text"):
         train_bpe(["", ""], BPETokenizer(), tmp_path)
+
+
+def test_long_words_are_learned_from_in_pieces(tmp_path, monkeypatch):
+    """The time grows with the square of the longest word that the trainer sees."""
+    letters = "".join(np.random.default_rng(0).choice(list("acgtxyzw"), 60_000))
+    whole = train_bpe([letters], BPETokenizer(vocab_size=400), tmp_path / "whole")
+    pieces = [letters[begin : begin + 4096] for begin in range(0, 60_000, 4096)]
+    assert whole.hash == train_bpe(pieces, BPETokenizer(vocab_size=400), tmp_path / "pieces").hash
+    assert whole.decode(whole.encode(letters)) == letters
+    monkeypatch.setattr(tokenize, "_LONGEST_WORD", 1 << 16)
+    other = train_bpe([letters], BPETokenizer(vocab_size=400), tmp_path / "uncut")
+    assert len(whole.encode(letters)) < 1.01 * len(other.encode(letters))
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.text(st.sampled_from("ab \n1.é"), max_size=60))
+def test_words_that_are_not_long_give_what_they_gave(text):
+    """Cut or not: the same tokenizer to the last byte, as long as no word is longer than a piece."""
+    made = []
+    for forced in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokenize, "_has_long_word", lambda text, forced=forced: forced)
+            made.append(tokenize._train([text, "ab" * 2048], 270, [END_OF_TEXT]).hash)
+    assert made[0] == made[1]
+
+
+@given(st.integers(0, 600), st.sampled_from(["a", "é", " ", "\u2028", "☃", "1"]), st.integers(4096, 4700))
+def test_every_word_that_is_too_long_is_found(before, character, num_bytes):
+    text = "ab " * before + character * -(-num_bytes // len(character.encode())) + " ab" * 9
+    assert tokenize._has_long_word(text)
+    assert not tokenize._has_long_word("a" * 511 + " " + "b" * 511 + " ")
+
+
+def test_a_text_without_blanks_is_encoded_in_bounded_pieces(bpe, monkeypatch):
+    monkeypatch.setattr(encode, "_ENCODE_CHARACTERS", 100)
+    monkeypatch.setattr(encode, "_LONGEST_CHARACTERS", 400)
+    text = "é" * 1000 + " a" * 200
+    pieces = list(encode._cut_text(text))
+    assert [len(piece) for piece in pieces[:2]] == [400, 400] and max(map(len, pieces)) <= 400
+    assert "".join(pieces) == text and bpe.decode(encode.encode_text(text, bpe)) == text
+    words = "a bc " * 100
+    assert encode.encode_text(words, bpe) == bpe.encode(words)
 
 
 def test_save_and_load_keep_everything(bpe, tmp_path):
@@ -158,3 +202,62 @@ def test_cutting_long_documents_changes_no_token(bpe, words, size):
         patch.setattr(encode, "_ENCODE_CHARACTERS", size)
         cut = encode_documents(texts, bpe, np.dtype(np.uint16))
     assert all(np.array_equal(a, b) for a, b in zip(whole, cut, strict=True))
+
+
+def _leading(kind):
+    """A tokenizer that may put a space before a text, and the added token <t>."""
+    visible = ["Ġ", "Ċ"] if "bytes" in kind else ["▁", "\n"]
+    tokens = ["<unk>", *"ab.é", *visible, f"{visible[0]}a", *(f"<0x{i:02X}>" for i in range(256))]
+    merges = [(visible[0], "a")]
+    library = tokenizers.Tokenizer(
+        models.BPE({t: i for i, t in enumerate(tokens)}, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    if "bytes" in kind:
+        library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space="prefix" in kind)
+        library.decoder = decoders.ByteLevel()
+    elif kind == "prepend":
+        library.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    elif kind == "replace":
+        library.normalizer = normalizers.Replace(" ", "▁")
+        library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    else:
+        library.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=kind, split=False)
+        library.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace("▁", prepend_scheme=kind)])
+    library.add_special_tokens(["<|endoftext|>"])
+    library.add_tokens([tokenizers.AddedToken("<t>", normalized=False), tokenizers.AddedToken("  b", normalized=False)])
+    return Tokenizer(library)
+
+
+LEADING = {kind: _leading(kind) for kind in ("bytes", "bytes prefix", "prepend", "replace", "first", "always", "never")}
+# A space is put only where there is none, before the text or (True) behind added tokens as well: a text with it and
+# one without have the same ids.
+ALIKE = {"bytes prefix": True, "first": False, "always": True}
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.sampled_from(["a", "b", " ", "  ", "<t>", ".", "\n", "  b"]), max_size=8), st.sampled_from([*LEADING])
+)
+def test_spaces_at_the_beginning_come_back(parts, kind):
+    tokenizer, text = LEADING[kind], "".join(parts)
+    ids = tokenizer.encode(text)
+    expected = text
+    if kind in ALIKE:
+        sections = re.split("(<t>|  b)", text)
+        put = [number % 2 == 0 and (number == 0 or ALIKE[kind]) for number in range(len(sections))]
+        expected = "".join(s.removeprefix(" ") if had else s for s, had in zip(sections, put, strict=True))
+    assert tokenizer.decode(ids) == expected
+    stream = tokenizer.stream_decoder()
+    streamed = "".join([*map(stream.feed, ids), stream.finish()])
+    assert streamed in (expected, f" {expected}"), "a stream goes on with a text: its first space stays"
+
+
+def test_words_get_their_spaces_back():
+    tokens = ["[UNK]", "it", "'", "s", "a", "##b", "##out", "time", ",", "!", "-"]
+    library = tokenizers.Tokenizer(models.WordPiece({t: i for i, t in enumerate(tokens)}, unk_token="[UNK]"))
+    library.pre_tokenizer, library.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    library.add_special_tokens(["<|endoftext|>"])
+    tokenizer = Tokenizer(library)
+    for text in ("it about time, about time!", "a time", "!", "about"):
+        assert tokenizer.decode(tokenizer.encode(text)) == text == library.decode(library.encode(text).ids)

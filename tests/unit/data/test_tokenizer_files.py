@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.data.config import BPETokenizer, FileTokenizer
-from dsjax.data.tokenize import Tokenizer, load_tokenizer, train_bpe
+from dsjax.data.tokenize import Tokenizer, train_bpe
+from dsjax.data.tokenizer_load import load_tokenizer
 
 TEXTS = [
     "It's 1234567 apples, isn't it?\n\n  They'll   cost 99.50 or 1000!\n" * 3,
@@ -120,6 +121,18 @@ def test_bos_as_the_file_says(trained, tmp_path):
     assert load_tokenizer(FileTokenizer(path=str(write_gguf(tmp_path / "b", changed, {})))).begin == []
 
 
+def test_an_end_and_switches_as_the_file_says(trained, tmp_path):
+    changed = {**metadata_of(trained), "tokenizer.ggml.add_eos_token": True}
+    tokenizer = load_tokenizer(FileTokenizer(path=str(write_gguf(tmp_path / "a", changed, {}))))
+    assert tokenizer.encode_marked(["a"]) == [[*tokenizer.encode("a"), 0]] and tokenizer.text_frame == ([], [0])
+    changed = {**metadata_of(trained), "tokenizer.ggml.add_bos_token": 1}
+    with pytest.raises(ValueError, match=r"tokenizer.ggml.add_bos_token must be a boolean; got 1"):
+        load_tokenizer(FileTokenizer(path=str(write_gguf(tmp_path / "b", changed, {}))))
+    changed = {**metadata_of(trained), "tokenizer.ggml.lowercase": True, "tokenizer.ggml.fim_pre_token_id": 3}
+    with pytest.warns(UserWarning, match=r"what tokenizer.ggml.lowercase means is not known"):
+        load_tokenizer(FileTokenizer(path=str(write_gguf(tmp_path / "c", changed, {}))))
+
+
 MISTAKES = {
     "model": (
         {"model": "llama"},
@@ -199,7 +212,7 @@ def test_wordpiece_ids_are_those_of_the_definition(tmp_path):
 
     check()
     assert tokenizer.end_of_text == 3 and tokenizer.vocab_size == len(VOCABULARY)
-    assert tokenizer.encode_marked(["a a", ""]) == [[2, 8, 8, 3], [2, 3]] and tokenizer.begin == []
+    assert tokenizer.encode_marked(["a a", ""]) == [[2, 8, 8, 3], [2, 3]] and tokenizer.begin == [2]
 
 
 def test_wordpiece_with_capitals(tmp_path):

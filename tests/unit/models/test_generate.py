@@ -1,6 +1,7 @@
 """Generation over the cache is repeated full forward passes, for unequal prompts padded on either side."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -22,8 +23,9 @@ def by_full_passes(model, prompt: list[int], count: int) -> list[int]:
     return row[len(prompt) :]
 
 
-@pytest.mark.parametrize("name", ["bloom-6", "gpt2"])
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("name", "side"), [*itertools.product(("bloom-6", "gpt2"), ("left", "right")), ("gpt2-variant", "left")]
+)
 def test_greedy_is_repeated_full_passes(name, side):
     model = build(dataclasses.replace(MODELS[name], num_layers=4, segments=()))
     tokens, lengths, count = make_tokens((3, 17), seed=4), [17, 6, 1], 9

@@ -13,6 +13,7 @@ from dsjax.models.config import LlamaConfig
 from dsjax.models.families import config_from_hf, config_to_hf, create
 from dsjax.models.gguf import halves_from_pairs
 from dsjax.models.pretrained import load_pretrained, open_weights, save_pretrained
+from dsjax.models.settings import UnknownSettings
 
 CONFIG = LlamaConfig(
     vocab_size=40,
@@ -171,6 +172,12 @@ MISTAKES = {
     "experts": ({"llama.expert_count": 8}, "a mixture of experts"),
     "rope": ({"llama.rope.dimension_count": 2}, "of which RoPE turns 2; all three must be equal"),
     "yarn": ({"llama.rope.scaling.type": "yarn"}, "the RoPE scaling 'yarn' is not known; known are none, linear"),
+    "part": ({"split.no": 1, "split.count": 3}, "part 2 of 3 of a model; .*llama-gguf-split --merge"),
+    "adapter": ({"general.type": "adapter"}, "general.type is 'adapter'; only a model is read"),
+    "fixed": (
+        {"llama.logit_scale": 0.5, "llama.attention.causal": False},
+        r"x.gguf: llama.attention.causal is False, which is not implemented.*; llama.logit_scale is 0.5, which",
+    ),
     "layers": ({"llama.block_count": 3}, r"missing: model.layers.2.input_layernorm.weight \[24\]"),
     "width": ({"llama.feed_forward_length": 41}, r"misshapen: model.layers.1.mlp.up_proj.weight \[40, 24\]"),
 }
@@ -182,6 +189,15 @@ def test_metadata_that_are_missing_or_do_not_fit(mistake, parts, tmp_path):
     file = write_gguf(tmp_path / "x.gguf", metadata_of(CONFIG, **changes), parts)
     with pytest.raises(ValueError, match=said):
         load_pretrained(file)
+
+
+def test_metadata_that_nobody_knows_are_named_and_the_others_are_not(parts, tmp_path):
+    known = {"llama.vocab_size": 40, "llama.rope.scaling.finetuned": False, "split.count": 1, "split.no": 0}
+    known |= {"general.name": "x", "general.type": "model", "quantize.imatrix.file": "y", "tokenizer.ggml.pre": "z"}
+    known |= {"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 1.0, "llama.attention.causal": True}
+    open_weights(write_gguf(tmp_path / "a.gguf", metadata_of(CONFIG, **known), parts))  # warnings are errors
+    with pytest.warns(UnknownSettings, match=r"b.gguf: unknown settings, which are passed over: llama.new_thing; if"):
+        open_weights(write_gguf(tmp_path / "b.gguf", metadata_of(CONFIG, **known, **{"llama.new_thing": 1}), parts))
 
 
 def test_tensors_and_architectures_that_are_not_known(parts, tmp_path):

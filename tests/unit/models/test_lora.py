@@ -18,6 +18,7 @@ from dsjax.models.families import FAMILIES, abstract
 from dsjax.models.lora import Adapter, initial_adapters, is_adapter, merged, with_adapters
 from dsjax.models.naming import leaf_names, to_named
 from dsjax.models.peft import read_adapter, write_adapter
+from dsjax.models.settings import UnknownSettings
 from tests.unit.models.transformer_oracle import large_params, make_tokens
 
 SHAPE = {"vocab_size": 40, "num_layers": 3, "model_dim": 24, "segments": (1, 2)}
@@ -261,15 +262,41 @@ def test_adapters_that_do_not_fit(tmp_path):
     )
     settings_ = json.loads((path / "adapter_config.json").read_text())
     for change, said in [
-        ({"use_dora": True}, "use_dora = True"),
+        ({"use_dora": True}, "use_dora is True, which is not implemented"),
         ({"peft_type": "IA3"}, "'IA3'"),
-        ({"r": "8"}, "r must be"),
+        ({"r": "8"}, "r and rank_pattern must be"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
+        ({"bias": "all", "layer_replication": [[0, 2]]}, r"bias is 'all'.*layer_replication is \[\[0, 2\]\]"),
+        ({"use_velora": 1, "trainable_token_indices": [1]}, "trainable_token_indices is"),
     ]:
         (path / "adapter_config.json").write_text(json.dumps({**settings_, **change}))
         with pytest.raises(ValueError, match=said):
             read_adapter(path, config)
+    (path / "adapter_config.json").write_text(json.dumps({**settings_, "use_magic": True}))
+    write_file(path / "adapter_model.safetensors", stored, metadata={})
+    with pytest.warns(UnknownSettings, match=r"adapter_config.json: unknown settings.*: use_magic; if"):
+        read_adapter(path, config)
+    stored[name][0, 0] = np.nan
+    write_file(path / "adapter_model.safetensors", stored, metadata={})
+    (path / "adapter_config.json").write_text(json.dumps(settings_))
+    with pytest.raises(ValueError, match=r"layers.1.self_attn.q_proj.lora_A.weight holds 1 of 72 values that are NaN"):
+        read_adapter(path, config)
     with pytest.raises(ValueError, match=r"is not an adapter: it needs adapter_config.json"):
         read_adapter(tmp_path, config)
     tree = {"embed": {"table": jnp.zeros((2, 2))}}
     with pytest.raises(ValueError, match=r"the adapter is not for this model, which lacks: layers.0"):
         merged(tree, Adapter(EVERY, factors), (1, 2))
+
+
+def test_an_embedding_trained_beside_a_tied_table_is_refused(tmp_path):
+    """PEFT leaves the logits with the old table; with ensure_weight_tying both are the new one."""
+    config, path = MODELS["gpt2"], tmp_path / "a"
+    _, factors = draw(config, EVERY)
+    factors = {**factors, "embed.table": np.ones((40, 24), np.float32)}
+    write_adapter(Adapter(EVERY, factors), path, config=config, base="b")
+    with pytest.raises(ValueError, match=r"an embedding of its own.*ensure_weight_tying is not set"):
+        read_adapter(path, config)
+    settings_ = json.loads((path / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps({**settings_, "ensure_weight_tying": True}))
+    assert (read_adapter(path, config).tensors["embed.table"] == 1).all()
+    read_adapter(path, dataclasses.replace(config, tied_embedding=False))

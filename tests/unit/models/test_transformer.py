@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dsjax.models.config import BloomConfig
-from tests.unit.models.transformer_oracle import MODELS, build, large_params, make_tokens, row_logits
+from tests.unit.models.transformer_oracle import MODELS, build, exact_gelu, large_params, make_tokens, row_logits
 
 T = 9
 # float32 against float64, logits of size 1 to 3.
@@ -21,6 +21,8 @@ def model_and_oracle(name: str):
     config = MODELS[name]
     alibi = config.kind == "bloom"
     extra = {"residual_after_norm": config.residual_after_norm} if isinstance(config, BloomConfig) else {}
+    if name == "gpt2-variant":
+        extra = {"by_layer": True, "act": exact_gelu}
     oracle = functools.partial(
         row_logits, large_params(config), heads=config.num_heads, num_layers=2, alibi=alibi, **extra
     )
@@ -59,9 +61,11 @@ def test_packed_documents_do_not_see_each_other(name):
         np.testing.assert_allclose(logits[document], oracle(tokens[0, document]), atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("segments", [(5,), (2, 3), (1, 1, 1, 1, 1)])
-def test_segments_change_nothing(segments):
-    plain = dataclasses.replace(MODELS["bloom-4"], num_layers=5)
+@pytest.mark.parametrize(
+    ("name", "segments"), [("bloom-4", (5,)), ("bloom-4", (2, 3)), ("bloom-4", (1,) * 5), ("gpt2-variant", (2, 3))]
+)
+def test_segments_change_nothing(name, segments):
+    plain = dataclasses.replace(MODELS[name], num_layers=5)
     config = dataclasses.replace(plain, segments=segments)
     tokens = make_tokens((2, T))
     np.testing.assert_allclose(build(config)(tokens), build(plain)(tokens), atol=TOLERANCE)

@@ -82,3 +82,10 @@ def test_a_histogram_of_any_whole_numbers(tmp_path: Path, values: list[int]) -> 
     assert picture.shape == (600, 1200, 4) and [path.name for path in (tmp_path / "new").iterdir()] == ["h.png"]
     bars = (picture[..., :3] - [0.227, 0.431, 0.647]).__abs__().max(axis=-1) < 0.02
     assert bars.sum() > 100
+
+
+@pytest.mark.parametrize("title", [r"lr $\\frac$ and 5$^$", "naïve_run", "100%"])
+def test_a_title_is_no_formula(tmp_path: Path, title: str) -> None:
+    """The name of a run may hold anything but separators; matplotlib takes what stands between $ for TeX."""
+    loss_plot(rows(3), tmp_path / "loss.png", title=title)
+    histogram_plot(np.arange(5), tmp_path / "h.png", label="difficulty", title=title)

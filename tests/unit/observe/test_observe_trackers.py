@@ -108,6 +108,31 @@ def test_tensorboard_holds_the_numbers(tmp_path: Path) -> None:
     resumed.close()
 
 
+def test_what_was_flushed_is_on_disk(tmp_path: Path) -> None:
+    """Of each tracker that writes a file, without its being closed: a killed process closes nothing."""
+    pytest.importorskip("tensorboardX")
+    trackers = make_trackers(ObserveConfig(tensorboard=True), tmp_path)
+    for step in range(1, 40):
+        for tracker in trackers:
+            tracker.log(step, {"loss": 1.0 / step, "stage": "full"})
+    for tracker in trackers:
+        tracker.flush()
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 40))
+    found = _scalars(tmp_path / "tensorboard")
+    assert sorted(found) == [("loss", step) for step in range(1, 40)]
+    for tracker in trackers:
+        tracker.close()
+
+
+def test_two_lives_in_one_second_have_files_of_their_own(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    for step in range(3):
+        tracker = TensorBoardTracker(tmp_path, resume_step=step or None)
+        tracker.log(step + 1, {"loss": float(step)})
+        tracker.close()
+    assert _scalars(tmp_path) == {("loss", 1): 0.0, ("loss", 2): 1.0, ("loss", 3): 2.0}
+
+
 @pytest.mark.parametrize(
     ("package", "config", "extra"),
     [
@@ -126,7 +151,8 @@ def test_wandb_resumes_the_run_of_the_folder(tmp_path: Path, monkeypatch) -> Non
     calls: list = []
 
     class Run:
-        def log(self, row, step):
+        def log(self, row, step, commit):
+            assert commit  # or it is kept back until a later step
             calls.append(("log", step, row))
 
         def finish(self):

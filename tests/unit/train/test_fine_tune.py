@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -10,18 +11,22 @@ from rich.console import Console
 
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.cli.main import main
+from dsjax.config.load import to_yaml
 from dsjax.config.run import RunConfig
 from dsjax.data.config import BPETokenizer, DataConfig, FileTokenizer, JsonlSource
+from dsjax.data.labels import CLASS
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import BertConfig, LlamaConfig, PretrainedConfig
 from dsjax.models.families import abstract, create
 from dsjax.models.naming import to_named
-from dsjax.models.pretrained import initial_weights, load_params, open_weights, save_pretrained
+from dsjax.models.pretrained import initial_weights, load_params, open_weights, resolve, save_pretrained
 from dsjax.optimizers.config import AdamWConfig
+from dsjax.train.begun import as_begun, class_numbers, with_class_names
 from dsjax.train.config import EvaluateConfig, SampleConfig, TrainConfig
-from dsjax.train.folder import read_config, resolved
+from dsjax.train.corpus import open_corpus
+from dsjax.train.folder import begun_folder, read_config, resolved
 from dsjax.train.loop import run
 from dsjax.train.plan import plan
 from dsjax.train.source import open_model
@@ -97,6 +102,79 @@ def test_a_run_learns_is_evaluated_and_resumes(place, tmp_path, capsys):
     assert again == {**found, "nats_per_row": pytest.approx(found["nats_per_row"], rel=1e-5)}
     assert main(["evaluate", str(folder), "--task", "masked", "--data", data]) == 2
     assert "was made for the task classification" in capsys.readouterr().err
+
+
+def test_names_of_classes_are_the_models(place, tmp_path, capsys):
+    """Two of three classes occur in the rows: they keep their numbers, and the third its name."""
+    names = ["positive", "neutral", "negative"]
+    base = tmp_path / "bert"
+    write_folder(base, dataclasses.replace(BERT, task="classification", num_labels=3))
+    settings = json.loads((base / "config.json").read_text())
+    settings |= {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    (base / "config.json").write_text(json.dumps(settings))
+    rows = [json.loads(line) for line in (place / "good.jsonl").read_text().splitlines()]
+    spelt = {"pos": "positive", "neg": "negative"}
+    text = "".join(json.dumps({**row, "label": spelt[row["label"]]}) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(text)
+    config = make_config(
+        place,
+        steps=50,
+        mesh=MeshConfig(data=-1),
+        model=PretrainedConfig(init_from=str(base), segments=(2,)),
+        train=TrainConfig(steps=50, batch_size=16),
+    )
+    data = dataclasses.replace(config.data, sources=(JsonlSource(path=str(tmp_path / "rows.jsonl"), label="label"),))
+    config = dataclasses.replace(config, data=data)
+    folder = tmp_path / "run"
+    summary = run(config, run_dir=folder, console=QUIET).summary
+    assert summary["validation_accuracy"]["value"] >= 0.9
+    assert json.loads((folder / "data.json").read_text())["labels"] == names
+    assert main(["convert", str(folder), str(tmp_path / "hf")]) == 0
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["id2label"] == {"0": names[0], "1": names[1],
+                                                                                     "2": names[2]}  # fmt: skip
+    capsys.readouterr()
+    data = ["--data", str(tmp_path / "rows.jsonl"), "--task", "classification", "--json"]
+    for source in (folder, tmp_path / "hf"):  # looks numbers up by name
+        assert main(["evaluate", str(source), *data]) == 0
+        assert json.loads(capsys.readouterr().out)["accuracy"]["value"] >= 0.9
+
+    # A run that began with its data's own order, as all did before, goes on with it.
+    old = {**json.loads((folder / "data.json").read_text()), "labels": ["negative", "positive"]}
+    (folder / "data.json").write_text(json.dumps(old))
+    corpus = open_corpus(resolved(config).data, resolved(config).model, console=QUIET)
+    first = [store.classes[:, CLASS] for store in corpus.train]
+    renamed = with_class_names(corpus, resolved(config).model, None)
+    again = with_class_names(corpus, resolved(config).model, folder)
+    assert renamed.labels == tuple(names) and again.labels == corpus.labels == ("negative", "positive")
+    for before, now, kept in zip(first, renamed.train, again.train, strict=True):
+        np.testing.assert_array_equal(now.classes[:, CLASS], np.where(before == 0, 2, 0))
+        np.testing.assert_array_equal(kept.classes[:, CLASS], before)
+
+
+def test_labels_that_are_not_the_models_names():
+    names = ("positive", "neutral", "negative")
+    with pytest.raises(ValueError, match=r'the data has the labels \["bad"\], which are none of the model\'s classes'):
+        class_numbers(("bad", "positive"), names)
+    assert class_numbers(("0", "1", "2"), names) == [0, 1, 2] and class_numbers(("0", "2"), ("2", "1", "0")) == [2, 0]
+    assert class_numbers(("bad", "good"), names) is None and class_numbers(("a",), ()) is None
+
+
+def test_a_resumed_run_keeps_its_rates_of_dropout(place, tmp_path):
+    """Before, null meant 0; a run file that leaves the rates out still describes the run."""
+    shutil.copytree(place / "bert", tmp_path / "bert")
+    settings = json.loads((tmp_path / "bert" / "config.json").read_text())
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(settings | {"hidden_dropout_prob": 0.25}))
+    config = make_config(place, model=PretrainedConfig(init_from=str(tmp_path / "bert"), task="classification"))
+    assert resolved(config).model.dropout == 0.25
+    before = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0, attention_dropout=0.0))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(to_yaml(resolved(before)))
+    assert begun_folder("x", run_dir=tmp_path / "run", resume="no") is None
+    folder = begun_folder("x", run_dir=tmp_path / "run", resume="must")
+    assert as_begun(config.model, None) == config.model
+    assert resolve(as_begun(config.model, folder)).dropout == 0.0
+    given = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.5))
+    assert resolve(as_begun(given.model, folder)).dropout == 0.5
 
 
 def test_the_first_weights_are_the_folders_on_every_mesh(place):

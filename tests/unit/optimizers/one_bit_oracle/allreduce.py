@@ -40,13 +40,17 @@ def magnitude(b: np.ndarray, count: np.ndarray | int, kind: str) -> np.ndarray:
 
 
 class AllReduce:
-    """The all-reduce of one flat buffer, with its errors worker_error [W, N] and server_error [W, N / W]."""
+    """The all-reduce of one flat buffer, with its errors worker_error [W, N] and server_error [W, N / W].
+
+    `worker_scale` and `server_scale` are the largest s_i and S of the last call: how large what was compressed is.
+    """
 
     def __init__(self, n: int, num_workers: int, rules: Rules):
         self.n, self.num_workers, self.rules = n, num_workers, rules
         size = padded_size(n, num_workers, peer=rules.peer)
         self.worker_error = np.zeros((num_workers, size), rules.dtype)
         self.server_error = np.zeros((num_workers, size // num_workers), rules.dtype)
+        self.worker_scale = self.server_scale = 0.0
 
     def __call__(self, x_Wn: np.ndarray, live_n: np.ndarray | None = None) -> np.ndarray:
         """The average [n] of x_Wn, the same on every worker. live_n: bool, False where masked."""
@@ -57,6 +61,7 @@ class AllReduce:
 
         b = np.where(live_N, np.pad(x_Wn, tail) + self.worker_error, 0)
         scale = magnitude(b, live_N.sum(), self.rules.scale)
+        self.worker_scale = float(scale.max())
         bits = pack(b)
         self.worker_error = np.where(live_N, b - scale * unpack(bits, b.dtype), 0)
 
@@ -71,6 +76,7 @@ class AllReduce:
             scale = magnitude(a, live.sum(axis=1, keepdims=True), self.rules.scale)
         else:
             scale = magnitude(a.reshape(1, -1), live_N.sum(), self.rules.scale)
+        self.server_scale = float(scale.max())
         signs = unpack(pack(a), a.dtype)
         self.server_error = np.where(live, a - scale * signs, 0)
         return np.where(live, scale * signs, 0).reshape(-1)[: self.n]
