@@ -25,8 +25,8 @@ CACHE = ROOT / ".cache" / "tests-e2e"
 STEPS = 24
 HALF = 12  # the checkpoint of this step is kept
 # Compiling takes most of the time of these tests, and they are not about the speed of what is compiled.
-# With large pages the command does not start itself again, which a life that is forked does not do either: versions.json
-# says which pages there are, and is kept twice where it changes.
+# With large pages asked for the command does not start itself again, which a life that is forked does not do either:
+# versions.json says which pages there are, and is kept twice where it changes.
 ENVIRONMENT = {
     "XDG_CACHE_HOME": str(CACHE),
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
