@@ -31,7 +31,7 @@ from dsjax.train.plan_pace import schedule_rows
 from dsjax.train.plan_rounds import Round, predict_rounds
 from dsjax.train.plan_trace import OneDevice, Traced, abstract_layout, batch_shapes, shard_bytes, state_specs, trace
 from dsjax.train.plan_traffic import Traffic, predict_traffic
-from dsjax.train.preflight import advise, check_end, missing_tools
+from dsjax.train.preflight import advise, check_end, missing_tools, refuse_all
 from dsjax.train.state import abstract_state, count_parameters, make_optimizer, state_shardings
 from dsjax.train.step import BATCH_SPEC
 
@@ -223,14 +223,7 @@ def _check(config: ResolvedRunConfig, layout: Layout) -> None:
         checks.append(lambda: training_placement(layout, batch_size=train.batch_size, accumulation=train.accumulation))
     elif evaluated % parts:
         checks.append(lambda: evaluation_placement(layout, batch_size=evaluated))
-    problems = []
-    for check in checks:
-        try:
-            check()
-        except ValueError as problem:
-            problems.append(str(problem))
-    if problems:
-        raise ValueError("\n".join(problems))
+    refuse_all(checks)
 
 
 def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: int | None, available_from: str) -> Plan:

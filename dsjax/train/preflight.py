@@ -4,7 +4,7 @@ What only a config decides is refused, all of it at once; what may be meant all 
 that are missing `train` refuses and `plan`, which may be for another machine, says; so with the disk (disk.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,21 @@ def check_end(config: ResolvedRunConfig, tokenizer: Tokenizer | None = None) -> 
     if tokenizer is not None:
         size = tokenizer.vocab_size
         checks.append(lambda: check_vocabulary(size, config.model))
+    refuse_all(checks)
+
+
+def refuse_all(checks: Iterable[Callable[[], Any]]) -> None:
+    """Make all checks, and refuse with what all of them say.
+
+    Raises:
+        ValueError: a line for each that raised one.
+
+    Example:
+        >>> refuse_all([lambda: int("a"), lambda: None, lambda: int("b")])
+        Traceback (most recent call last):
+        ValueError: invalid literal for int() with base 10: 'a'
+        invalid literal for int() with base 10: 'b'
+    """
     problems = []
     for check in checks:
         try:
