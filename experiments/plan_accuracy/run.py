@@ -8,6 +8,7 @@ Nothing is run: both programs of a step are lowered from shapes and compiled, an
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import jax
 import yaml
 
 jax.config.update("jax_platforms", "cpu")
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from side_by_side import machine  # noqa: E402
 
 from dsjax.config.load import from_dict  # noqa: E402
 from dsjax.config.run import RunConfig  # noqa: E402

@@ -12,8 +12,6 @@ import argparse
 import collections
 import json
 import multiprocessing
-import os
-import platform
 import random
 import re
 import resource
@@ -27,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from side_by_side import machine
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
@@ -187,8 +188,8 @@ def main() -> int:
     for line in (problems := too_much(results, config["limits"])):
         print(line)
     if arguments.share == 1:
-        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": sys.version}
-        content = {"config": config, "machine": machine, "results": results, "problems": problems}
+        about = machine() | {"python": sys.version}
+        content = {"config": config, "machine": about, "results": results, "problems": problems}
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(content, indent=1) + "\n")
         readme = (HERE / "README.md").read_text()
