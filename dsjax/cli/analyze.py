@@ -3,8 +3,6 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from dsjax.observe.output import escape_unprintable
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -46,7 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
     from dsjax.observe.plots import require_plots
     from dsjax.train.folder import resolved
 
-    escape_unprintable()
     if arguments.examples < 0 or (arguments.workers is not None and arguments.workers < 1):
         raise ValueError(
             f"--examples must be 0 or more and --workers 1 or more; got {arguments.examples}, {arguments.workers}"

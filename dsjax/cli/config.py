@@ -6,7 +6,6 @@ from pathlib import Path
 
 from dsjax.config.docs import reference
 from dsjax.config.load import differences, flatten, load_run, load_with_origins, to_dict, to_yaml
-from dsjax.observe.output import escape_unprintable
 
 HELP = "show, compare and document run files"
 
@@ -29,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Returns 0; 1 when `diff` found differences."""
-    escape_unprintable()
     if arguments.action == "show":
         return _show(arguments)
     if arguments.action == "diff":

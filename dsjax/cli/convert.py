@@ -3,8 +3,6 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from dsjax.observe.output import escape_unprintable
-
 if TYPE_CHECKING:
     from dsjax.config.run import RunConfig
     from dsjax.train.source import TrainedModel
@@ -54,7 +52,6 @@ def run(arguments: argparse.Namespace) -> int:
     from dsjax.train.processes import use_compilation_cache
     from dsjax.train.source import kind_of, open_model
 
-    escape_unprintable()
     source, destination = Path(arguments.source), Path(arguments.destination)
     kind = kind_of(source)
     if kind == "run" and (arguments.config or arguments.sets):

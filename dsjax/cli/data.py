@@ -2,8 +2,6 @@
 
 import argparse
 
-from dsjax.observe.output import escape_unprintable
-
 HELP = "Tokenise a corpus once, in parallel and resumably, into memory-mapped files."
 
 _EXAMPLE = """\
@@ -36,7 +34,6 @@ def run(arguments: argparse.Namespace) -> int:
     from dsjax.train.disk import unwritable
     from dsjax.train.folder import resolved
 
-    escape_unprintable()
     if arguments.workers is not None and arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1; got {arguments.workers}")
     if arguments.out is not None and (problem := unwritable(Path(arguments.out))):

@@ -2,8 +2,6 @@
 
 import argparse
 
-from dsjax.observe.output import escape_unprintable
-
 HELP = "unit vectors of texts, and the cosine of each pair"
 
 _DESCRIPTION = """\
@@ -40,7 +38,6 @@ def run(arguments: argparse.Namespace) -> int:
     from dsjax.train.processes import use_compilation_cache
     from dsjax.train.source import open_model
 
-    escape_unprintable()
     texts = _texts(arguments.texts)
     use_compilation_cache()
     with elapsed(f"reading {arguments.source}", enabled=True):

@@ -3,8 +3,6 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from dsjax.observe.output import escape_unprintable
-
 if TYPE_CHECKING:
     from dsjax.train.source import TrainedModel
 
@@ -49,7 +47,6 @@ def run(arguments: argparse.Namespace) -> int:
     from dsjax.train.processes import use_compilation_cache
     from dsjax.train.source import open_model
 
-    escape_unprintable()
     use_compilation_cache()
     with elapsed(f"reading {arguments.source}", enabled=True):
         trained = open_model(arguments.source, report=lambda line: print(f"dsjax: {line}", file=sys.stderr))

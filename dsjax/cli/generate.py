@@ -3,8 +3,6 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from dsjax.observe.output import escape_unprintable
-
 if TYPE_CHECKING:
     from dsjax.models.generate import Generation
 
@@ -44,7 +42,6 @@ def run(arguments: argparse.Namespace) -> int:
     from dsjax.train.source import open_model, with_adapter
     from dsjax.train.write import chat_prompt, plain_prompt, write
 
-    escape_unprintable()
     texts = [_prompt(given) for given in arguments.prompt]
     if arguments.system is not None and not arguments.chat:
         raise ValueError("--system is a message of a conversation; give --chat too")

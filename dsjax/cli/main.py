@@ -16,8 +16,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol, cast
 
-from dsjax.observe.host import restart_with_huge_pages
-
 VERBS = {
     "train": "train a model as a run file says",
     "generate": "continue a prompt with a trained model",
@@ -110,8 +108,12 @@ def dispatch(arguments: Sequence[str]) -> int:
     if name not in VERBS:
         near = difflib.get_close_matches(name, VERBS, n=1)
         raise UserError(f"no verb {name!r}{f'; closest: {near[0]}' if near else ''}; there are {', '.join(VERBS)}")
+    from dsjax.observe.output import escape_unprintable  # not for --help
+
     parser, verb = parser_of(name)
-    return verb.run(parser.parse_args(rest))
+    given = parser.parse_args(rest)
+    escape_unprintable()
+    return verb.run(given)
 
 
 def _as_note(
@@ -146,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = _as_note
     try:
         if argv is None:
+            from dsjax.observe.host import restart_with_huge_pages  # not for a verb that is called
+
             restart_with_huge_pages()
         code = dispatch(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()

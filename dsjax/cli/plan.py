@@ -2,8 +2,6 @@
 
 import argparse
 
-from dsjax.observe.output import escape_unprintable
-
 HELP = "memory, traffic and FLOPs a run would need; touches no accelerator, allocates nothing"
 
 
@@ -32,7 +30,6 @@ def run(arguments: argparse.Namespace) -> int:
     from dsjax.train.plan import plan
     from dsjax.train.plan_table import plan_table
 
-    escape_unprintable()
     config = load_run(arguments.config, arguments.sets)
     device = lookup(arguments.device) if arguments.device else None
     result = plan(config, num_devices=arguments.devices, device=device)

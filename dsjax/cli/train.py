@@ -8,8 +8,6 @@ import sys
 import traceback
 from typing import NoReturn
 
-from dsjax.observe.output import escape_unprintable
-
 HELP = "train a model from a config"
 
 
@@ -31,7 +29,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Train; exit code 75 if a signal stopped the run and it can be resumed, 1 if something at its end failed."""
     from dsjax.train.processes import num_processes
 
-    escape_unprintable()
     try:
         return _train(arguments)
     except BaseException as error:

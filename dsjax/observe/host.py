@@ -1,9 +1,9 @@
 """The host as far as it decides speed: its processor, and in which pages the C library takes memory.
 
 XLA:CPU allocates the temporaries of a program anew in each step. glibc maps them and gives them back, so that Linux
-clears each page of 4 KiB at its first use: 290,000 faults in a step of a GPT of 5.8 M parameters, 0.4 of two cores, and
-its lock keeps another 0.1 idle. With pages of 2 MiB there are 750 faults. Linux gives these to a program that asks for
-them (the setting `madvise`, the usual one), and glibc 2.35 asks where the environment holds
+clears each page of 4 KiB at its first use: 240,000 faults in a step of a GPT of 5.8 M parameters, which take 0.3 of
+two cores. With pages of 2 MiB there are 780 (experiments/pretraining_speed). Linux gives these to a program that asks
+for them (the setting `madvise`, the usual one), and glibc 2.35 asks where the environment holds
 
     GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
