@@ -22,6 +22,10 @@ _TUNING_PAIRS = 1 << 21
 _EM_STEPS = 100
 
 
+class TooLittleText(ValueError):
+    """There is nothing to count, or nothing to compare it with."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Baseline:
     """Cross-entropy of counted models over the evaluated targets."""
@@ -66,7 +70,7 @@ def baseline(
             stream that is not isolated.
 
     Raises:
-        ValueError: no pair to count or none to evaluate.
+        TooLittleText: no pair to count or none to evaluate.
 
     Example:
         >>> train = TokenStore(tokens=np.array([1, 2] * 500), offsets=np.array([0, 1000]), hash="t")
@@ -76,14 +80,14 @@ def baseline(
     """
     inputs, targets = _evaluated_pairs(validation, across_documents)
     if not len(targets):
-        raise ValueError("the validation rows hold no target to evaluate")
+        raise TooLittleText("the validation rows hold no target to evaluate")
     ranges = [(store, 0, store.num_tokens) for store in train_stores]
     heads = [(store, 0, store.num_tokens * 9 // 10) for store in train_stores]
     tails = [(store, store.num_tokens * 9 // 10, store.num_tokens) for store in train_stores]
     held = list(_some_pairs(tails, across_documents))
     first = _Counts(_key_chunks(heads, vocab_size, across_documents), vocab_size)
     if not held or not first.total:
-        raise ValueError("the training documents hold too few pairs of tokens to count")
+        raise TooLittleText("the training documents hold too few pairs of tokens to count")
     tuning = first.probabilities(*(np.concatenate(column) for column in zip(*held, strict=True)))
     bigram_weights = _best_weights(tuning)
     unigram_weights = _best_weights(tuning[1:])

@@ -19,7 +19,7 @@ from dsjax.checkpoint.manifest import read_json
 from dsjax.config.run import ResolvedRunConfig
 from dsjax.data.build import Corpus
 from dsjax.data.labels import CLASS
-from dsjax.data.ngram import baseline
+from dsjax.data.ngram import TooLittleText, baseline
 from dsjax.data.pipeline import validation_rows
 from dsjax.observe.devices import from_jax_device_kind
 from dsjax.observe.flops import mfu
@@ -219,7 +219,7 @@ def _compared(config: ResolvedRunConfig, corpus: Corpus, rows: list[dict[str, An
     """What can be had for nothing on the same targets."""
     evaluated = [row for row in rows if "validation_loss" in row]
     if evaluated and config.data.task == "language_model":
-        with contextlib.suppress(ValueError):  # too little text to count anything on
+        with contextlib.suppress(TooLittleText):  # the run is none the worse
             return _counted_figures(config, corpus, evaluated[-1]["validation_loss"])
     if evaluated and "validation_accuracy" in evaluated[-1]:
         return {"majority_accuracy": _majority(config, corpus)}
