@@ -16,13 +16,14 @@ from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import BloomConfig, ModelConfig, RandomLTDConfig
-from dsjax.models.families import abstract, initial_params
+from dsjax.models.families.registry import abstract, initial_params
 from dsjax.models.naming import leaf_names, to_named
+from dsjax.models.tree import ModelTree
 from dsjax.optimizers.api import Measured, StagedTransform, UpdateInputs
 from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
-from dsjax.train.place import training_placement
-from dsjax.train.programs import Programs, make_programs
-from dsjax.train.state import ModelTree, TrainState, init_state, make_optimizer, state_shardings
+from dsjax.setup.placement import training_placement
+from dsjax.setup.programs import Programs, make_programs
+from dsjax.setup.state import TrainState, init_state, make_optimizer, state_shardings
 
 TINY = BloomConfig(vocab_size=64, num_layers=2, model_dim=32, num_heads=8, dropout=0.1, segments=(2,))
 """Eight heads, so that `tensor` may be anything up to 8; one scanned segment, which compiles fastest."""

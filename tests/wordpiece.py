@@ -4,10 +4,10 @@ import jax
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from dsjax.data.tokenize import Tokenizer
+from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.models.config import BertConfig
-from dsjax.models.families import create
-from dsjax.models.pretrained import save_pretrained
+from dsjax.models.families.registry import create
+from dsjax.models.formats.pretrained import save_pretrained
 
 WORDS = ["good", "fine", "great", "bad", "awful", "poor", "film", "story", "plot", "was", "the", "a", "of", "number"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-    from dsjax.data.build import Corpus
-    from dsjax.data.rows import Rows
+    from dsjax.data.corpus.build import Corpus
+    from dsjax.data.rows.mixture import Rows
 
 HELP = "how difficult the training rows are, by the metrics of a curriculum"
 
@@ -37,12 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
     import sys
 
     from dsjax.config.load import load_run
-    from dsjax.data.analyze import metrics_of, open_index
-    from dsjax.data.build import build_corpus
-    from dsjax.data.metrics import code_of
-    from dsjax.data.rows import Rows
+    from dsjax.data.corpus.build import build_corpus
+    from dsjax.data.curriculum.analyze import metrics_of, open_index
+    from dsjax.data.curriculum.metrics import code_of
+    from dsjax.data.rows.mixture import Rows
     from dsjax.observe.plots import require_plots
-    from dsjax.train.folder import resolved
+    from dsjax.runs.folder import resolved
 
     if arguments.examples < 0 or (arguments.workers is not None and arguments.workers < 1):
         raise ValueError(
@@ -80,7 +80,7 @@ def _describe(
     import sys
     from pathlib import Path
 
-    from dsjax.data.describe import examples, histogram, percentiles
+    from dsjax.data.curriculum.describe import examples, histogram, percentiles
     from dsjax.observe.plots import histogram_plot
 
     found = percentiles(values)

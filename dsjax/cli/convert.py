@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dsjax.config.run import RunConfig
-    from dsjax.train.source import TrainedModel
+    from dsjax.inference.open import TrainedModel
 
     type Loaded = tuple[RunConfig, dict[str, str]]  # a run file, and where its values are from
 
@@ -47,10 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     from dsjax.checkpoint.store import CheckpointError
     from dsjax.cli.main import UserError
     from dsjax.config.load import load_with_origins
-    from dsjax.train.convert import refuse_overwriting
-    from dsjax.train.disk import unwritable
-    from dsjax.train.processes import use_compilation_cache
-    from dsjax.train.source import kind_of, open_model
+    from dsjax.inference.convert import refuse_overwriting
+    from dsjax.inference.open import kind_of, open_model
+    from dsjax.mesh.processes import use_compilation_cache
+    from dsjax.runs.disk import unwritable
 
     source, destination = Path(arguments.source), Path(arguments.destination)
     kind = kind_of(source)
@@ -87,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _to_hugging_face(trained: "TrainedModel", destination) -> dict:
-    from dsjax.train.convert import to_hugging_face
+    from dsjax.inference.convert import to_hugging_face
 
     to_hugging_face(trained, destination)
     return _result(trained, destination, "hugging_face", _uses(trained, destination))
@@ -96,7 +96,7 @@ def _to_hugging_face(trained: "TrainedModel", destination) -> dict:
 def _to_adapter(trained: "TrainedModel", destination) -> dict:
     from pathlib import Path
 
-    from dsjax.models.peft import write_adapter
+    from dsjax.models.formats.peft import write_adapter
 
     if trained.adapter is None:
         raise ValueError(f"--adapter: {trained.path} is not a run with lora; leave --adapter out for the whole model")
@@ -115,11 +115,11 @@ def _to_run(trained: "TrainedModel", loaded: "Loaded | None", destination, *, qu
     import sys
 
     from dsjax.config.load import to_yaml
-    from dsjax.data.build import build_corpus
-    from dsjax.train.commands import resume
-    from dsjax.train.convert import RunSettings, to_run
-    from dsjax.train.folder import resolved
-    from dsjax.train.preflight import check_end
+    from dsjax.data.corpus.build import build_corpus
+    from dsjax.inference.convert import RunSettings, to_run
+    from dsjax.plan.preflight import check_end
+    from dsjax.runs.commands import resume
+    from dsjax.runs.folder import resolved
 
     config = resolved(_run_config(trained, loaded, destination))
     check_end(config)  # or the run would be refused when it is to be trained on
@@ -148,7 +148,7 @@ def _writes(trained: "TrainedModel") -> bool:
 
 
 def _uses(trained: "TrainedModel", source, *, adapter=None) -> list[str]:
-    from dsjax.train.commands import uses
+    from dsjax.runs.commands import uses
 
     classifies = trained.model.config.task == "classification"
     return uses(source, writes=_writes(trained), classifies=classifies, adapter=adapter)
@@ -180,8 +180,8 @@ def _run_config(trained: "TrainedModel", loaded: "Loaded | None", destination) -
     from dsjax.config.load import to_dict
     from dsjax.config.run import RunConfig
     from dsjax.data.config import DataConfig
-    from dsjax.models.pretrained import check_dropout, open_weights
-    from dsjax.train.config import TrainConfig
+    from dsjax.models.formats.pretrained import check_dropout, open_weights
+    from dsjax.setup.config import TrainConfig
 
     limit = trained.model.architecture.max_positions
     if loaded is not None:

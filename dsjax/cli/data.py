@@ -30,9 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from dsjax.config.load import load_run
-    from dsjax.data.build import build_corpus
-    from dsjax.train.disk import unwritable
-    from dsjax.train.folder import resolved
+    from dsjax.data.corpus.build import build_corpus
+    from dsjax.runs.disk import unwritable
+    from dsjax.runs.folder import resolved
 
     if arguments.workers is not None and arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1; got {arguments.workers}")

@@ -33,10 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the cosines, or all there is as JSON."""
     import json
 
-    from dsjax.data.progress import elapsed
-    from dsjax.train.embed import cosines, embed
-    from dsjax.train.processes import use_compilation_cache
-    from dsjax.train.source import open_model
+    from dsjax.data.corpus.progress import elapsed
+    from dsjax.inference.embed import cosines, embed
+    from dsjax.inference.open import open_model
+    from dsjax.mesh.processes import use_compilation_cache
 
     texts = _texts(arguments.texts)
     use_compilation_cache()

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dsjax.train.source import TrainedModel
+    from dsjax.inference.open import TrainedModel
 
 HELP = "loss, perplexity and bits per byte of a model on text; accuracy and F1 of a classifier"
 
@@ -43,9 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     import json
     import sys
 
-    from dsjax.data.progress import elapsed
-    from dsjax.train.processes import use_compilation_cache
-    from dsjax.train.source import open_model
+    from dsjax.data.corpus.progress import elapsed
+    from dsjax.inference.open import open_model
+    from dsjax.mesh.processes import use_compilation_cache
 
     use_compilation_cache()
     with elapsed(f"reading {arguments.source}", enabled=True):
@@ -82,16 +82,16 @@ def _on_text(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
 
     from rich.console import Console
 
-    from dsjax.data.progress import elapsed
+    from dsjax.data.corpus.progress import elapsed
+    from dsjax.evaluate import perplexity
     from dsjax.observe.progress import Progress
-    from dsjax.train import evaluate
 
     length = trained.trained_length if arguments.length is None else arguments.length
     stride = max(1, length // 2) if arguments.stride is None else arguments.stride
-    batch_tokens = evaluate.BATCH_TOKENS if arguments.batch_tokens is None else arguments.batch_tokens
-    evaluate.check_windows(trained.model, length=length, stride=stride, batch_tokens=batch_tokens)
+    batch_tokens = perplexity.BATCH_TOKENS if arguments.batch_tokens is None else arguments.batch_tokens
+    perplexity.check_windows(trained.model, length=length, stride=stride, batch_tokens=batch_tokens)
     with elapsed("tokenising the text", enabled=True):
-        text = evaluate.read_text(
+        text = perplexity.read_text(
             _sources(arguments),
             trained.tokenizer,
             score_first=arguments.score_first,
@@ -100,12 +100,12 @@ def _on_text(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
     with contextlib.ExitStack() as stack:
         bars: list[Progress] = []
 
-        def show(done: int, total: int, so_far: evaluate.Score) -> None:
+        def show(done: int, total: int, so_far: perplexity.Score) -> None:
             if not bars:
                 bars.append(stack.enter_context(Progress(total, console=Console(stderr=True))))
             bars[0].update(done, loss=so_far.nats / so_far.num_tokens)
 
-        score = evaluate.score(
+        score = perplexity.score(
             trained.model,
             text.documents,
             length=length,
@@ -113,12 +113,12 @@ def _on_text(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
             batch_tokens=batch_tokens,
             progress=show,
         )
-    return evaluate.figures(text, score, length=length, stride=stride)
+    return perplexity.figures(text, score, length=length, stride=stride)
 
 
 def _on_hidden_tokens(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
     """An encoder's loss on the tokens that are hidden from it."""
-    from dsjax.train.evaluate_masked import figures, score_masked
+    from dsjax.evaluate.masked import figures, score_masked
 
     length = _length(trained, arguments)
     score = score_masked(
@@ -136,7 +136,7 @@ def _on_hidden_tokens(trained: "TrainedModel", arguments: argparse.Namespace) ->
 def _on_labels(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
     """A classifier's accuracy."""
     from dsjax.data.config import JsonlSource
-    from dsjax.train.evaluate_labels import figures, predict, read_labelled
+    from dsjax.evaluate.labels import figures, predict, read_labelled
 
     keys = {"field": arguments.field, "text_pair": arguments.pair_key, "label": arguments.label_key}
     labelled = read_labelled(
@@ -168,7 +168,7 @@ def _length(trained: "TrainedModel", arguments: argparse.Namespace) -> int:
 def _sources(arguments: argparse.Namespace) -> list:
     """Each PATH as a source of text: a .jsonl file (compressed or not) by its name, anything else as text."""
     from dsjax.data.config import JsonlSource, TextSource
-    from dsjax.data.sources import JSONL_ENDINGS
+    from dsjax.data.text.sources import JSONL_ENDINGS
 
     return [
         JsonlSource(path=path, field=arguments.field)

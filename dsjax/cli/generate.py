@@ -37,10 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the prompts and what the model writes after them."""
     import json
 
-    from dsjax.data.progress import elapsed
-    from dsjax.train.processes import use_compilation_cache
-    from dsjax.train.source import open_model, with_adapter
-    from dsjax.train.write import chat_prompt, plain_prompt, write
+    from dsjax.data.corpus.progress import elapsed
+    from dsjax.inference.open import open_model, with_adapter
+    from dsjax.inference.text import chat_prompt, plain_prompt, write
+    from dsjax.mesh.processes import use_compilation_cache
 
     texts = [_prompt(given) for given in arguments.prompt]
     if arguments.system is not None and not arguments.chat:

@@ -27,15 +27,15 @@ def run(arguments: argparse.Namespace) -> int:
 
     from dsjax.config.load import load_run
     from dsjax.observe.devices import lookup
-    from dsjax.train.plan import plan
-    from dsjax.train.plan_table import plan_table
+    from dsjax.plan.plan import plan
+    from dsjax.plan.table import plan_table
 
     config = load_run(arguments.config, arguments.sets)
     device = lookup(arguments.device) if arguments.device else None
     result = plan(config, num_devices=arguments.devices, device=device)
     compiled = None
     if arguments.compile:
-        from dsjax.train.plan_compile import compile_in_child
+        from dsjax.plan.compile import compile_in_child
 
         compiled = compile_in_child(config, num_devices=math.prod(result.axis_sizes.values()))
     if arguments.json:

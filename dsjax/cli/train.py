@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train; exit code 75 if a signal stopped the run and it can be resumed, 1 if something at its end failed."""
-    from dsjax.train.processes import num_processes
+    from dsjax.mesh.processes import num_processes
 
     try:
         return _train(arguments)
@@ -60,7 +60,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from dsjax.cli.main import Failure, message_of
     from dsjax.config.load import load_run
     from dsjax.train.loop import run as train
-    from dsjax.train.record import NonFiniteError
+    from dsjax.train.recorder import NonFiniteError
     from dsjax.train.signals import EXIT_STOPPED
 
     sets = arguments.sets + ([f"observe.profile={arguments.profile}"] if arguments.profile else [])

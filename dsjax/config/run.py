@@ -5,11 +5,13 @@ import unicodedata
 
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.data.config import CurriculumConfig, DataConfig
+from dsjax.evaluate.config import EvaluateConfig
+from dsjax.inference.config import SampleConfig
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import AnyModelConfig, BloomConfig, LoRAConfig, ModelConfig, RandomLTDConfig
 from dsjax.observe.config import ObserveConfig
 from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
-from dsjax.train.config import EvaluateConfig, SampleConfig, TrainConfig
+from dsjax.setup.config import TrainConfig
 
 _LONGEST_NAME = 200  # bytes; file systems take 255, and runs of one name get numbers
 
@@ -87,7 +89,7 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ResolvedRunConfig(RunConfig):
-    """A run config whose model is spelt out and whose data know what they are for (`dsjax.train.folder.resolved`)."""
+    """A run config whose model is spelt out and whose data know what they are for (`dsjax.runs.folder.resolved`)."""
 
     model: ModelConfig = dataclasses.field(default_factory=BloomConfig)
     """The model, of a family."""

@@ -7,12 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsjax.data.curriculum import Curriculum
+    from dsjax.data.curriculum.draw import Curriculum
 
 __all__ = ["Curriculum"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("dsjax.data.curriculum"), name)
+        return getattr(importlib.import_module("dsjax.data.curriculum.draw"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,12 +7,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dsjax.models.pretrained import load_pretrained, save_pretrained
+    from dsjax.models.formats.pretrained import load_pretrained, save_pretrained
 
 __all__ = ["load_pretrained", "save_pretrained"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("dsjax.models.pretrained"), name)
+        return getattr(importlib.import_module("dsjax.models.formats.pretrained"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -40,7 +40,7 @@ class Transformer(nnx.Module):
 
     Example:
         >>> from dsjax.models.config import BloomConfig
-        >>> from dsjax.models.families import create
+        >>> from dsjax.models.families.registry import create
         >>> model = create(BloomConfig(vocab_size=11, num_layers=2, model_dim=8, num_heads=2), key=jax.random.key(0))
         >>> model(jnp.zeros((1, 5), int)).shape
         (1, 5, 11)

@@ -10,7 +10,7 @@ __all__ = ["RunResult", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    # Looked up when used: dsjax.train.config alone must not import jax.
+    # Looked up when used: its parts alone must not import jax.
     if name in __all__:
         return getattr(importlib.import_module("dsjax.train.loop"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

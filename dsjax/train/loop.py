@@ -17,43 +17,38 @@ from dsjax.checkpoint.metrics_log import truncate_metrics
 from dsjax.checkpoint.store import CheckpointStore
 from dsjax.config.load import to_dict
 from dsjax.config.run import ResolvedRunConfig, RunConfig
-from dsjax.data.build import Corpus
-from dsjax.data.curriculum import Curriculum
-from dsjax.data.pipeline import Batches
-from dsjax.data.rows import Rows
+from dsjax.data.corpus.build import Corpus
+from dsjax.data.curriculum.draw import Curriculum
+from dsjax.data.rows.mixture import Rows
+from dsjax.data.rows.pipeline import Batches
+from dsjax.evaluate.validation import Validation, make_validation, validation_placement
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
-from dsjax.models.families import abstract, check_divisible, check_length, initial_params
-from dsjax.models.pretrained import initial_weights
+from dsjax.mesh.processes import barrier, num_processes, start_processes, use_compilation_cache
+from dsjax.models import adapter_training
+from dsjax.models.families.registry import abstract, check_divisible, check_length, initial_params
+from dsjax.models.formats.pretrained import initial_weights
+from dsjax.models.tree import ModelTree, count_parameters
 from dsjax.observe.progress import Progress
 from dsjax.observe.trackers import METRICS_FILE, make_trackers
 from dsjax.optimizers.api import StagedTransform, Tree
-from dsjax.train import lora, outcome, preflight
-from dsjax.train.begun import as_begun, with_class_names
-from dsjax.train.corpus import describe, open_corpus, open_curriculum
-from dsjax.train.cost import Cost
-from dsjax.train.disk import check_disk
-from dsjax.train.folder import RunFolder, begun_folder, begun_hash, open_folder, pace_of, resolved
-from dsjax.train.pace import Pace
-from dsjax.train.place import Placement, training_placements
-from dsjax.train.plan import require_memory
-from dsjax.train.processes import barrier, num_processes, start_processes, use_compilation_cache
-from dsjax.train.programs import Programs, make_programs
-from dsjax.train.record import Counters, Recorder, tensor_names
-from dsjax.train.saving import Saver, newest_checkpoint, restore, summary_if_finished
+from dsjax.plan import preflight
+from dsjax.plan.cost import Cost
+from dsjax.plan.plan import require_memory
+from dsjax.runs.begun import as_begun, with_class_names
+from dsjax.runs.corpus import describe, open_corpus, open_curriculum
+from dsjax.runs.counters import Counters
+from dsjax.runs.disk import check_disk
+from dsjax.runs.folder import RunFolder, begun_folder, begun_hash, open_folder, pace_of, resolved
+from dsjax.runs.saving import Saver, newest_checkpoint, restore, summary_if_finished
+from dsjax.setup.placement import Placement, training_placements
+from dsjax.setup.programs import Programs, make_programs
+from dsjax.setup.schedule import Pace
+from dsjax.setup.state import TrainState, abstract_state, init_state, make_optimizer, state_around, state_shardings
+from dsjax.train import summary as run_summary
+from dsjax.train.recorder import Recorder, tensor_names
 from dsjax.train.signals import StopRequest
-from dsjax.train.state import (
-    ModelTree,
-    TrainState,
-    abstract_state,
-    count_parameters,
-    init_state,
-    make_optimizer,
-    state_around,
-    state_shardings,
-)
 from dsjax.train.steps import train_steps
-from dsjax.train.validate import Validation, make_validation, validation_placement
 
 Resume = Literal["no", "must", "if_any"]
 
@@ -114,7 +109,7 @@ def run(
     layout = Layout(make_mesh(config.mesh), config.mesh.zero_stage)
     check_divisible(config.model, layout.mesh.shape)
     check_length(config.model, config.data.sequence_length)
-    model, untrained = lora.split_model(config.model, config.lora)
+    model, untrained = adapter_training.split_model(config.model, config.lora)
     pace = pace_of(config)
     optimizer = make_optimizer(config.optimizer, model, layout, steps=pace.num_steps)
     preflight.check_end(config)
@@ -168,13 +163,13 @@ def run(
         return RunResult(folder.path, summary)
     about = describe(corpus)
     if config.lora is not None:
-        about |= lora.base_of_run(config.model, folder.path if folder.resumed else None)
+        about |= adapter_training.base_of_run(config.model, folder.path if folder.resumed else None)
     state, frozen = _state(config, model, optimizer, layout, shardings, shapes, store, saved, report)
     if saved is not None:
         report(f"resumed from step {saved} of {folder.path}")
     programs = programs.beside(frozen)
 
-    use = outcome.utilisation(config, num_devices=layout.mesh.size)
+    use = run_summary.utilisation(config, num_devices=layout.mesh.size)
     size = {"rows": config.train.batch_size, "sequence_length": config.data.sequence_length}
     cost = Cost.of(config.model, model, untrained, pace, config.random_ltd, **size)
     num_rows = config.evaluate.rows
@@ -194,8 +189,8 @@ def run(
     whole, adapters = ModelTree.of(abstract(config.model)), config.lora
     weights = lambda: params
     if adapters is not None and frozen is not None:
-        weights = lambda: lora.folded(config.model, adapters, params, frozen, layout=layout)[1]
-    summary = outcome.summarise(
+        weights = lambda: adapter_training.folded(config.model, adapters, params, frozen, layout=layout)[1]
+    summary = run_summary.summarise(
         config, folder, corpus, counters, recorder, whole, weights, console, trained=count_parameters(model), use=use
     )
     return RunResult(folder.path, summary, failures=tuple(recorder.failures))
@@ -208,7 +203,7 @@ def _train(
     optimizer: StagedTransform,
     pace: Pace,
     cost: Cost,
-    use: outcome.Utilisation,
+    use: run_summary.Utilisation,
     evaluate: Validation | None,
     rows: Rows,
     curriculum: Curriculum | None,
@@ -277,7 +272,7 @@ def _state(
     """
     params = frozen = None
     if config.lora is not None:
-        params, frozen = lora.first_params(config.model, model, layout, seed=config.seed)
+        params, frozen = adapter_training.first_params(config.model, model, layout, seed=config.seed)
     elif config.model.init_from and saved is None:
         params = initial_weights(config.model, shardings=shardings.params, seed=config.seed)
     if saved is not None:

@@ -6,23 +6,23 @@ import jax
 import numpy as np
 
 from dsjax.config.run import ResolvedRunConfig
-from dsjax.data.difficulty import difficulties
-from dsjax.data.pipeline import Batches
+from dsjax.data.curriculum.difficulty import difficulties
+from dsjax.data.rows.pipeline import Batches
+from dsjax.evaluate.validation import Validation
+from dsjax.mesh.processes import agree_any
 from dsjax.observe.profile import TraceWindow
 from dsjax.optimizers.api import StagedTransform
 from dsjax.optimizers.schedules import learning_rate
-from dsjax.train.cost import Cost
-from dsjax.train.folder import RunFolder
-from dsjax.train.gradients import Gradients
-from dsjax.train.pace import Pace
-from dsjax.train.place import Placement
-from dsjax.train.processes import agree_any
-from dsjax.train.programs import Programs
-from dsjax.train.record import Recorder, StepFigures
-from dsjax.train.saving import Saver
+from dsjax.plan.cost import Cost
+from dsjax.runs.folder import RunFolder
+from dsjax.runs.saving import Saver
+from dsjax.setup.dispatch import Gradients
+from dsjax.setup.placement import Placement
+from dsjax.setup.programs import Programs
+from dsjax.setup.schedule import Pace
+from dsjax.setup.state import TrainState
+from dsjax.train.recorder import Recorder, StepFigures
 from dsjax.train.signals import StopRequest
-from dsjax.train.state import TrainState
-from dsjax.train.validate import Validation
 
 
 def train_steps(

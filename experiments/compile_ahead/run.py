@@ -28,7 +28,7 @@ def child(side: str, folder: Path, overrides: list[str]) -> None:
     import dsjax.train
     from dsjax.config.load import load_run
     from dsjax.observe.trackers import METRICS_FILE, read_metrics
-    from dsjax.train.gradients import Gradients
+    from dsjax.setup.dispatch import Gradients
 
     if side == "when-needed":
         Gradients.look_ahead = lambda *_, **__: None  # type: ignore[method-assign]

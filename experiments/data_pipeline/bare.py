@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dsjax.data.pack import PackIndex
-from dsjax.data.store import TokenStore
+from dsjax.data.corpus.store import TokenStore
+from dsjax.data.rows.pack import PackIndex
 
 Batch = dict[str, np.ndarray]
 

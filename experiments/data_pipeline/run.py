@@ -27,13 +27,13 @@ from bare import Clusters, Copies, Windows  # noqa: E402
 from side_by_side import MOST_OTHER_CORES, busy_seconds, machine, write_between_marks  # noqa: E402
 
 from dsjax.config.load import from_dict  # noqa: E402
-from dsjax.data.analyze import open_index  # noqa: E402
-from dsjax.data.build import Corpus, build_corpus  # noqa: E402
 from dsjax.data.config import CurriculumConfig, DataConfig  # noqa: E402
-from dsjax.data.curriculum import Curriculum  # noqa: E402
-from dsjax.data.pack import PackIndex  # noqa: E402
-from dsjax.data.pipeline import Batches  # noqa: E402
-from dsjax.data.rows import Rows  # noqa: E402
+from dsjax.data.corpus.build import Corpus, build_corpus  # noqa: E402
+from dsjax.data.curriculum.analyze import open_index  # noqa: E402
+from dsjax.data.curriculum.draw import Curriculum  # noqa: E402
+from dsjax.data.rows.mixture import Rows  # noqa: E402
+from dsjax.data.rows.pack import PackIndex  # noqa: E402
+from dsjax.data.rows.pipeline import Batches  # noqa: E402
 
 COPY, LOOP = "known rows, copied", "plain curriculum loop"
 

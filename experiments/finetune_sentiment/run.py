@@ -19,11 +19,11 @@ from matplotlib.figure import Figure
 import dsjax.train
 from dsjax.config.load import load_run
 from dsjax.data.config import JsonlSource
+from dsjax.evaluate.labels import figures, predict, read_labelled
+from dsjax.inference.open import open_model
 from dsjax.observe.environment import versions
 from dsjax.observe.host import restart_with_huge_pages
 from dsjax.observe.trackers import METRICS_FILE, read_metrics
-from dsjax.train.evaluate_labels import figures, predict, read_labelled
-from dsjax.train.source import open_model
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

@@ -11,10 +11,10 @@ import numpy as np
 from flax import nnx
 from side_by_side import serve
 
+from dsjax.inference.open import open_model
 from dsjax.mesh.build import set_platform
 from dsjax.mesh.config import MeshConfig
-from dsjax.train.processes import use_compilation_cache
-from dsjax.train.source import open_model
+from dsjax.mesh.processes import use_compilation_cache
 
 
 def load(path: str, threads: int, platform: str):

@@ -14,7 +14,7 @@ from side_by_side import serve_and_leave
 
 from dsjax.collectives.hlo import count_collectives, table
 from dsjax.collectives.one_bit import Feedback, Scheme, exchanged, gathered, one_bit_mean
-from dsjax.train.processes import start_processes
+from dsjax.mesh.processes import start_processes
 
 SPLIT = PartitionSpec("data")
 

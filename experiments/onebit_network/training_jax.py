@@ -17,15 +17,16 @@ from dsjax.config.schema import kinds
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
+from dsjax.mesh.processes import start_processes
 from dsjax.models.config import GPT2Config
-from dsjax.models.families import abstract, initial_params
+from dsjax.models.families.registry import abstract, initial_params
+from dsjax.models.tree import ModelTree, count_parameters
 from dsjax.optimizers.api import StagedTransform
 from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
-from dsjax.train.place import training_placement
-from dsjax.train.plan_rounds import predict_rounds
-from dsjax.train.processes import start_processes
-from dsjax.train.programs import make_programs
-from dsjax.train.state import ModelTree, count_parameters, init_state, make_optimizer, state_shardings
+from dsjax.plan.rounds import predict_rounds
+from dsjax.setup.placement import training_placement
+from dsjax.setup.programs import make_programs
+from dsjax.setup.state import init_state, make_optimizer, state_shardings
 
 BF16 = "bf16_adam"
 # What a device sends of a buffer, in (W - 1) / W of it.

@@ -22,8 +22,8 @@ import dsjax.train.loop as loop
 from dsjax.collectives.hlo import count_collectives
 from dsjax.config.load import from_dict, load_run, to_dict
 from dsjax.config.run import RunConfig
-from dsjax.train.plan import plan
-from dsjax.train.programs import Programs
+from dsjax.plan.plan import plan
+from dsjax.setup.programs import Programs
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent

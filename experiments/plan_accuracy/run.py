@@ -25,8 +25,8 @@ from dsjax.config.load import from_dict  # noqa: E402
 from dsjax.config.run import RunConfig  # noqa: E402
 from dsjax.mesh.build import make_mesh  # noqa: E402
 from dsjax.mesh.layout import Layout  # noqa: E402
-from dsjax.train.plan import plan  # noqa: E402
-from dsjax.train.plan_compile import lower_programs, measure  # noqa: E402
+from dsjax.plan.compile import lower_programs, measure  # noqa: E402
+from dsjax.plan.plan import plan  # noqa: E402
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"

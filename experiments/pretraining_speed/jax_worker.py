@@ -14,13 +14,14 @@ from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import GPT2Config
-from dsjax.models.families import abstract, create
-from dsjax.models.pretrained import load_pretrained
+from dsjax.models.families.registry import abstract, create
+from dsjax.models.formats.pretrained import load_pretrained
+from dsjax.models.tree import ModelTree
 from dsjax.optimizers.config import AdamWConfig
 from dsjax.optimizers.create import create_optimizer
-from dsjax.train.programs import make_programs
-from dsjax.train.state import ModelTree, TrainState, init_state, state_shardings
-from dsjax.train.step import BATCH_SPEC
+from dsjax.setup.programs import make_programs
+from dsjax.setup.state import TrainState, init_state, state_shardings
+from dsjax.setup.step import BATCH_SPEC
 
 
 class JaxTrainer:

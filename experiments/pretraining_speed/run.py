@@ -29,7 +29,7 @@ from side_by_side import MOST_OTHER_CORES, PAGES, Worker, machine, python_with, 
 
 from dsjax.checkpoint.safetensors_folder import write_folder
 from dsjax.models.config import GPT2Config
-from dsjax.models.gpt2 import to_hf
+from dsjax.models.families.gpt2 import to_hf
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache" / "pretraining_speed"

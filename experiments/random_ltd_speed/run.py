@@ -22,16 +22,16 @@ from side_by_side import MOST_OTHER_CORES, busy_seconds, machine, write_between_
 from dsjax.config.load import load_run
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
-from dsjax.models.families import initial_params
+from dsjax.models.adapter_training import split_model
+from dsjax.models.families.registry import initial_params
 from dsjax.observe.environment import versions
 from dsjax.observe.host import restart_with_huge_pages
-from dsjax.train.cost import Cost
-from dsjax.train.folder import pace_of, resolved
-from dsjax.train.lora import split_model
-from dsjax.train.pace import Bucket, Pace
-from dsjax.train.place import training_placement
-from dsjax.train.programs import make_programs
-from dsjax.train.state import init_state, make_optimizer, state_shardings
+from dsjax.plan.cost import Cost
+from dsjax.runs.folder import pace_of, resolved
+from dsjax.setup.placement import training_placement
+from dsjax.setup.programs import make_programs
+from dsjax.setup.schedule import Bucket, Pace
+from dsjax.setup.state import init_state, make_optimizer, state_shardings
 
 HERE = Path(__file__).parent
 REPEATS, STEPS = 3, 2

@@ -23,11 +23,11 @@ from dsjax.checkpoint.metrics_log import truncate_metrics
 from dsjax.checkpoint.safetensors_file import read_header, read_tensor
 from dsjax.checkpoint.safetensors_folder import open_folder, write_folder
 from dsjax.data.config import FileTokenizer, JsonlSource, ParquetSource, TextSource
-from dsjax.data.read import read_documents
-from dsjax.data.tokenizer_gguf import gguf_tokenizer
-from dsjax.data.tokenizer_load import load_tokenizer
-from dsjax.models.families import config_from_hf
-from dsjax.models.gguf import open_gguf_weights
+from dsjax.data.text.read import read_documents
+from dsjax.data.tokenizers.gguf import gguf_tokenizer
+from dsjax.data.tokenizers.load import load_tokenizer
+from dsjax.models.families.registry import config_from_hf
+from dsjax.models.formats.gguf import open_gguf_weights
 from dsjax.observe.trackers import read_metrics
 
 Files = dict[str, bytes]

@@ -10,7 +10,7 @@ from flax import nnx
 
 from dsjax.collectives.hlo_text import parse_module
 from dsjax.models.config import BloomConfig, GPT2Config, LlamaConfig
-from dsjax.models.families import abstract
+from dsjax.models.families.registry import abstract
 from dsjax.models.generate import GREEDY, _prefill, _step
 
 SMALL = {"vocab_size": 40, "num_layers": 2, "model_dim": 48, "num_heads": 6, "segments": (1, 1)}

@@ -10,12 +10,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# Room -> the rooms that it may import. A new room gets a line here.
+# Room -> the rooms that it may import, those to come included. A new room gets a line here.
 BASE = {"mesh", "observe"}
 KERNELS = {"pallas_kernels"}
 LAYERS = BASE | KERNELS | {"layers"}
 MODELS = LAYERS | {"collectives", "moe", "models", "checkpoint"}
-BELOW_TRAIN = MODELS | {"data", "optimizers"}
+SETUP = MODELS | {"data", "objectives", "optimizers", "setup"}
+RUNS = SETUP | {"runs"}
+USES = RUNS | {"plan", "inference", "evaluate"}
+TRAIN = USES | {"train"}
 ALLOWED = {
     "observe": set(),
     "mesh": {"observe"},
@@ -27,16 +30,24 @@ ALLOWED = {
     "moe": LAYERS | {"collectives"},
     "models": LAYERS | {"collectives", "moe", "checkpoint"},
     "optimizers": BASE | {"collectives"},
-    "compression": BELOW_TRAIN,
-    "inference": BELOW_TRAIN | {"compression"},
-    "train": BELOW_TRAIN | {"compression"},
-    "graph": BELOW_TRAIN,
-    "rlhf": BELOW_TRAIN | {"compression", "inference", "train"},
+    "objectives": MODELS | {"data"},
+    "setup": MODELS | {"data", "objectives", "optimizers"},
+    "runs": SETUP,
+    "inference": RUNS,
+    "evaluate": RUNS | {"inference"},
+    "plan": RUNS | {"inference", "evaluate"},
+    "train": USES,
+    "compression": TRAIN,
+    "graph": TRAIN,
+    "rlhf": TRAIN | {"compression"},
 }
-# Of dsjax.config, and so of RunConfig: the command, the planner, and the run: its loop and steps, its folder (which
-# keeps the config), its outcome, and what of that is looked at beforehand.
-RUN = {"train/loop.py", "train/steps.py", "train/folder.py", "train/outcome.py", "train/preflight.py"}
-SEES_RUN_CONFIG = RUN | {"train/plan.py", "train/plan_compile.py"}
+# Of dsjax.config, and so of RunConfig: the command, the planner, and the run: its assembly, its folder (which keeps the
+# config), its loop and steps, and its summary.
+SEES_RUN_CONFIG = {"setup/assembly.py", "runs/folder.py", "plan/plan.py", "plan/compile.py", "plan/preflight.py"} | {
+    "train/loop.py",
+    "train/steps.py",
+    "train/summary.py",
+}
 NEVER = {"torch", "transformers", "tensorflow", "clu", "pickle", "cloudpickle", "dill"}
 
 

@@ -11,24 +11,24 @@ from dsjax.checkpoint.metrics_log import truncate_metrics
 from dsjax.checkpoint.safetensors_file import read_header
 from dsjax.checkpoint.safetensors_folder import open_folder
 from dsjax.data.config import FileTokenizer, JsonlSource
-from dsjax.data.read import read_documents
-from dsjax.data.store import open_corpus_folder
-from dsjax.data.tokenize import Tokenizer
-from dsjax.data.tokenizer_load import load_tokenizer
+from dsjax.data.corpus.store import open_corpus_folder
+from dsjax.data.text.read import read_documents
+from dsjax.data.tokenizers.load import load_tokenizer
+from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.models.config import LlamaConfig
-from dsjax.models.peft import read_adapter
+from dsjax.models.formats.peft import read_adapter
 from dsjax.observe.trackers import read_metrics
-from dsjax.train.folder import read_config
+from dsjax.runs.folder import read_config
 
 ROOT = Path(__file__).parents[2]
 OWN_WORDS = {
-    "train/plan_compile.py": "a child process of its own, through a pipe",
-    "data/chat.py": "a child process of its own, through a pipe",
-    "data/chat_child.py": "its parent, through a pipe",
-    "data/pieces.py": "the tokenizers library's own state",
-    "data/tokenizer_styles.py": "the tokenizers library's own state",
-    "data/assemble.py": "arrays of a part that it wrote itself, which have checksums",
-    "data/labels.py": "arrays of a part that it wrote itself, which have checksums",
+    "plan/compile.py": "a child process of its own, through a pipe",
+    "data/tokenizers/chat.py": "a child process of its own, through a pipe",
+    "data/tokenizers/chat_child.py": "its parent, through a pipe",
+    "data/tokenizers/pieces.py": "the tokenizers library's own state",
+    "data/tokenizers/styles.py": "the tokenizers library's own state",
+    "data/corpus/assemble.py": "arrays of a part that it wrote itself, which have checksums",
+    "data/rows/labels.py": "arrays of a part that it wrote itself, which have checksums",
 }
 
 

@@ -26,8 +26,8 @@ from dsjax.collectives.hlo import Collective, count_collectives
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import LlamaConfig
 from dsjax.optimizers.config import OneBitAdamConfig, OneBitLambConfig, ZeroOneAdamConfig
-from dsjax.train.plan_rounds import Round, predict_rounds
-from dsjax.train.state import abstract_state
+from dsjax.plan.rounds import Round, predict_rounds
+from dsjax.setup.state import abstract_state
 from tests.helpers import FAST, Training, make_rows, make_training
 
 SMALL = LlamaConfig(

@@ -6,7 +6,7 @@ import pytest
 
 from dsjax.optimizers.config import ScheduleConfig
 from dsjax.optimizers.schedules import Clocks, learning_rate
-from dsjax.train.place import evaluation_placement
+from dsjax.setup.placement import evaluation_placement
 from tests.helpers import MESHES, make_rows, make_training
 
 

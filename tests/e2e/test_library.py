@@ -11,10 +11,12 @@ import dsjax.train
 from dsjax.config.load import load_run
 from dsjax.config.run import RunConfig
 from dsjax.data.config import ByteTokenizer, DataConfig, TextSource
+from dsjax.evaluate.config import EvaluateConfig
+from dsjax.inference.config import SampleConfig
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import GPT2Config
 from dsjax.optimizers.config import LambConfig, ScheduleConfig
-from dsjax.train.config import EvaluateConfig, SampleConfig, TrainConfig
+from dsjax.setup.config import TrainConfig
 
 ROW = {
     "step", "loss", "grad_norm", "learning_rate", "tokens", "real_tokens", "step_seconds", "data_seconds",

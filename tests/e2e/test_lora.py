@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+import dsjax.plan.plan as plan_module
 import dsjax.train
-import dsjax.train.plan as plan_module
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.store import CheckpointStore
 from dsjax.cli.main import main
@@ -24,16 +24,17 @@ from dsjax.data.config import (
     LengthConfig,
     TextSource,
 )
+from dsjax.evaluate.config import EvaluateConfig
+from dsjax.inference.convert import byte_tokenizer_file
+from dsjax.inference.open import open_model, with_adapter
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import GPT2Config, LoRAConfig, PretrainedConfig
-from dsjax.models.families import create
+from dsjax.models.families.registry import create
+from dsjax.models.formats.peft import read_adapter
+from dsjax.models.formats.pretrained import save_pretrained
 from dsjax.models.naming import to_named
-from dsjax.models.peft import read_adapter
-from dsjax.models.pretrained import save_pretrained
 from dsjax.optimizers.config import AdamWConfig
-from dsjax.train.config import EvaluateConfig, TrainConfig
-from dsjax.train.convert import byte_tokenizer_file
-from dsjax.train.source import open_model, with_adapter
+from dsjax.setup.config import TrainConfig
 
 IDS = np.array([list(b"the cat sat")])
 

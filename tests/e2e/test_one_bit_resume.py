@@ -14,11 +14,12 @@ from dsjax.config.load import load_run
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
-from dsjax.models.families import abstract
+from dsjax.models.families.registry import abstract
 from dsjax.models.naming import to_named
-from dsjax.train.folder import resolved
-from dsjax.train.saving import restore
-from dsjax.train.state import ModelTree, abstract_state, make_optimizer, state_shardings
+from dsjax.models.tree import ModelTree
+from dsjax.runs.folder import resolved
+from dsjax.runs.saving import restore
+from dsjax.setup.state import abstract_state, make_optimizer, state_shardings
 
 MODEL = {
     "kind": "llama", "vocab_size": 264, "num_layers": 1, "model_dim": 16, "num_heads": 4, "tied_embedding": True,

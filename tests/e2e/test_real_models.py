@@ -11,8 +11,8 @@ import pytest
 from dsjax.checkpoint.safetensors_folder import open_folder
 from dsjax.cli.main import main
 from dsjax.data.config import FileTokenizer
-from dsjax.data.tokenizer_load import load_tokenizer
-from dsjax.models.pretrained import load_pretrained, save_pretrained
+from dsjax.data.tokenizers.load import load_tokenizer
+from dsjax.models.formats.pretrained import load_pretrained, save_pretrained
 
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 # Of QUESTION, with special tokens recognised.

@@ -16,8 +16,8 @@ from e2e_runs import HALF, STEPS, checkpoints, curve, interrupted, outcome, rows
 import dsjax.train
 from dsjax.cli.main import main
 from dsjax.config.load import load_run
-from dsjax.train.plan import plan
-from dsjax.train.validate import Validation
+from dsjax.evaluate.validation import Validation
+from dsjax.plan.plan import plan
 
 HERE = ["--set", "mesh.cpu_devices=0"]  # in pytest's own process the devices are there already
 GPT2 = {"kind": "gpt2", "vocab_size": 264, "num_layers": 2, "model_dim": 16, "num_heads": 8, "max_positions": 64}
@@ -113,7 +113,7 @@ def test_the_last_evaluation_and_the_sample_run_out_of_memory(tmp_path, texts, c
         raise out_of_memory
 
     monkeypatch.setattr(Validation, "__call__", fail)
-    monkeypatch.setattr("dsjax.train.sample.write", fail)
+    monkeypatch.setattr("dsjax.inference.sample.write", fail)
     run = tmp_path / "my run"
     result = dsjax.train.run(config, run_dir=run)
     why = "RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."

@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from dsjax.models.lora import merged
-from dsjax.models.peft import read_adapter, write_adapter
-from dsjax.models.pretrained import load_pretrained
+from dsjax.models.adapters import merged
+from dsjax.models.formats.peft import read_adapter, write_adapter
+from dsjax.models.formats.pretrained import load_pretrained
 
 HERE = Path(__file__).parent
 CASES = json.loads((HERE / "adapters" / "cases.json").read_text())

@@ -23,10 +23,10 @@ from dsjax.checkpoint.safetensors_folder import write_tree
 from dsjax.layers.attention import Visibility
 from dsjax.layers.positions import alibi_bias, alibi_slopes
 from dsjax.models import load_pretrained
-from dsjax.models.families import FAMILIES
+from dsjax.models.families.registry import FAMILIES
 from dsjax.models.transformer import Transformer
 from dsjax.optimizers.config import AdamWConfig
-from dsjax.train.step import batch_loss
+from dsjax.setup.step import batch_loss
 from tests.helpers import FAST, ONE, assert_close, make_training
 
 ROOT = Path(os.environ.get("DSJAX_GOLDEN_BLOOM", Path(__file__).parent / "bloom"))

@@ -19,10 +19,10 @@ from flax import nnx
 
 from dsjax.checkpoint.safetensors_folder import open_folder, write_tree
 from dsjax.models import load_pretrained
-from dsjax.models.families import FAMILIES, config_from_hf
-from dsjax.models.pretrained import save_pretrained
+from dsjax.models.families.registry import FAMILIES, config_from_hf
+from dsjax.models.formats.pretrained import save_pretrained
 from dsjax.models.transformer import Transformer
-from dsjax.train.step import batch_loss
+from dsjax.setup.step import batch_loss
 from tests.helpers import FAST, ONE, assert_close, make_training
 
 ROOT = Path(__file__).parent / "families"

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from dsjax.data.config import FileTokenizer
-from dsjax.data.tokenizer_load import load_tokenizer
+from dsjax.data.tokenizers.load import load_tokenizer
 from dsjax.models import load_pretrained
-from dsjax.train.step import batch_loss
+from dsjax.setup.step import batch_loss
 
 FOLDER = Path(__file__).parent / "real"
 WINDOW = 1024

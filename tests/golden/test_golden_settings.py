@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dsjax.models.families import FAMILIES, config_from_hf
-from dsjax.models.pretrained import load_pretrained
+from dsjax.models.families.registry import FAMILIES, config_from_hf
+from dsjax.models.formats.pretrained import load_pretrained
 from dsjax.models.settings import FREE, UnknownSettings
 
 ROOT = Path(__file__).parent / "settings"

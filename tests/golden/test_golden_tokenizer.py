@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dsjax.data.config import FileTokenizer
-from dsjax.data.tokenize import Tokenizer
-from dsjax.data.tokenizer_load import load_tokenizer
+from dsjax.data.tokenizers.load import load_tokenizer
+from dsjax.data.tokenizers.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parent / "bloom" / "tokenizer"
 RECORDS = json.loads((FOLDER / "golden.json").read_text(encoding="utf-8"))

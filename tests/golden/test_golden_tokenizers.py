@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from dsjax.data.chat import chat_template
 from dsjax.data.config import FileTokenizer
-from dsjax.data.tokenize import Tokenizer
-from dsjax.data.tokenizer_load import load_tokenizer
-from dsjax.data.tokenizer_settings import ROLES, content_of
+from dsjax.data.tokenizers.chat import chat_template
+from dsjax.data.tokenizers.load import load_tokenizer
+from dsjax.data.tokenizers.settings import ROLES, content_of
+from dsjax.data.tokenizers.tokenizer import Tokenizer
 
 RECORDED = json.loads((Path(__file__).parent / "tokenizers.json").read_text(encoding="utf-8"))
 FOLDERS = {case["name"]: case for case in RECORDED["folders"]}

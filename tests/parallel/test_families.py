@@ -13,7 +13,7 @@ from flax import nnx
 
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import BertConfig, LlamaConfig
-from dsjax.train.step import batch_loss
+from dsjax.setup.step import batch_loss
 from tests.helpers import FAST, ONE, assert_close, make_rows, make_training
 
 TOLERANCE = 1e-5

@@ -11,16 +11,16 @@ from jax.sharding import PartitionSpec
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
+from dsjax.models import adapter_training as lora
 from dsjax.models.config import BertConfig, LlamaConfig, LoRAConfig
-from dsjax.models.families import create
+from dsjax.models.families.registry import create
+from dsjax.models.formats.pretrained import save_pretrained
 from dsjax.models.naming import to_named
-from dsjax.models.pretrained import save_pretrained
 from dsjax.optimizers.config import AdamWConfig
 from dsjax.optimizers.create import create_optimizer
-from dsjax.train import lora
-from dsjax.train.place import training_placement
-from dsjax.train.programs import make_programs
-from dsjax.train.state import state_around, state_shardings
+from dsjax.setup.placement import training_placement
+from dsjax.setup.programs import make_programs
+from dsjax.setup.state import state_around, state_shardings
 from tests.helpers import FAST, assert_close, make_rows
 
 SIZES = {"vocab_size": 64, "num_layers": 2, "model_dim": 32, "num_heads": 8, "mlp_dim": 48, "segments": (2,)}

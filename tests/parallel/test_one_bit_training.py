@@ -15,7 +15,7 @@ from one_bit_oracle import OURS, OneBitAdam
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import LlamaConfig
 from dsjax.optimizers.config import OneBitAdamConfig, OneBitLambConfig, OptimizerConfig, ZeroOneAdamConfig
-from dsjax.train.state import TrainState
+from dsjax.setup.state import TrainState
 from tests.helpers import Training, assert_close, from_flat, make_params, make_rows, make_training
 
 SMALL = LlamaConfig(

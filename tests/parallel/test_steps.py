@@ -13,8 +13,8 @@ import pytest
 
 from dsjax.mesh.report import path_name
 from dsjax.optimizers.config import AdamWConfig, LambConfig, SGDConfig
-from dsjax.train.place import evaluation_placement
-from dsjax.train.record import tensor_names
+from dsjax.setup.placement import evaluation_placement
+from dsjax.train.recorder import tensor_names
 from tests.helpers import MESHES, ONE, TINY, assert_close, make_params, make_rows, make_training
 
 ADAMW = AdamWConfig(eps=1e-4)

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from dsjax.models.config import BertConfig
-from dsjax.train.place import evaluation_placement
-from dsjax.train.step import batch_loss
+from dsjax.setup.placement import evaluation_placement
+from dsjax.setup.step import batch_loss
 from tests.helpers import MESHES, ONE, assert_close, make_params, make_rows, make_training
 
 SIZES = {"vocab_size": 64, "num_layers": 2, "model_dim": 32, "num_heads": 8, "mlp_dim": 64, "max_positions": 16}

@@ -18,12 +18,13 @@ from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import GPT2Config
-from dsjax.models.families import abstract
+from dsjax.models.families.registry import abstract
+from dsjax.models.tree import ModelTree, count_parameters
 from dsjax.optimizers.config import AdamWConfig
 from dsjax.optimizers.create import create_optimizer
-from dsjax.train.programs import make_programs
-from dsjax.train.state import ModelTree, abstract_state, count_parameters, state_shardings
-from dsjax.train.step import BATCH_SPEC
+from dsjax.setup.programs import make_programs
+from dsjax.setup.state import abstract_state, state_shardings
+from dsjax.setup.step import BATCH_SPEC
 
 STEPS = 3
 FIGURES = 4096

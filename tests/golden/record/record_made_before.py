@@ -22,10 +22,12 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 import dsjax.train
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.config.run import RunConfig
-from dsjax.data.build import build_corpus
 from dsjax.data.config import DataConfig, FileTokenizer, TextSource
+from dsjax.data.corpus.build import build_corpus
+from dsjax.evaluate.config import EvaluateConfig
+from dsjax.inference.config import SampleConfig
 from dsjax.models.config import BloomConfig
-from dsjax.train.config import EvaluateConfig, SampleConfig, TrainConfig
+from dsjax.setup.config import TrainConfig
 
 
 def main() -> None:

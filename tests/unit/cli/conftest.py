@@ -6,8 +6,8 @@ import pytest
 from tiny_models import CONFIGS, SPOILED, make_model, make_params, write_run
 
 from dsjax.cli.main import main
-from dsjax.models.pretrained import save_pretrained
-from dsjax.train.convert import byte_tokenizer_file
+from dsjax.inference.convert import byte_tokenizer_file
+from dsjax.models.formats.pretrained import save_pretrained
 
 
 @pytest.fixture(scope="session")

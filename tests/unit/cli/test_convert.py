@@ -18,11 +18,11 @@ from tiny_models import CONFIGS, make_params, write_run
 from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.store import CheckpointStore
 from dsjax.cli.main import main
-from dsjax.data.tokenize import Tokenizer, byte_tokenizer
+from dsjax.data.tokenizers.tokenizer import Tokenizer, byte_tokenizer
+from dsjax.inference import convert
+from dsjax.inference.convert import byte_tokenizer_file
+from dsjax.inference.open import open_model
 from dsjax.models.config import BertConfig
-from dsjax.train import convert
-from dsjax.train.convert import byte_tokenizer_file
-from dsjax.train.source import open_model
 
 RUN = """\
 name: tuned
@@ -133,7 +133,7 @@ def test_an_encoder_is_not_recommended_to_write(changes, recommended, tmp_path, 
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_read(run_folder, tmp_path, monkeypatch, refused):
-    monkeypatch.setattr("dsjax.train.source.open_model", lambda *arguments, **options: pytest.fail("read"))
+    monkeypatch.setattr("dsjax.inference.open.open_model", lambda *arguments, **options: pytest.fail("read"))
     (tmp_path / "file").write_text("mine")
     refused(["convert", run_folder, tmp_path / "file" / "out"], [f"{tmp_path / 'file'} is not a folder"])
     monkeypatch.setattr("os.access", lambda path, mode: False)
@@ -213,7 +213,7 @@ def test_rates_of_dropout_that_differ_are_refused_unless_the_run_says_one(hf_fol
 
 def test_defaults_without_a_run_file(hf_folders, tmp_path, monkeypatch):
     """Data that is not named is the standard library; here a stand-in for its corpus, which takes long to make."""
-    monkeypatch.setattr("dsjax.data.build.build_corpus", lambda config, progress: FakeCorpus())
+    monkeypatch.setattr("dsjax.data.corpus.build.build_corpus", lambda config, progress: FakeCorpus())
     run = converted(hf_folders["bloom"], tmp_path / "run")
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["name"], config["train"]["steps"], config["data"]["sources"][0]["kind"]) == ("run", 1000, "stdlib")

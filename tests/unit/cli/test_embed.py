@@ -12,7 +12,7 @@ from tiny_models import make_model, make_params
 
 from dsjax.cli.main import main
 from dsjax.models.config import BertConfig
-from dsjax.models.pretrained import load_pretrained, save_pretrained
+from dsjax.models.formats.pretrained import load_pretrained, save_pretrained
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "plays", "guitar", "."]
 CONFIG = BertConfig(

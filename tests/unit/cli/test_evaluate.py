@@ -13,14 +13,14 @@ from tiny_models import CONFIGS, make_model
 from tokenizers import processors
 
 from dsjax.cli.main import main
-from dsjax.data.build import build_corpus
 from dsjax.data.config import DataConfig, FileTokenizer, TextSource
-from dsjax.data.tokenize import Tokenizer, byte_tokenizer
+from dsjax.data.corpus.build import build_corpus
+from dsjax.data.tokenizers.tokenizer import Tokenizer, byte_tokenizer
+from dsjax.evaluate.perplexity import Batches, read_text, score, windows
+from dsjax.inference.convert import byte_tokenizer_file
+from dsjax.inference.open import open_model
+from dsjax.inference.text import plain_prompt
 from dsjax.models.naming import to_named
-from dsjax.train.convert import byte_tokenizer_file
-from dsjax.train.evaluate import Batches, read_text, score, windows
-from dsjax.train.source import open_model
-from dsjax.train.write import plain_prompt
 
 DOCUMENTS = ["The quick brown fox jumps over the lazy dog, écoute.", "ab", "x", "Zwölf Boxkämpfer jagen Viktor\nquer."]
 
@@ -121,7 +121,7 @@ def test_devices_and_chunks_of_the_logits_do_not_matter(params, monkeypatch):
     model = make_model(CONFIGS["bloom"], params["bloom"])
     documents = [np.arange(40, dtype=np.int32), np.arange(100, 113, dtype=np.int32)]
     one = score(model, documents, length=16, stride=4, devices=jax.devices()[:1])
-    monkeypatch.setattr("dsjax.train.evaluate._CHUNK_ELEMENTS", 264 * 4)
+    monkeypatch.setattr("dsjax.evaluate.perplexity._CHUNK_ELEMENTS", 264 * 4)
     many = score(model, documents, length=16, stride=4, devices=jax.devices(), batch_tokens=32)
     assert many.num_tokens == one.num_tokens == 51 and many.nats == pytest.approx(one.nats, rel=1e-6)
 

@@ -17,9 +17,9 @@ from flax import nnx
 from tiny_models import CONFIGS, make_model, write_run
 
 from dsjax.cli.main import main
+from dsjax.inference.open import open_model
+from dsjax.inference.text import plain_prompt, without_unused_tokens, write
 from dsjax.models.generate import Generation
-from dsjax.train.source import open_model
-from dsjax.train.write import plain_prompt, without_unused_tokens, write
 
 PROMPT = "héllo"
 

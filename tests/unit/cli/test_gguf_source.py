@@ -7,7 +7,7 @@ import pytest
 from gguf_files import write_gguf
 
 from dsjax.cli.main import main
-from dsjax.train.convert import byte_tokenizer_file
+from dsjax.inference.convert import byte_tokenizer_file
 
 WIDTH, HIDDEN, VOCABULARY, POSITIONS = 16, 24, 264, 64
 

@@ -181,7 +181,7 @@ def test_an_unknown_setting_is_named_once_in_one_line(hf_folders, tmp_path):
     settings = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(settings | {"attention_window": 7}))
     done = shell(
-        "from dsjax.cli.main import main\nfrom dsjax.models.pretrained import load_pretrained\n"
+        "from dsjax.cli.main import main\nfrom dsjax.models.formats.pretrained import load_pretrained\n"
         f"main(['env'])\nfor _ in range(2): load_pretrained({str(tmp_path / 'model')!r})"
     )
     lines = [line for line in done.stderr.splitlines() if "unknown settings" in line]

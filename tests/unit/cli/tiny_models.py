@@ -14,12 +14,12 @@ from dsjax.checkpoint.store import CheckpointStore
 from dsjax.config.load import to_yaml
 from dsjax.config.run import RunConfig
 from dsjax.data.config import ByteTokenizer, DataConfig
-from dsjax.data.tokenize import byte_tokenizer
+from dsjax.data.tokenizers.tokenizer import byte_tokenizer
 from dsjax.models.config import BloomConfig, GPT2Config
-from dsjax.models.families import abstract, create
+from dsjax.models.families.registry import abstract, create
 from dsjax.models.naming import to_named
-from dsjax.train.config import TrainConfig
-from dsjax.train.record import Counters
+from dsjax.runs.counters import Counters
+from dsjax.setup.config import TrainConfig
 
 # Two layers in one scan compile fastest; 264 embeddings for 257 tokens; a large init_std makes decided predictions.
 SIZES = {"vocab_size": 264, "num_layers": 2, "model_dim": 16, "num_heads": 2, "init_std": 0.3, "segments": (2,)}

@@ -16,7 +16,7 @@ from dsjax.data.config import DataConfig, StdlibSource, TokensSource
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import PretrainedConfig
 from dsjax.optimizers.config import AdamWConfig, LambConfig
-from dsjax.train.config import TrainConfig
+from dsjax.setup.config import TrainConfig
 
 
 def problems(function, *arguments, **options) -> tuple[str, ...]:

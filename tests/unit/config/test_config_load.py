@@ -13,7 +13,7 @@ from dsjax.data.config import BPETokenizer, FileTokenizer, StdlibSource, TextSou
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import BloomConfig, GPT2Config
 from dsjax.optimizers.config import LambConfig, SGDConfig
-from dsjax.train.config import TrainConfig
+from dsjax.setup.config import TrainConfig
 
 quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 

@@ -13,8 +13,8 @@ from dsjax.config.load import decode, load_run
 from dsjax.config.strict_yaml import parse_yaml
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig
-from dsjax.models.families import abstract
-from dsjax.models.llama import architecture
+from dsjax.models.families.llama import architecture
+from dsjax.models.families.registry import abstract
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RUNS = sorted((CONFIGS / "run").glob("*.yaml"))

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from dsjax.cli import data
-from dsjax.data.build import build_corpus
 from dsjax.data.config import ByteTokenizer, DataConfig, TokensSource
+from dsjax.data.corpus.build import build_corpus
 
 
 def run(*arguments):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig
-from dsjax.models.families import FAMILIES, check_divisible, config_from_hf, config_to_hf
+from dsjax.models.families.registry import FAMILIES, check_divisible, config_from_hf, config_to_hf
 
 
 @settings(deadline=None, max_examples=100)

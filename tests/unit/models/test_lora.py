@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from dsjax.checkpoint.safetensors_file import read_header, read_tensor, write_file
 from dsjax.layers.linear import Linear
+from dsjax.models.adapters import Adapter, initial_adapters, is_adapter, merged, with_adapters
 from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig, LoRAConfig
-from dsjax.models.families import FAMILIES, abstract
-from dsjax.models.lora import Adapter, initial_adapters, is_adapter, merged, with_adapters
+from dsjax.models.families.registry import FAMILIES, abstract
+from dsjax.models.formats.peft import read_adapter, write_adapter
 from dsjax.models.naming import leaf_names, to_named
-from dsjax.models.peft import read_adapter, write_adapter
 from dsjax.models.settings import UnknownSettings
 from tests.unit.models.transformer_oracle import large_params, make_tokens
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
-from dsjax.models.families import abstract
+from dsjax.models.families.registry import abstract
 from dsjax.models.naming import abstract_named, from_named, leaf_names, to_named
-from dsjax.train.state import ModelTree
+from dsjax.models.tree import ModelTree
 from tests.helpers import MESHES, TINY, from_flat, make_params, make_training
 
 LAYERS = 5

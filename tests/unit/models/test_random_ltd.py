@@ -13,7 +13,7 @@ from flax import nnx
 from dsjax.layers.dropout import sample_keys
 from dsjax.layers.random_ltd import Dropping
 from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig, RandomLTDConfig, check_dropping
-from dsjax.models.families import abstract
+from dsjax.models.families.registry import abstract
 from dsjax.models.naming import leaf_names
 from tests.helpers import FAST, assert_close, from_flat, make_rows
 from tests.unit.models.random_ltd_oracle import features, slopes_along

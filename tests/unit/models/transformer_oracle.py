@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from dsjax.models.config import BloomConfig, GPT2Config, ModelConfig
-from dsjax.models.families import abstract
+from dsjax.models.families.registry import abstract
 from dsjax.models.transformer import Transformer
 from tests.helpers import from_flat, make_params
 

@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from dsjax.data.difficulty import grown
+from dsjax.data.curriculum.difficulty import grown
 from dsjax.models.config import GPT2Config, RandomLTDConfig
 from dsjax.observe.flops import layer_tokens, model_flops_per_token, training_flops
-from dsjax.train.plan_jaxpr import dot_flops
-from dsjax.train.step import make_gradient
+from dsjax.plan.jaxpr import dot_flops
+from dsjax.setup.step import make_gradient
 from tests.helpers import make_rows, make_training
 
 

@@ -14,23 +14,25 @@ from dsjax.cli.main import main
 from dsjax.config.load import to_yaml
 from dsjax.config.run import RunConfig
 from dsjax.data.config import BPETokenizer, DataConfig, FileTokenizer, JsonlSource
-from dsjax.data.labels import CLASS
+from dsjax.data.rows.labels import CLASS
+from dsjax.evaluate.config import EvaluateConfig
+from dsjax.inference.config import SampleConfig
+from dsjax.inference.open import open_model
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import BertConfig, LlamaConfig, PretrainedConfig
-from dsjax.models.families import abstract, create
+from dsjax.models.families.registry import abstract, create
+from dsjax.models.formats.pretrained import initial_weights, load_params, open_weights, resolve, save_pretrained
 from dsjax.models.naming import to_named
-from dsjax.models.pretrained import initial_weights, load_params, open_weights, resolve, save_pretrained
+from dsjax.models.tree import ModelTree
 from dsjax.optimizers.config import AdamWConfig
-from dsjax.train.begun import as_begun, class_numbers, with_class_names
-from dsjax.train.config import EvaluateConfig, SampleConfig, TrainConfig
-from dsjax.train.corpus import open_corpus
-from dsjax.train.folder import begun_folder, read_config, resolved
+from dsjax.plan.plan import plan
+from dsjax.runs.begun import as_begun, class_numbers, with_class_names
+from dsjax.runs.corpus import open_corpus
+from dsjax.runs.folder import begun_folder, read_config, resolved
+from dsjax.setup.config import TrainConfig
 from dsjax.train.loop import run
-from dsjax.train.plan import plan
-from dsjax.train.source import open_model
-from dsjax.train.state import ModelTree
 from tests.wordpiece import BERT, write_folder
 
 QUIET = Console(quiet=True)

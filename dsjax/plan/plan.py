@@ -1,0 +1,328 @@
+"""What a run needs, before it runs: bytes per device, traffic, FLOPs, whether it fits. Nothing is allocated.
+
+Shapes and PartitionSpecs give the bytes of everything that has a name; the step itself, traced for one device, gives
+what the forward pass keeps for the backward pass (residuals) and what else is held at the worst moment (working). A
+step is two programs, the gradient and the update; the peak is the larger of the two with the state beside it.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dsjax.config.run import ResolvedRunConfig, RunConfig
+from dsjax.mesh.build import resolve_sizes
+from dsjax.mesh.config import AXES
+from dsjax.mesh.layout import BATCH_AXES, Layout
+from dsjax.models.adapter_training import split_model
+from dsjax.models.families.registry import check_divisible, check_length
+from dsjax.models.tree import count_parameters
+from dsjax.observe.devices import DeviceSpec
+from dsjax.observe.memory import available_memory_bytes, device_memory_report, format_bytes
+from dsjax.plan.cost import Cost
+from dsjax.plan.preflight import advise, check_end, missing_tools, refuse_all
+from dsjax.plan.rounds import Round, predict_rounds
+from dsjax.plan.schedule import schedule_rows
+from dsjax.plan.trace import OneDevice, Traced, abstract_layout, batch_shapes, shard_bytes, state_specs, trace
+from dsjax.plan.traffic import Traffic, predict_traffic
+from dsjax.runs.disk import checkpoints_at_once, disk_problem, tensor_bytes
+from dsjax.runs.folder import pace_of, resolved
+from dsjax.setup.placement import evaluation_placement, training_placement
+from dsjax.setup.schedule import Pace
+from dsjax.setup.state import abstract_state, make_optimizer, state_shardings
+from dsjax.setup.step import BATCH_SPEC
+
+_SCALARS = 12  # step and key
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on one device."""
+
+    parameters: int
+    frozen: int
+    gradients: int
+    optimizer: int
+    ema: int
+    batch: int
+    residuals: int
+    working: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProgramBytes:
+    """Bytes of one program on one device, as `memory_analysis()` of the compiled one divides them."""
+
+    arguments: int
+    temporary: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run needs.
+
+    Attributes:
+        name: of the run.
+        axis_sizes: the mesh.
+        zero_stage: what is split over fsdp.
+        num_parameters: of the model, adapters included.
+        num_trained: of those, what is trained: all of them, but of a run with lora.
+        memory: bytes per device by what they are; their sum is `peak`.
+        gradient, update: bytes of the two programs.
+        peak: most bytes on one device during a step.
+        traffic: bytes per step and axis; over `data` only what is the same in every step.
+        gradient_bytes: of the gradients that are averaged over `data`, on one device.
+        pace: lengths and kept tokens of every step.
+        cost: FLOPs of every step.
+        rounds: what crosses `data` in each stage of the optimizer; empty with one worker.
+        step_flops: of all devices in a step's matrix products, what is computed again included.
+        model_flops: the same by the formula 6 N + 12 L D T, nothing again.
+        step_tokens: positions in a step.
+        needed: bytes to hold against `available`: the peak of one device, or of all that share a host's memory.
+        available: bytes that there are, None if no device was named.
+        available_from: where `available` is from.
+        advice: what dominates and what to change, one line.
+        checkpoint: bytes of a checkpoint.
+        checkpoints: most of them that lie on the disk at a time.
+        warnings: what may not be meant, and what this machine lacks for the run's end, a line each.
+    """
+
+    name: str
+    axis_sizes: dict[str, int]
+    zero_stage: int
+    num_parameters: int
+    num_trained: int
+    memory: Memory
+    gradient: ProgramBytes
+    update: ProgramBytes
+    peak: int
+    traffic: tuple[Traffic, ...]
+    gradient_bytes: int
+    pace: Pace
+    cost: Cost
+    rounds: tuple[Round, ...]
+    step_flops: int
+    model_flops: float
+    step_tokens: int
+    needed: int
+    available: int | None
+    available_from: str
+    advice: str
+    checkpoint: int
+    checkpoints: int
+    warnings: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether there is memory enough; None if it is not known how much there is."""
+        return None if self.available is None else self.needed <= self.available
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("pace", "cost")}
+        rounds, traffic = ([dataclasses.asdict(row) for row in rows] for rows in (self.rounds, self.traffic))
+        parts = {name: dataclasses.asdict(getattr(self, name)) for name in ("memory", "gradient", "update")}
+        schedule = schedule_rows(self.pace, self.cost)
+        return {**plain, **parts, "rounds": rounds, "traffic": traffic, "schedule": schedule, "fits": self.fits}
+
+
+def plan(config: RunConfig, *, num_devices: int | None = None, device: DeviceSpec | None = None) -> Plan:
+    """What a run needs on a mesh that need not exist.
+
+    Args:
+        config: the run.
+        num_devices: devices of the mesh; None takes the product of its sizes, or cpu_devices if one of them is -1.
+        device: the accelerator; None compares with this host's memory if the run is on CPU.
+
+    Raises:
+        ValueError: the mesh, the model and the batch do not fit each other (all that is wrong, at once), or the number
+            of devices is not known.
+
+    Example:
+        >>> from dsjax.models.config import BloomConfig
+        >>> from dsjax.setup.config import TrainConfig
+        >>> small = BloomConfig(vocab_size=64, num_layers=2, model_dim=16, num_heads=2)
+        >>> needs = plan(RunConfig(model=small, train=TrainConfig(steps=1)), num_devices=1)
+        >>> needs.memory.parameters == 4 * needs.num_parameters, needs.memory.optimizer == 8 * needs.num_parameters + 4
+        (True, True)
+    """
+    config = resolved(config)
+    layout = abstract_layout(_sizes(config, num_devices), config.mesh.zero_stage)
+    _check(config, layout)
+    on_cpu = device is None and config.mesh.platform != "gpu" and bool(config.mesh.cpu_devices or layout.mesh.size == 1)
+    if device is not None:
+        share = gpu_share()
+        found = _plan(config, layout, 1, int(device.memory_bytes * share), f"{share:.0%} of a {device.name}")
+    elif on_cpu:
+        found = _plan(config, layout, layout.mesh.size, available_memory_bytes(), "available on this host")
+    else:
+        found = _plan(config, layout, 1, None, "")
+    here = [f"on this machine {problem}" for problem in missing_tools(config.observe)]
+    if on_cpu:  # else the run is for another machine, and so is its disk
+        problem, _ = disk_problem(Path("runs"), found.checkpoint, found.checkpoints)
+        here += [problem] if problem else []
+    return dataclasses.replace(found, warnings=(*found.warnings, *here))
+
+
+def gpu_share() -> float:
+    """The part of a GPU's memory that JAX takes when it starts, and never more."""
+    return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
+
+
+def require_memory(config: RunConfig, layout: Layout) -> None:
+    """Refuse a run that this machine's memory will not hold; called before anything large is allocated.
+
+    Args:
+        config: the run.
+        layout: its layout on the devices that there are.
+
+    Raises:
+        ValueError: bytes needed and available, the largest parts, and how to run all the same.
+    """
+    config = resolved(config)
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        needs = _plan(config, layout, len(devices), available_memory_bytes(), "available on this host")
+    else:
+        free = [d.limit - (d.in_use or 0) for d in device_memory_report(devices) if d.limit is not None]
+        needs = _plan(config, layout, 1, min(free) if free else None, f"free on a {devices[0].device_kind}")
+    if needs.fits is False:
+        assert needs.available is not None
+        shared = f" for {len(devices)} devices that share it" if devices[0].platform == "cpu" else " on each device"
+        raise ValueError(
+            f"this run needs {format_bytes(needs.needed)}{shared}, but {format_bytes(needs.available)} are "
+            f"{needs.available_from}; {needs.advice}; or run all the same with --force"
+        )
+
+
+def _sizes(config: RunConfig, num_devices: int | None) -> dict[str, int]:
+    """Sizes of the axes."""
+    given = [getattr(config.mesh, axis) for axis in AXES]
+    if num_devices is None:
+        if -1 in given and not config.mesh.cpu_devices:
+            raise ValueError("an axis of the mesh is -1 (the rest): give the number of devices, --devices N")
+        num_devices = config.mesh.cpu_devices if -1 in given else math.prod(given)
+    return resolve_sizes(config.mesh, num_devices)
+
+
+def _check(config: ResolvedRunConfig, layout: Layout) -> None:
+    """Raise one ValueError with everything that does not divide."""
+    train = config.train
+    parts = layout.size(("data", *BATCH_AXES))
+    evaluated = config.evaluate.batch_size or train.batch_size // train.accumulation
+    checks: list[Callable[[], Any]] = [
+        lambda: check_divisible(config.model, layout.mesh.shape),
+        lambda: check_length(config.model, config.data.sequence_length),
+        lambda: check_end(config),
+    ]
+    # Of placements only the complaint is wanted: a mesh without devices cannot place anything.
+    if train.batch_size % (parts * train.accumulation):
+        checks.append(lambda: training_placement(layout, batch_size=train.batch_size, accumulation=train.accumulation))
+    elif evaluated % parts:
+        checks.append(lambda: evaluation_placement(layout, batch_size=evaluated))
+    refuse_all(checks)
+
+
+def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: int | None, available_from: str) -> Plan:
+    """The plan on a layout whose mesh divides everything."""
+    sizes, train, length = dict(layout.mesh.shape), config.train, config.data.sequence_length
+    model, frozen = split_model(config.model, config.lora)
+    pace = pace_of(config)
+    optimizer = make_optimizer(config.optimizer, model, layout, steps=pace.num_steps)
+    cost = Cost.of(config.model, model, frozen, pace, config.random_ltd, rows=train.batch_size, sequence_length=length)
+    batch = batch_shapes(config.data, train.batch_size, workers=sizes["data"], accumulation=train.accumulation)
+    dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
+    one = OneDevice.of(config.model, model, layout, batch, frozen=frozen, lora=config.lora)
+    traced = trace(
+        one, optimizer, (model, layout), clip_norm=train.clip_norm, ema_decay=train.ema_decay, dropout=dropout
+    )
+
+    shardings = state_shardings(layout, model, optimizer, ema=train.ema_decay > 0)
+    state = abstract_state(model, optimizer, shardings)
+    specs = state_specs(model, optimizer, layout, ema=train.ema_decay > 0)
+    size = lambda tree, spec: shard_bytes(tree, spec, sizes)
+    parameters = size(state.params, specs.params)
+    untrained = 0 if frozen is None else size(frozen.shapes, frozen.specs(layout.parameter))
+    gradients = size(model.shapes, model.specs(layout.gradient))
+    opt_state = size(state.opt_state, specs.opt_state)
+    ema = size(state.ema, specs.ema) if state.ema is not None else 0
+    rows = size(batch, dict.fromkeys(batch, BATCH_SPEC))
+
+    whole = parameters + opt_state + ema + _SCALARS
+    gradient = ProgramBytes(arguments=parameters + untrained + _SCALARS + rows, temporary=traced.gradient_temporary)
+    update = ProgramBytes(arguments=whole + gradients + 8, temporary=traced.update_temporary)
+    temporary = max(gradient.temporary, update.temporary)
+    # Outside a scan XLA computes some of them again where they are read, and then holds less than all of them.
+    residuals = min(traced.residuals, temporary)
+    memory = Memory(
+        parameters=parameters,
+        frozen=untrained,
+        gradients=gradients,
+        optimizer=opt_state,
+        ema=ema,
+        batch=rows,
+        residuals=residuals,
+        working=temporary - residuals,
+    )
+    peak = sum(dataclasses.asdict(memory).values())
+    checkpoint, checkpoints = tensor_bytes(state), checkpoints_at_once(config.checkpoint, pace.num_steps)
+    needed = peak * sharing
+    return Plan(
+        name=config.name,
+        axis_sizes=sizes,
+        zero_stage=layout.zero_stage,
+        num_parameters=count_parameters(model) + (0 if frozen is None else count_parameters(frozen)),
+        num_trained=count_parameters(model),
+        memory=memory,
+        gradient=gradient,
+        update=update,
+        peak=peak,
+        gradient_bytes=gradients,
+        pace=pace,
+        cost=cost,
+        rounds=predict_rounds(model, optimizer, state.opt_state, layout, steps=pace.num_steps),
+        traffic=predict_traffic(
+            config.model,
+            model,
+            layout,
+            rows=one.batch["tokens"].shape[2],
+            length=length,
+            accumulation=train.accumulation,
+            mean=optimizer.gradients == "mean",
+            frozen=frozen,
+        ),
+        step_flops=traced.flops * layout.mesh.size,
+        model_flops=cost.dense,
+        step_tokens=train.batch_size * length,
+        needed=needed,
+        available=available,
+        available_from=available_from,
+        advice=_advice(config, layout, memory, traced, peak),
+        checkpoint=checkpoint,
+        checkpoints=checkpoints,
+        warnings=tuple(advise(config, pace, workers=sizes["data"])),
+    )
+
+
+def _advice(config: ResolvedRunConfig, layout: Layout, memory: Memory, traced: Traced, peak: int) -> str:
+    """The two largest parts, and what makes the largest smaller."""
+    parts = sorted(dataclasses.asdict(memory).items(), key=lambda part: -part[1])[:2]
+    largest = " and ".join(f"{name} {format_bytes(size)}" for name, size in parts)
+    shards = layout.size(("fsdp", "expert"))
+    states = memory.parameters + memory.frozen + memory.gradients + memory.optimizer + memory.ema
+    if states > peak / 2:
+        if shards > 1 and layout.zero_stage < 3:
+            change = f"mesh.zero_stage=3 splits all states over {shards} devices"
+        else:
+            change = "a larger mesh.fsdp with mesh.zero_stage=3, or a larger mesh.tensor, splits the states further"
+    elif traced.residuals > peak / 4 and config.model.remat != "full":
+        change = "model.remat=full keeps only each layer's input"
+    elif config.train.batch_size // config.train.accumulation > layout.size(("data", *BATCH_AXES)):
+        change = f"a larger train.accumulation (now {config.train.accumulation}) makes the micro-batch smaller"
+    else:
+        change = "a larger mesh.tensor splits every activation, a shorter data.sequence_length makes it smaller"
+    return f"largest are {largest}; {change}"

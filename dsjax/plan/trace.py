@@ -1,0 +1,276 @@
+"""A training step as one device sees it, traced from the step's own code: its buffers, residuals and FLOPs.
+
+The model is the config's with heads, hidden width and vocabulary divided by `tensor`, the batch one device's rows; ZeRO
+stays in the sharding constraints. Nothing is allocated and no device is touched.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+
+from dsjax.data.config import DataConfig
+from dsjax.mesh.config import AXES
+from dsjax.mesh.layout import ZERO_AXES, Layout
+from dsjax.models.adapters import with_adapters
+from dsjax.models.config import LlamaConfig, LoRAConfig, ModelConfig
+from dsjax.models.families.registry import abstract
+from dsjax.models.tree import ModelTree, joined
+from dsjax.optimizers.api import StagedTransform, Tree, UpdateInputs
+from dsjax.plan.jaxpr import aval_bytes, dot_flops, flatten
+from dsjax.plan.memory import peak_bytes, residual_bytes
+from dsjax.setup.state import TrainState, abstract_state
+from dsjax.setup.step import batch_loss, make_gradient, make_update
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+_SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
+
+
+def abstract_layout(sizes: dict[str, int], zero_stage: int) -> Layout:
+    """A Layout on a mesh without devices."""
+    mesh = AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Layout(mesh, zero_stage)
+
+
+def batch_shapes(config: DataConfig, batch_size: int, *, workers: int, accumulation: int) -> Shapes:
+    """The arrays [W, A, b, T] of a step's batch, of the task classification also [W, A, b]."""
+    rows = (workers, accumulation, batch_size // (workers * accumulation))
+    shape = (*rows, config.sequence_length)
+    array = jax.ShapeDtypeStruct
+    if config.task == "classification":
+        names = ("tokens", "segments", *(("token_types",) if config.has_pairs else ()))
+        of_rows = {"labels": array(rows, jnp.int32), "loss_mask": array(rows, jnp.bool_)}
+        return {name: array(shape, jnp.int32) for name in names} | of_rows
+    names = ("tokens", "targets")
+    if config.isolate_documents and config.pack != "none":
+        names += ("segments", "positions")
+    elif config.task == "masked":
+        names += ("segments",)
+    return {name: array(shape, jnp.int32) for name in names} | {"loss_mask": array(shape, jnp.bool_)}
+
+
+@dataclasses.dataclass(frozen=True)
+class OneDevice:
+    """The model and the layout of one device: everything divided but by ZeRO.
+
+    Attributes:
+        model: the model taken apart, with the shapes that `tensor` leaves.
+        layout: a mesh of which only the axes of ZeRO have a size; rows are not split any further.
+        batch: one device's rows, [1, A, b, T].
+        frozen: the part of the model that is not trained, with its shapes; None when all of it is.
+    """
+
+    model: ModelTree
+    layout: Layout
+    batch: Shapes
+    frozen: ModelTree | None = None
+
+    @classmethod
+    def of(
+        cls,
+        config: ModelConfig,
+        model: ModelTree,
+        layout: Layout,
+        batch: Shapes,
+        *,
+        frozen: ModelTree | None = None,
+        lora: LoRAConfig | None = None,
+    ) -> "OneDevice":
+        """Divide a model and its global batch by a layout's mesh; of a run with `lora` the model is what is trained."""
+        sizes = dict(layout.mesh.shape)
+        tensor = sizes["tensor"]
+        graph = model.graph
+        if tensor > 1:
+            narrow = abstract(_narrow(config, tensor))
+            graph = ModelTree.of(narrow if lora is None else with_adapters(narrow, lora)).graph
+        divided = lambda part: dataclasses.replace(
+            part, graph=graph, shapes=local_shapes(part.shapes, part.specs(layout.gathered), sizes)
+        )
+        zero = abstract_layout(dict.fromkeys(AXES, 1) | {a: sizes[a] for a in ZERO_AXES}, layout.zero_stage)
+        rows = {
+            name: jax.ShapeDtypeStruct(
+                (1, x.shape[1], x.shape[2] // layout.size(layout.batch_axes), *x.shape[3:]), x.dtype
+            )
+            for name, x in batch.items()
+        }
+        return cls(
+            divided(model),
+            dataclasses.replace(zero, batch_axes=()),
+            rows,
+            None if frozen is None else divided(frozen),
+        )
+
+
+def _narrow(config: ModelConfig, tensor: int) -> ModelConfig:
+    """The config of the part of a model that one device of `tensor` computes; its head size is the whole model's."""
+    changes: dict[str, int] = {
+        "num_heads": config.num_heads // tensor,
+        "mlp_dim": config.hidden_dim // tensor,
+        "vocab_size": config.vocab_size // tensor,
+    }
+    if isinstance(config, LlamaConfig):
+        # Fewer heads of keys and values than devices stay whole; the shapes of the parameters say so to the layer.
+        split = config.kv_heads % tensor == 0
+        changes |= {"head_dim": config.head_size, "num_kv_heads": config.kv_heads // tensor if split else 0}
+    return dataclasses.replace(config, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """What the traces say of one device.
+
+    Attributes:
+        residuals: bytes kept from the forward to the backward pass of one micro-batch.
+        gradient_temporary: most bytes that the gradient program holds beside its arguments and results.
+        update_temporary: the same of the update program, the largest over the optimizer's stages.
+        flops: of the matrix products of a step, with all that is computed again.
+    """
+
+    residuals: int
+    gradient_temporary: int
+    update_temporary: int
+    flops: int
+
+
+def trace(
+    one: OneDevice,
+    optimizer: StagedTransform,
+    whole: tuple[ModelTree, Layout],
+    *,
+    clip_norm: float,
+    ema_decay: float,
+    dropout: bool,
+) -> Traced:
+    """Trace the gradient, the loss's vjp and the updates of one device; `whole`: model and layout, not divided."""
+    model, layout = one.model, one.layout
+    key, step = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
+    # Gradients per worker only leave out the sum over the first dimension, which is 1 here.
+    gradient = make_gradient(model, layout, per_worker=False, dropout=dropout)
+    frozen, frozen_divisors = _frozen(one)
+    jaxpr = jax.make_jaxpr(gradient)(model.shapes, key, step, one.batch, frozen).jaxpr
+    parameters = zero_divisors(model.specs(layout.parameter), layout)
+    rest = [*[1] * (len(jaxpr.invars) - len(parameters) - len(frozen_divisors)), *frozen_divisors]
+    if optimizer.gradients == "mean":
+        update = max(_update_peak(one, optimizer, stage, clip_norm, ema_decay) for stage in optimizer.updates)
+    else:
+        update = max(_worker_update_peak(*whole, optimizer, stage, clip_norm) for stage in optimizer.updates)
+    # Workers that are alone compute with parameters of their own.
+    own = shard_bytes(whole[0].shapes, whole[0].specs(whole[1].parameter), dict(whole[1].mesh.shape))
+    return Traced(
+        residuals=_residuals(one, parameters, dropout=dropout),
+        gradient_temporary=peak_bytes(flatten(jaxpr, [*parameters, *rest])) + (own if optimizer.alone else 0),
+        update_temporary=update,
+        flops=dot_flops(jaxpr),
+    )
+
+
+def _frozen(one: OneDevice) -> tuple[Tree, list[int]]:
+    """Shapes of what is not trained, None if there is nothing, and over how many devices ZeRO splits each."""
+    if one.frozen is None:
+        return None, []
+    return one.frozen.shapes, zero_divisors(one.frozen.specs(one.layout.parameter), one.layout)
+
+
+def _residuals(one: OneDevice, parameters: list[int], *, dropout: bool) -> int:
+    """Bytes of what the backward pass of a micro-batch needs of the forward pass, from the results of its vjp."""
+    rows = {name: jax.ShapeDtypeStruct(x.shape[2:], x.dtype) for name, x in one.batch.items()}
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows["tokens"].shape[0]))
+
+    def forward(params: Tree, batch: Any, keys: jax.Array, frozen: Tree):
+        loss = lambda p: batch_loss(
+            nnx.merge(one.model.graph, joined(p, frozen)), batch, keys=keys if dropout else None, layout=one.layout
+        )[0]
+        return jax.vjp(loss, params)[1]
+
+    frozen, frozen_divisors = _frozen(one)
+    jaxpr = jax.make_jaxpr(forward)(one.model.shapes, rows, keys, frozen).jaxpr
+    between = [1] * (len(jaxpr.invars) - len(parameters) - len(frozen_divisors))
+    return residual_bytes(jaxpr, [*parameters, *between, *frozen_divisors])
+
+
+def _update_peak(one: OneDevice, optimizer: StagedTransform, stage: str, clip_norm: float, ema_decay: float) -> int:
+    """Most bytes that an update holds beside the state and the gradients."""
+    model, layout = one.model, one.layout
+    specs = state_specs(model, optimizer, layout, ema=ema_decay > 0)
+    state = abstract_state(model, optimizer, _named(specs, layout))
+    update = make_update(model, optimizer, stage, clip_norm=clip_norm, ema_decay=ema_decay)
+    jaxpr = jax.make_jaxpr(update)(state, model.shapes, _SCALAR, _SCALAR).jaxpr
+    given = [*zero_divisors(specs, layout), *zero_divisors(model.specs(layout.gradient), layout), 1, 1]
+    return peak_bytes(flatten(jaxpr, given), donated=True)
+
+
+def _worker_update_peak(
+    model: ModelTree, layout: Layout, optimizer: StagedTransform, stage: str, clip_norm: float
+) -> int:
+    """The same of an update that is one shard_map: of what it computes on one device."""
+    workers = layout.mesh.shape["data"]
+    gradients = jax.tree.map(lambda x: jax.ShapeDtypeStruct((workers, *x.shape), x.dtype), model.shapes)
+    loss = jax.ShapeDtypeStruct((workers,) if stage in optimizer.alone else (), jnp.float32)
+    opt_state = jax.eval_shape(optimizer.init, model.shapes)
+
+    def update(gradients: Tree, opt_state: Tree, params: Tree, learning_rate: jax.Array, loss: jax.Array):
+        inputs = UpdateInputs(params=params, learning_rate=learning_rate)
+        return optimizer.updates[stage](gradients, opt_state, inputs, loss, clip_norm)
+
+    jaxpr = jax.make_jaxpr(update)(gradients, opt_state, model.shapes, _SCALAR, loss).jaxpr
+    (local,) = [eqn.params["jaxpr"] for eqn in jaxpr.eqns if eqn.primitive.name == "shard_map"]
+    return peak_bytes(flatten(local), donated=True)
+
+
+def state_specs(model: ModelTree, optimizer: StagedTransform, layout: Layout, *, ema: bool) -> TrainState:
+    """A TrainState of PartitionSpecs, as setup/state.py places it."""
+    opt_state = jax.eval_shape(optimizer.init, model.shapes)
+    by_zero = model.specs(layout.optimizer)
+    return TrainState(
+        step=PartitionSpec(),
+        params=model.specs(layout.parameter),
+        opt_state=optimizer.state_specs(opt_state, by_zero),
+        key=PartitionSpec(),
+        ema=by_zero if ema else None,
+    )
+
+
+def is_spec(leaf: Any) -> bool:
+    """Whether it is a PartitionSpec, a leaf of the trees here."""
+    return isinstance(leaf, PartitionSpec)
+
+
+def _named(specs: Tree, layout: Layout) -> Tree:
+    return jax.tree.map(layout.named, specs, is_leaf=is_spec)
+
+
+def _axes(spec: PartitionSpec) -> list[tuple[str, ...]]:
+    """Per dimension the mesh axes that split it."""
+    return [entry if isinstance(entry, tuple) else () if entry is None else (entry,) for entry in spec]
+
+
+def zero_divisors(specs: Tree, layout: Layout) -> list[int]:
+    """Per leaf, over how many devices ZeRO splits it."""
+    leaves = jax.tree.leaves(specs, is_leaf=is_spec)
+    return [layout.size(tuple(a for axes in _axes(spec) for a in axes if a in ZERO_AXES)) for spec in leaves]
+
+
+def local_shapes(shapes: Tree, specs: Tree, sizes: dict[str, int]) -> Tree:
+    """The shape of one device's shard of every leaf.
+
+    Example:
+        >>> spec, whole = {"w": PartitionSpec(None, ("tensor", "fsdp"))}, {"w": jax.ShapeDtypeStruct((3, 8), "float32")}
+        >>> local_shapes(whole, spec, {"tensor": 2, "fsdp": 4})["w"].shape
+        (3, 1)
+    """
+
+    def shard(x, spec):
+        axes = [*_axes(spec), *[()] * (len(x.shape) - len(spec))]
+        local = tuple(n // math.prod(sizes[a] for a in split) for n, split in zip(x.shape, axes, strict=True))
+        return jax.ShapeDtypeStruct(local, x.dtype)
+
+    return jax.tree.map(shard, shapes, specs)
+
+
+def shard_bytes(shapes: Tree, specs: Tree, sizes: dict[str, int]) -> int:
+    """Bytes of one device's shards of a tree."""
+    return sum(aval_bytes(x) for x in jax.tree.leaves(local_shapes(shapes, specs, sizes)))

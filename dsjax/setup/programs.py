@@ -1,0 +1,174 @@
+"""The jitted programs of a run: gradients, the updates of the optimizer's stages, evaluation (see step.py).
+
+With random-LTD there is one gradient program per number of slots (`num_kept`), beside the one in which nothing is
+dropped; how many tokens are kept in these slots, and how many of a row are real, is given to it (`counts`).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from dsjax.mesh.layout import Layout
+from dsjax.models.config import RandomLTDConfig
+from dsjax.models.tree import ModelTree
+from dsjax.optimizers.api import StagedTransform, Tree
+from dsjax.setup.state import TrainState
+from dsjax.setup.step import Batch, make_evaluate, make_gradient, make_update
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The jitted programs of a run.
+
+    Attributes:
+        gradient: (params, key, step, batch, frozen) -> (gradients, figures), with nothing dropped.
+        updates: stage -> (state, gradients, loss, learning rate) -> (state, figures); the state is donated.
+        evaluate: (params, batch) -> sums over the real targets.
+        alone: (params, key, step, batch, shift, frozen) -> (gradients, figures), of workers that do not talk; None if
+            there is no such stage.
+        dropping: num_kept -> (gradient, alone) with as many slots, made by the first call; None without random-LTD.
+        frozen: parameters that are not trained, None if there are none.
+    """
+
+    gradient: Callable
+    updates: Mapping[str, Callable]
+    evaluate: Callable
+    alone: Callable | None = None
+    dropping: Callable[[int], tuple[Callable, Callable | None]] | None = None
+    frozen: Tree | None = None
+
+    def gradient_of(
+        self,
+        optimizer: StagedTransform,
+        stage: str,
+        state: TrainState,
+        batch: Batch,
+        *,
+        num_kept: int | None = None,
+        counts: jax.Array | np.ndarray | None = None,
+    ) -> tuple[Tree, dict]:
+        """The gradients that an update of this stage wants, and figures.
+
+        Args:
+            optimizer: the optimizer.
+            stage: of its stages.
+            state: before the step.
+            batch: [W, A, b, T] on the mesh.
+            num_kept: slots for the tokens that random-LTD's layers see, static; None: nothing is dropped.
+            counts: int32 [2], how many positions of a row are real and how many of these are kept; with num_kept.
+        """
+        program = self.gradient_for(optimizer, stage, num_kept=num_kept)
+        return program(*self.gradient_arguments(optimizer, stage, state, batch, counts=counts))
+
+    def gradient_for(self, optimizer: StagedTransform, stage: str, *, num_kept: int | None = None) -> Callable:
+        """The jitted program of `gradient_of`, the same object for the same stage and num_kept.
+
+        Raises:
+            ValueError: num_kept is given, but these programs were made without random_ltd.
+        """
+        gradient, alone = self.gradient, self.alone
+        if num_kept is not None:
+            if self.dropping is None:
+                raise ValueError(f"num_kept = {num_kept} drops tokens, but make_programs was given no random_ltd")
+            gradient, alone = self.dropping(num_kept)
+        if stage not in optimizer.alone:
+            return gradient
+        assert alone is not None
+        return alone
+
+    def gradient_arguments(
+        self,
+        optimizer: StagedTransform,
+        stage: str,
+        state: TrainState,
+        batch: Batch,
+        *,
+        counts: jax.Array | np.ndarray | None = None,
+    ) -> tuple[Any, ...]:
+        """What `gradient_for`'s program is called with; also for lowering it."""
+        first = (state.params, state.key, state.step, batch)
+        if stage not in optimizer.alone:
+            return *first, self.frozen, None, counts
+        assert optimizer.shift is not None
+        return *first, optimizer.shift(state.opt_state), self.frozen, counts
+
+    def beside(self, frozen: Tree | None) -> "Programs":
+        """The same with parameters that are not trained, which gradient_of and evaluate take beside params."""
+        if frozen is None:
+            return self
+        evaluate = lambda params, batch: self.evaluate(params, batch, frozen)
+        return dataclasses.replace(self, evaluate=evaluate, frozen=frozen)
+
+
+def make_programs(
+    model: ModelTree,
+    optimizer: StagedTransform,
+    layout: Layout,
+    shardings: TrainState,
+    *,
+    clip_norm: float,
+    ema_decay: float,
+    dropout: bool,
+    random_ltd: RandomLTDConfig | None = None,
+) -> Programs:
+    """Jit the programs with their layouts; nothing is compiled until the first call."""
+    whole, each = layout.named(PartitionSpec()), layout.named(PartitionSpec("data"))
+
+    @functools.cache
+    def gradients(num_kept: int | None) -> tuple[Callable, Callable | None]:
+        return _gradient_programs(model, optimizer, layout, dropout=dropout, random_ltd=random_ltd, num_kept=num_kept)
+
+    updates = {}
+    for stage in optimizer.updates:
+        update = make_update(model, optimizer, stage, clip_norm=clip_norm, ema_decay=ema_decay)
+        figures = whole
+        if stage in optimizer.alone:
+            figures = dict.fromkeys(("grad_norm", "finite", "first_bad"), each)
+            figures |= {} if stage in optimizer.silent else {"worker_skips": whole}
+        updates[stage] = jax.jit(update, donate_argnums=0, out_shardings=(shardings, figures))
+    evaluate = jax.jit(make_evaluate(model, layout), out_shardings=whole)
+    gradient, alone = gradients(None)
+    return Programs(gradient, updates, evaluate, alone, None if random_ltd is None else gradients)
+
+
+def _gradient_programs(
+    model: ModelTree,
+    optimizer: StagedTransform,
+    layout: Layout,
+    *,
+    dropout: bool,
+    random_ltd: RandomLTDConfig | None,
+    num_kept: int | None,
+) -> tuple[Callable, Callable | None]:
+    """The gradient program, and that of workers which do not talk, if there is such a stage."""
+    make = functools.partial(make_gradient, model, layout, dropout=dropout, random_ltd=random_ltd, num_kept=num_kept)
+    per_worker = optimizer.gradients == "per_worker"
+    gradient_shardings = jax.tree.map(
+        lambda spec: layout.named(PartitionSpec("data", *spec) if per_worker else spec),
+        model.specs(layout.gradient),
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+    )
+    whole, each = layout.named(PartitionSpec()), layout.named(PartitionSpec("data"))
+    figures = {"loss": whole, "worker_loss": each, "tokens": whole}
+    gradient = jax.jit(make(per_worker=per_worker), out_shardings=(gradient_shardings, figures))
+    if not optimizer.alone:
+        return gradient, None
+    by_itself = make(per_worker=True, alone=True)
+
+    def of_one(
+        params: Tree,
+        key: jax.Array,
+        step: jax.Array,
+        batch: Batch,
+        shift: Tree,
+        frozen: Tree | None = None,
+        counts: jax.Array | None = None,
+    ):
+        return by_itself(params, key, step, batch, frozen, shift, counts)
+
+    return gradient, jax.jit(of_one, out_shardings=(gradient_shardings, {"loss": each, "tokens": each}))
