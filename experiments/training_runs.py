@@ -62,7 +62,7 @@ def train(here: Path, run: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     if result.stopped_by:
         raise SystemExit(f"stopped by {result.stopped_by}; the same command goes on where it was")
     rows = read_metrics(folder / METRICS_FILE)
-    figures = (
+    metrics = (
         "validation_loss",
         "best_validation_loss",
         "parameters",
@@ -74,7 +74,7 @@ def train(here: Path, run: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     )
     return {
         "run": run,
-        **{name: result.summary[name]["value"] for name in figures},
+        **{name: result.summary[name]["value"] for name in metrics},
         "batch_size": config.train.batch_size,
         "training_loss": [row["loss"] for row in rows],
         "grad_norm": [row["grad_norm"] for row in rows],

@@ -153,11 +153,11 @@ class Training:
 
     def _gradient_call(self, state, rows, accumulation, stage, num_kept, counts):
         """A name for the program, the program and what it is called with."""
-        batch, programs = self.place(rows, accumulation=accumulation), self.programs.beside(self.frozen)
+        batch, programs = self.place(rows, accumulation=accumulation), self.programs.with_frozen(self.frozen)
         program = programs.gradient_for(self.optimizer, stage, num_kept=num_kept)
         given = None if counts is None else np.asarray(counts, np.int32)
         arguments = programs.gradient_arguments(self.optimizer, stage, state, batch, counts=given)
-        return (stage in self.optimizer.alone, num_kept), program, *arguments
+        return (stage in self.optimizer.local, num_kept), program, *arguments
 
     def update(self, state: TrainState, gradients: Any, loss: Any, *, learning_rate: float = 1e-2, stage: str = "full"):
         """The state after a step, and figures; the given state is donated."""
@@ -170,9 +170,9 @@ class Training:
         for number in range(steps):
             rows = make_rows(vocab=self.config.vocab_size, seed=number)
             stage = self.optimizer.stage(number, None)
-            gradients, figures = self.gradient(state, rows, accumulation=accumulation, stage=stage)
-            state, more = self.update(state, gradients, figures["loss"], stage=stage)
-            history.append({**jax.device_get(figures), **jax.device_get(more)})
+            gradients, metrics = self.gradient(state, rows, accumulation=accumulation, stage=stage)
+            state, more = self.update(state, gradients, metrics["loss"], stage=stage)
+            history.append({**jax.device_get(metrics), **jax.device_get(more)})
         return state, history
 
     def gradient_text(

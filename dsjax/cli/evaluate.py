@@ -50,14 +50,14 @@ def run(arguments: argparse.Namespace) -> int:
     use_compilation_cache()
     with elapsed(f"reading {arguments.source}", enabled=True):
         trained = open_model(arguments.source, report=lambda line: print(f"dsjax: {line}", file=sys.stderr))
-    figures = {"language_model": _on_text, "masked": _on_hidden_tokens, "classification": _on_labels}[
+    metrics = {"language_model": _on_text, "masked": _on_hidden_tokens, "classification": _on_labels}[
         _task(trained, arguments.task)
     ](trained, arguments)
     if arguments.json:
-        named = {name: {"value": value, "how": how} for name, (value, how) in figures.items()}
+        named = {name: {"value": value, "how": how} for name, (value, how) in metrics.items()}
         print(json.dumps({"source": trained.what, **named}))
     else:
-        _print_table(figures, trained.what)
+        _print_table(metrics, trained.what)
     return 0
 
 
@@ -113,12 +113,12 @@ def _on_text(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
             batch_tokens=batch_tokens,
             progress=show,
         )
-    return perplexity.figures(text, score, length=length, stride=stride)
+    return perplexity.metrics(text, score, length=length, stride=stride)
 
 
 def _on_hidden_tokens(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
     """An encoder's loss on the tokens that are hidden from it."""
-    from dsjax.evaluate.masked import figures, score_masked
+    from dsjax.evaluate.masked import metrics, score_masked
 
     length = _length(trained, arguments)
     score = score_masked(
@@ -130,13 +130,13 @@ def _on_hidden_tokens(trained: "TrainedModel", arguments: argparse.Namespace) ->
         batch_rows=max(1, (arguments.batch_tokens or _BATCH_TOKENS) // length),
         undecodable=arguments.undecodable,
     )
-    return figures(score, length=length, seed=arguments.seed)
+    return metrics(score, length=length, seed=arguments.seed)
 
 
 def _on_labels(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
     """A classifier's accuracy."""
     from dsjax.data.config import JsonlSource
-    from dsjax.evaluate.labels import figures, predict, read_labelled
+    from dsjax.evaluate.labels import metrics, predict, read_labelled
 
     keys = {"field": arguments.field, "text_pair": arguments.pair_key, "label": arguments.label_key}
     labelled = read_labelled(
@@ -147,7 +147,7 @@ def _on_labels(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
         undecodable=arguments.undecodable,
     )
     batch_tokens = arguments.batch_tokens or _BATCH_TOKENS
-    return figures(labelled, predict(trained.model, labelled.rows, batch_tokens=batch_tokens))
+    return metrics(labelled, predict(trained.model, labelled.rows, batch_tokens=batch_tokens))
 
 
 _BATCH_TOKENS = 8192
@@ -178,7 +178,7 @@ def _sources(arguments: argparse.Namespace) -> list:
     ]
 
 
-def _print_table(figures: dict, title: str) -> None:
+def _print_table(metrics: dict, title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -186,6 +186,6 @@ def _print_table(figures: dict, title: str) -> None:
     table.add_column("figure", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("how it was obtained", overflow="fold")
-    for name, (value, how) in figures.items():
+    for name, (value, how) in metrics.items():
         table.add_row(name.replace("_", " "), f"{value:,.5g}" if isinstance(value, float) else f"{value:,}", how)
     Console(highlight=False).print(table)

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     texts = [_prompt(given) for given in arguments.prompt]
     if arguments.system is not None and not arguments.chat:
         raise ValueError("--system is a message of a conversation; give --chat too")
-    how = _how(arguments)
+    options = _options(arguments)
     use_compilation_cache()
     with elapsed(f"reading {arguments.source}", enabled=True):
         trained = open_model(arguments.source, report=_note)
@@ -55,7 +55,9 @@ def run(arguments: argparse.Namespace) -> int:
         prompts = [chat_prompt(trained, text, system=arguments.system) for text in texts]
     else:
         prompts = [plain_prompt(trained, text) for text in texts]
-    all_written = write(trained, prompts, how=how, stop=arguments.stop, show=_nothing if arguments.json else _show)
+    all_written = write(
+        trained, prompts, options=options, stop=arguments.stop, show=_nothing if arguments.json else _show
+    )
     if not arguments.json:
         print()
         return 0
@@ -72,7 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _how(arguments: argparse.Namespace) -> "Generation":
+def _options(arguments: argparse.Namespace) -> "Generation":
     """The arguments about length and choice; says which of them have no effect."""
     from dsjax.models.generate import Generation
     from dsjax.models.sampling import Sampling
@@ -84,13 +86,13 @@ def _how(arguments: argparse.Namespace) -> "Generation":
         min_p=0.0 if arguments.min_p is None else arguments.min_p,
         repetition_penalty=arguments.repetition_penalty,
     )
-    how = Generation(max_new_tokens=arguments.max_new_tokens, sampling=sampling, seed=arguments.seed or 0)
+    options = Generation(max_new_tokens=arguments.max_new_tokens, sampling=sampling, seed=arguments.seed or 0)
     drawing = {"--top-p": arguments.top_p, "--top-k": arguments.top_k, "--min-p": arguments.min_p}
     given = {**drawing, "--seed": arguments.seed}
     ignored = [name for name, value in given.items() if value is not None]
     if arguments.temperature == 0 and ignored:
         _note(f"without --temperature nothing is drawn: {' and '.join(ignored)} not used")
-    return how
+    return options
 
 
 def _prompt(given: str) -> str:

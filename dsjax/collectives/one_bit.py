@@ -42,24 +42,24 @@ class Scheme:
     Attributes:
         scale: "l2": s = |b| / sqrt(n). "l1": s = mean of |b|, which never enlarges the error.
         server_scale: "tensor": one S for a tensor. "chunk": one for each server's chunk.
-        peer_padding: pad as DeepSpeed 0.19.6 does, to a multiple of W lcm(W, 8), and count the padding as values.
+        deepspeed_padding: pad as DeepSpeed 0.19.6 does, to a multiple of W lcm(W, 8), and count the padding as values.
         kernel: implementation of the passes over memory: "auto", "xla" or "mosaic" (pallas_kernels.sign_pack; its tiles
             of 512 values make the padding coarser).
     """
 
     scale: Literal["l2", "l1"] = "l2"
     server_scale: Literal["tensor", "chunk"] = "tensor"
-    peer_padding: bool = False
+    deepspeed_padding: bool = False
     kernel: Literal["auto", "xla", "mosaic"] = "auto"
 
     def padded(self, size: int, num_workers: int) -> int:
         """The padded size N of a tensor of `size` values.
 
         Example:
-            >>> Scheme().padded(35, 3), Scheme(peer_padding=True).padded(35, 3)
+            >>> Scheme().padded(35, 3), Scheme(deepspeed_padding=True).padded(35, 3)
             (48, 72)
         """
-        unit = num_workers * (math.lcm(num_workers, 8) if self.peer_padding else 8)
+        unit = num_workers * (math.lcm(num_workers, 8) if self.deepspeed_padding else 8)
         unit = math.lcm(unit, 512 * num_workers) if self.kernel == "mosaic" else unit
         return -(-size // unit) * unit
 
@@ -135,7 +135,7 @@ def one_bit_mean(
     shards = shards or Shards.whole(len(tensors))
     sizes = [scheme.padded(x.shape[1], num_workers) for x in tensors]
     # The values that take part end here; behind them is padding.
-    ends = sizes if scheme.peer_padding else [x.shape[1] for x in tensors]
+    ends = sizes if scheme.deepspeed_padding else [x.shape[1] for x in tensors]
     masks = [None if mask is None else _pad(mask, size) for mask, size in zip(masks, sizes, strict=True)]
     # Keeps reshapes of the carries (such as dropping a dimension of workers) out of the loops that update them: XLA
     # updates a donated buffer in place only if the loop's operand and result have one shape, else it copies at the end.
@@ -182,7 +182,7 @@ def one_bit_mean(
     return means, Feedback(carries, scales, servers, own)
 
 
-def forgiven(feedback: Feedback, where: Rows, *, axis: str, num_workers: int) -> Feedback:
+def reset_errors(feedback: Feedback, where: Rows, *, axis: str, num_workers: int) -> Feedback:
     """Feedback that owes nothing for some values: those that had been masked, and are no longer.
 
     Args:

@@ -17,7 +17,7 @@ from dsjax.data.rows.single_rows import Row, encode_rows
 from dsjax.data.text.document import Undecodable
 from dsjax.data.text.read import read_documents
 from dsjax.data.tokenizers.tokenizer import Tokenizer
-from dsjax.evaluate import metrics
+from dsjax.evaluate.metrics import accuracy, confusion, f1, matthews
 from dsjax.models.generate import bucket
 from dsjax.models.transformer import Transformer
 
@@ -121,25 +121,25 @@ def _batches(
             yield chosen, (tokens, mask, types)
 
 
-def figures(labelled: Labelled, logits: Float64[np.ndarray, "N C"]) -> dict[str, tuple[float | int, str]]:
+def metrics(labelled: Labelled, logits: Float64[np.ndarray, "N C"]) -> dict[str, tuple[float | int, str]]:
     """What to report: name -> (value, how it was obtained).
 
     Example:
         >>> labelled = Labelled([Row([1], 0, False)] * 4, np.array([0, 1, 1, 1]))
-        >>> found = figures(labelled, np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 2.0]]))
+        >>> found = metrics(labelled, np.array([[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.0, 2.0]]))
         >>> {name: round(value, 4) for name, (value, _) in found.items()}
         {'accuracy': 0.75, 'f1': 0.8, 'matthews': 0.5774, 'nats_per_row': 0.6269, 'majority_accuracy': 0.75, 'rows': 4}
     """
     labels, num_classes = labelled.labels, logits.shape[1]
-    counts = metrics.confusion(labels, logits.argmax(1), num_classes=num_classes)
+    counts = confusion(labels, logits.argmax(1), num_classes=num_classes)
     top = logits.max(1, keepdims=True)
     losses = np.log(np.exp(logits - top).sum(1)) + top[:, 0] - logits[np.arange(len(labels)), labels]
     which = "of class 1" if num_classes == 2 else "mean over the classes that occur or were predicted"
     cut = f"; {labelled.num_cut:,} of them were longer than a row and lost their ends" if labelled.num_cut else ""
     return {
-        "accuracy": (metrics.accuracy(counts), "share of rows whose likeliest class is right"),
-        "f1": (metrics.f1(counts), f"2 TP / (2 TP + FP + FN), {which}"),
-        "matthews": (metrics.matthews(counts), "correlation of Matthews; 0 is guessing"),
+        "accuracy": (accuracy(counts), "share of rows whose likeliest class is right"),
+        "f1": (f1(counts), f"2 TP / (2 TP + FP + FN), {which}"),
+        "matthews": (matthews(counts), "correlation of Matthews; 0 is guessing"),
         "nats_per_row": (math.fsum(losses) / len(losses), "mean cross-entropy"),
         "majority_accuracy": (int(np.bincount(labels).max()) / len(labels), "of always saying these rows' commonest"),
         "rows": (len(labels), f"counted{cut}"),

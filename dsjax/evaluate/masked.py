@@ -97,11 +97,11 @@ def _loss(graph, params, batch) -> tuple[jax.Array, jax.Array]:
     return batch_loss(nnx.merge(graph, params), batch)
 
 
-def figures(score: MaskedScore, *, length: int, seed: int) -> dict[str, tuple[float | int, str]]:
+def metrics(score: MaskedScore, *, length: int, seed: int) -> dict[str, tuple[float | int, str]]:
     """What to report: name -> (value, how it was obtained).
 
     Example:
-        >>> found = figures(MaskedScore(nats=6.0, num_hidden=3, num_tokens=20, num_documents=1), length=16, seed=0)
+        >>> found = metrics(MaskedScore(nats=6.0, num_hidden=3, num_tokens=20, num_documents=1), length=16, seed=0)
         >>> {name: round(value, 4) for name, (value, _) in found.items()}
         {'nats_per_hidden_token': 2.0, 'perplexity': 7.3891, 'hidden_tokens': 3, 'tokens': 20, 'documents': 1}
     """

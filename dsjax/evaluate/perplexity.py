@@ -288,12 +288,12 @@ def _one_ahead(
         yield pending
 
 
-def figures(text: Text, score: Score, *, length: int, stride: int) -> dict[str, tuple[float | int, str]]:
+def metrics(text: Text, score: Score, *, length: int, stride: int) -> dict[str, tuple[float | int, str]]:
     """What to report: name -> (value, how it was obtained).
 
     Example:
         >>> text = Text(documents=[np.arange(3)], num_bytes=4, num_lossy=0)
-        >>> found = figures(text, Score(nats=4.0, num_tokens=2), length=8, stride=4)
+        >>> found = metrics(text, Score(nats=4.0, num_tokens=2), length=8, stride=4)
         >>> {name: round(value, 4) for name, (value, _) in found.items()}
         {'nats_per_token': 2.0, 'perplexity': 7.3891, 'bits_per_byte': 1.4427, 'tokens': 2, 'bytes': 4, 'documents': 1}
     """

@@ -90,8 +90,10 @@ def draw(
         seed: of the draws.
     """
     if jax.process_count() > 1:
-        how = how_to_draw(sample, folder)
-        console.print(f"no sample is drawn with several processes; to draw one: {how}", soft_wrap=True, markup=False)
+        options = how_to_draw(sample, folder)
+        console.print(
+            f"no sample is drawn with several processes; to draw one: {options}", soft_wrap=True, markup=False
+        )
         return ""
     trained = TrainedModel(
         model=nnx.merge(model.graph, weights()),
@@ -104,12 +106,12 @@ def draw(
         stop_tokens=frozenset({tokenizer.end_of_text}),
     )
     console.print("[bold]sample[/bold]: ", end="")
-    how = Generation(
+    options = Generation(
         max_new_tokens=sample.max_new_tokens,
         sampling=Sampling(temperature=sample.temperature),
         seed=seed,
     )
     show = lambda piece: console.print(printable(piece, console.encoding), end="", markup=False)
-    [written] = write(trained, [plain_prompt(trained, sample.prompt)], how=how, show=show)
+    [written] = write(trained, [plain_prompt(trained, sample.prompt)], options=options, show=show)
     console.print()
     return sample.prompt + written.text

@@ -113,7 +113,7 @@ def write(
     trained: TrainedModel,
     prompts: Sequence[Prompt],
     *,
-    how: Generation,
+    options: Generation,
     stop: Sequence[str] = (),
     show: Callable[[str], None],
 ) -> list[Written]:
@@ -122,7 +122,7 @@ def write(
     Args:
         trained: the model.
         prompts: from `plain_prompt` or `chat_prompt`; their lengths may differ.
-        how: how much, and how.
+        options: how much, and how.
         stop: a text ends before the first of these strings, wherever tokens begin and end.
         show: told of each prompt and then of each piece of its text; the first as it is made, each other one as soon
             as those before it have ended, after an empty line.
@@ -136,7 +136,7 @@ def write(
     tokens = [prompt.ids for prompt in prompts]
     ids, mask = padded(tokens, max(map(len, tokens)))
     front = 0
-    for tokens in stream(without_unused_tokens(trained), ids, how=how, attention_mask=mask):
+    for tokens in stream(without_unused_tokens(trained), ids, options=options, attention_mask=mask):
         for row, token in zip(rows, tokens, strict=True):
             row.feed(int(token))
         front = _show(rows, front, show)

@@ -111,7 +111,7 @@ def stream(
     model: Transformer,
     input_ids: ArrayLike,
     *,
-    how: Generation,
+    options: Generation,
     attention_mask: ArrayLike | None = None,
 ) -> Iterator[Int[np.ndarray, " B"]]:
     """Tokens [B] int32 as they are made, one array per place, until all rows have ended or are long enough.
@@ -119,25 +119,25 @@ def stream(
     Args:
         model: the model.
         input_ids: prompts [B, T].
-        how: how much, and how. A row that has ended repeats the token that ended it.
+        options: how much, and how. A row that has ended repeats the token that ended it.
         attention_mask: [B, T], 1 for tokens, 0 for padding on either side; None means no padding.
 
     Raises:
         ValueError: an empty prompt, more positions than the model has, or a model that writes no text.
     """
     ids, mask = _left_padded(np.asarray(input_ids), attention_mask)
-    _check_fits(model, int(mask.sum(1).max()), how.max_new_tokens)
+    _check_fits(model, int(mask.sum(1).max()), options.max_new_tokens)
     graph, state = nnx.split(model, nnx.Param)
     params = nnx.to_pure_dict(state)
-    start = partial(_prefill, sampling=how.sampling, room=bucket(how.max_new_tokens))
-    tokens, progress = start(graph, params, ids, mask, jax.random.key(how.seed))
-    stop_tokens = np.array(sorted(how.stop_tokens), np.int32)
+    start = partial(_prefill, sampling=options.sampling, room=bucket(options.max_new_tokens))
+    tokens, progress = start(graph, params, ids, mask, jax.random.key(options.seed))
+    stop_tokens = np.array(sorted(options.stop_tokens), np.int32)
     last, ended = np.zeros(len(ids), np.int32), np.zeros(len(ids), bool)
-    for made in range(1, how.max_new_tokens + 1):
+    for made in range(1, options.max_new_tokens + 1):
         # The next step is dispatched before this token is read, so that reading does not hold the device up.
         current = tokens
-        if made < how.max_new_tokens:
-            tokens, progress = _step(graph, params, current, progress, sampling=how.sampling)
+        if made < options.max_new_tokens:
+            tokens, progress = _step(graph, params, current, progress, sampling=options.sampling)
         last = np.where(ended, last, np.asarray(current))
         ended |= np.isin(last, stop_tokens)
         yield last
@@ -188,14 +188,14 @@ def generate(
     model: Transformer,
     input_ids: ArrayLike,
     *,
-    how: Generation,
+    options: Generation,
     attention_mask: ArrayLike | None = None,
 ) -> Int[np.ndarray, "B N"]:
     """The prompts [B, T] and what was written after them: [B, T + N] int32, N at most max_new_tokens.
 
     Arguments as `stream`'s.
     """
-    made = list(stream(model, input_ids, how=how, attention_mask=attention_mask))
+    made = list(stream(model, input_ids, options=options, attention_mask=attention_mask))
     return np.concatenate([np.asarray(input_ids, np.int32), *(tokens[:, None] for tokens in made)], axis=1)
 
 

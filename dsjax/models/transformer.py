@@ -110,13 +110,13 @@ class Transformer(nnx.Module):
         attention_mask: Int[Array, "B T"] | None = None,
         *,
         max_new_tokens: int,
-        **how,
+        **options,
     ) -> Int[np.ndarray, "B N"]:
-        """The prompts and at most max_new_tokens more; `how` as in `dsjax.models.generate.Generation`: greedily."""
+        """The prompts and at most max_new_tokens more; `options` as in `dsjax.models.generate.Generation`: greedily."""
         from dsjax.models.generate import Generation, generate  # it is built on this class
 
         return generate(
-            self, input_ids, how=Generation(max_new_tokens=max_new_tokens, **how), attention_mask=attention_mask
+            self, input_ids, options=Generation(max_new_tokens=max_new_tokens, **options), attention_mask=attention_mask
         )
 
     def features(

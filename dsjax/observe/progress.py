@@ -59,7 +59,7 @@ class Progress:
         self.start_step = start_step
         self.console = console or Console()
         self._clock = clock
-        self._figures: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
         self._first: tuple[int, float] | None = None
         self._printed: tuple[int, float] | None = None
         self._live: RichProgress | None = None
@@ -84,20 +84,20 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def update(self, step: int, **figures: float) -> None:
-        """Shows that `step` is done, with its figures; a figure not given keeps its last value.
+    def update(self, step: int, **metrics: float) -> None:
+        """Shows that `step` is done, with its metrics; a figure not given keeps its last value.
 
         Known: loss, validation_loss (nats per token), learning_rate, tokens_per_second, and of runs whose rows change
         length, kept, difficulty, tokens, saving (a share); any other is shown by its name.
         """
         now = self._clock()
-        self._figures |= figures
+        self._metrics |= metrics
         # The first step compiles, so the rate counts from its end.
         self._first = self._first or (step, now)
-        line = format_line(step, self.total_steps, self._figures, eta_seconds=self._eta(step, now))
+        line = format_line(step, self.total_steps, self._metrics, eta_seconds=self._eta(step, now))
         if self._live is not None:
             self._live.update(self._task, completed=step, description=line)
-        elif self._due(step, now) or "validation_loss" in figures:
+        elif self._due(step, now) or "validation_loss" in metrics:
             self._printed = (step, now)
             self._print(line)
 
@@ -120,7 +120,7 @@ class Progress:
         return step - self._printed[0] >= a_tenth or now - self._printed[1] >= 30.0
 
 
-def format_line(step: int, total_steps: int, figures: dict[str, float], *, eta_seconds: float | None) -> str:
+def format_line(step: int, total_steps: int, metrics: dict[str, float], *, eta_seconds: float | None) -> str:
     """The text beside the bar, short enough to fit 100 columns with it.
 
     Example:
@@ -131,10 +131,10 @@ def format_line(step: int, total_steps: int, figures: dict[str, float], *, eta_s
     if eta_seconds is not None and step < total_steps:
         parts.append(f"ETA {format_duration(eta_seconds)}")
     limit = WIDTH - _BAR_WIDTH - 2
-    ordered = [name for name in _LABELS if name in figures] + [name for name in figures if name not in _LABELS]
+    ordered = [name for name in _LABELS if name in metrics] + [name for name in metrics if name not in _LABELS]
     shown: list[str] = []
     for name in ordered:
-        value = figures[name]
+        value = metrics[name]
         text = _LABELS.get(name, name.replace("_", " ").replace("{", "(").replace("}", ")") + " {:.4g}").format(
             format_count(value) if name in _COUNTS else value
         )

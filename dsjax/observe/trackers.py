@@ -1,4 +1,4 @@
-"""Where the figures of a run go: metrics.jsonl always, TensorBoard and Weights & Biases when asked for.
+"""Where the metrics of a run go: metrics.jsonl always, TensorBoard and Weights & Biases when asked for.
 
 A row is flat: names to numbers or strings, the same names everywhere. Those that the progress line and the loss plot
 know are `loss`, `validation_loss`, `learning_rate` and `tokens_per_second`; a row need not hold them all.
@@ -29,7 +29,7 @@ class Tracker(Protocol):
     """Takes a row a step. With several processes only one of them has trackers."""
 
     def log(self, step: int, row: Row) -> None:
-        """Records the figures of a step."""
+        """Records the metrics of a step."""
         ...
 
     def flush(self) -> None:
@@ -220,7 +220,7 @@ def read_metrics(path: Path) -> list[dict[str, float | int | str]]:
         except ValueError as error:
             raise ValueError(f"{error}; mend or remove the line") from error
         if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number} is not a row of figures: {line[:80]!r}")
+            raise ValueError(f"{path}, line {number} is not a row of metrics: {line[:80]!r}")
         rows.append(
             {name: _NON_FINITE.get(value, value) if isinstance(value, str) else value for name, value in row.items()}
         )

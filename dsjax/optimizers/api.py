@@ -71,9 +71,9 @@ class StagedTransform:
             `data`; it reduces, clips and skips by itself.
         state_specs: (abstract state, tree of params' specs) -> tree of the state's specs.
         rounds: steps of a run -> stage -> how many of them run in it.
-        alone: stages in which workers do not talk to each other: a worker takes its gradient at its own parameters,
-            and loss and figures are [W].
-        silent: those of them in which nothing at all crosses the workers' axis.
+        local: stages in which workers do not talk to each other: a worker takes its gradient at its own parameters,
+            and loss and metrics are [W].
+        no_collectives: those of them in which nothing at all crosses the workers' axis.
         shift: state -> what a worker's parameters in these stages differ by from the shared ones, [W, ...] ([S, W, ...]
             for a stack of layers).
         freeze: how a freeze may be decided during the run, or None.
@@ -85,8 +85,8 @@ class StagedTransform:
     gradients: Literal["mean", "per_worker"]
     state_specs: Callable[[Tree, Tree], Tree]
     rounds: Callable[[int], dict[str, int]] = lambda steps: {"full": steps}
-    alone: frozenset[str] = frozenset()
-    silent: frozenset[str] = frozenset()
+    local: frozenset[str] = frozenset()
+    no_collectives: frozenset[str] = frozenset()
     shift: Callable[[Tree], Tree] | None = None
     freeze: "FreezeRule | None" = None
 

@@ -83,7 +83,7 @@ def _algorithm(
 def _freeze_rule(config: OneBitAdamConfig | OneBitLambConfig | ZeroOneAdamConfig) -> FreezeRule | None:
     if isinstance(config, ZeroOneAdamConfig) or not config.freeze_tolerance:
         return None
-    # The host reads the figures of step t when t + 1 is under way; 1-bit LAMB's last full step is a program of its own.
+    # The host reads the metrics of step t when t + 1 is under way; 1-bit LAMB's last full step is a program of its own.
     return FreezeRule(config.freeze_tolerance, config.freeze_every, 2 if isinstance(config, OneBitLambConfig) else 1)
 
 

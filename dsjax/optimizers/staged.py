@@ -21,7 +21,7 @@ from dsjax.optimizers.api import FreezeRule, Measured, StagedTransform, Tree, Up
 from dsjax.optimizers.guard import Clip, guarded
 
 Algorithm = OneBitAdam | OneBitLamb | ZeroOneAdam
-ALONE = frozenset({"sync", "local"})
+LOCAL = frozenset({"sync", "local"})
 """Kinds of stages in which workers do not talk about gradients."""
 
 
@@ -37,7 +37,7 @@ def staged(
         freeze: how the freeze may be decided during the run.
     """
     workers = algorithm.workers
-    names = [name for name in algorithm.names if name != "lost" or algorithm.moments.peer]
+    names = [name for name in algorithm.names if name != "noop" or algorithm.moments.deepspeed_parity]
 
     def stage(step: int, decided: int | None) -> str:
         last = algorithm.last_full if decided is None else min(decided, algorithm.last_full)
@@ -52,15 +52,15 @@ def staged(
         name: str, gradients: Tree, state: Tree, inputs: UpdateInputs, loss: jax.Array, clip_norm: float
     ) -> tuple[Tree | None, Tree, Measured]:
         kind = algorithm.kinds[name]
-        alone = kind in ALONE
+        is_local = kind in LOCAL
         watches = freeze is not None and kind == "full"
 
         def local(gradients: Tree, state: Any, params: Tree, learning_rate: jax.Array, loss: jax.Array):
             gradients = jax.tree.map(lambda g: g[0], gradients)
-            mine = loss[0] if alone else loss
+            mine = loss[0] if is_local else loss
             gradients, found = guarded(workers, kind, gradients, mine, clip_norm=clip_norm, clip=clip)
             changes, state = algorithm.update(name, gradients, state, params, learning_rate, found.finite)
-            if alone:
+            if is_local:
                 found = jax.tree.map(lambda x: x[None], found)
             if watches:
                 (sums,) = workers.sums(state.nu)
@@ -71,8 +71,8 @@ def staged(
             return None if kind == "local" else changes, state, found
 
         specs, state_specs = workers.spec_tree(inputs.params), algorithm.specs(inputs.params)
-        own, whole = P(workers.axis) if alone else P(), P()
-        figures = Measured(own, own, own, whole if watches else None, whole if kind == "sync" else None)
+        own, whole = P(workers.axis) if is_local else P(), P()
+        metrics = Measured(own, own, own, whole if watches else None, whole if kind == "sync" else None)
         run = jax.shard_map(
             local,
             mesh=mesh,
@@ -83,7 +83,7 @@ def staged(
                 P(),
                 own,
             ),
-            out_specs=(None if kind == "local" else specs, state_specs, figures),
+            out_specs=(None if kind == "local" else specs, state_specs, metrics),
             # What is computed alike on the devices that hold the same part cannot be told from what differs.
             check_vma=False,
         )
@@ -96,7 +96,7 @@ def staged(
         "per_worker",
         lambda state, param_specs: algorithm.specs(state.nu),
         rounds,
-        frozenset(name for name in names if algorithm.kinds[name] in ALONE),
+        frozenset(name for name in names if algorithm.kinds[name] in LOCAL),
         frozenset(name for name in names if algorithm.kinds[name] == "local"),
         (lambda state: state.displaced.shift) if isinstance(algorithm, ZeroOneAdam) else None,
         freeze,

@@ -51,7 +51,7 @@ def switching(
         learning_rate: number or schedule, for an algorithm that needs it; -1 gives a direction to be scaled later.
     """
     workers, freeze_step = algorithm.workers, algorithm.last_full
-    names = [name for name in algorithm.names if name != "lost" or algorithm.moments.peer]
+    names = [name for name in algorithm.names if name != "noop" or algorithm.moments.deepspeed_parity]
 
     def init(params: Tree) -> Any:
         return SwitchState(jnp.zeros((), jnp.int32), _with_masks(algorithm, params).init(params))
@@ -107,7 +107,7 @@ def make_workers(mesh: Mesh, axis: str, granularity: Granularity, scale: Scale, 
             raise ValueError(f"{name} = {value!r}; allowed are {', '.join(map(repr, allowed))}")
     if mesh.shape[axis] == 1:
         warnings.warn(f"the axis {axis!r} has one worker: nothing is compressed", stacklevel=3)
-    scheme = Scheme(scale, "chunk", peer_padding=True) if parity else Scheme(scale)
+    scheme = Scheme(scale, "chunk", deepspeed_padding=True) if parity else Scheme(scale)
     return Workers(axis, mesh.shape[axis], granularity=granularity, scheme=scheme)
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from dsjax.collectives.one_bit import Feedback, Scheme, forgiven, one_bit_mean
+from dsjax.collectives.one_bit import Feedback, Scheme, one_bit_mean, reset_errors
 from dsjax.collectives.shards import Rows, Shards
 
 Tree = Any
@@ -220,14 +220,14 @@ class Workers:
         (mean,), feedback = self._call([joined], feedback, [None], Shards.whole(1))
         return self.unrows(_apart(mean, tensors), tree), mean[0, mean.shape[1] - tail.size :], feedback
 
-    def forgiven(self, feedback: Feedback, where: Tree) -> Feedback:
+    def reset_errors(self, feedback: Feedback, where: Tree) -> Feedback:
         """Feedback that owes nothing for the values chosen by a tree of bools."""
         if self.num == 1:
             return feedback
         rows = self.rows(where)
         rows = [_joined(rows)] if self.granularity == "group" else rows
         local = self._local(feedback, rows)
-        return self._kept(forgiven(local, rows, axis=self.axis, num_workers=self.num), feedback)
+        return self._kept(reset_errors(local, rows, axis=self.axis, num_workers=self.num), feedback)
 
     def _call(self, tensors: Rows, feedback: Feedback, masks: list, shards: Shards) -> tuple[Rows, Feedback]:
         """The collective on rows: all in one call, or one call each."""

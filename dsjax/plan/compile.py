@@ -22,7 +22,7 @@ from dsjax.mesh.build import make_mesh
 from dsjax.mesh.layout import Layout
 from dsjax.models.adapter_training import split_model
 from dsjax.plan.trace import batch_shapes, is_spec
-from dsjax.runs.folder import pace_of, resolved
+from dsjax.runs.folder import resolved, schedule_of
 from dsjax.setup.programs import make_programs
 from dsjax.setup.state import abstract_state, make_optimizer, state_shardings
 from dsjax.setup.step import BATCH_SPEC
@@ -33,7 +33,7 @@ def lower_programs(config: RunConfig, layout: Layout) -> dict[str, Any]:
     config = resolved(config)
     train = config.train
     model, frozen = split_model(config.model, config.lora)
-    optimizer = make_optimizer(config.optimizer, model, layout, steps=pace_of(config).num_steps)
+    optimizer = make_optimizer(config.optimizer, model, layout, steps=schedule_of(config).num_steps)
     shardings = state_shardings(layout, model, optimizer, ema=train.ema_decay > 0)
     programs = make_programs(
         model,
@@ -55,11 +55,11 @@ def lower_programs(config: RunConfig, layout: Layout) -> dict[str, Any]:
     untrained = None if frozen is None else placed(frozen.shapes, frozen.specs(layout.parameter))
     arguments = (state.params, state.key, state.step, batch, untrained)
     gradient = programs.gradient.lower(*arguments)
-    shapes, figures = jax.eval_shape(programs.gradient, *arguments)
+    shapes, metrics = jax.eval_shape(programs.gradient, *arguments)
     specs = model.specs(layout.gradient)
     if optimizer.gradients == "per_worker":
         specs = jax.tree.map(lambda s: PartitionSpec("data", *s), specs, is_leaf=is_spec)
-    scalar = figures["loss"]
+    scalar = metrics["loss"]
     update = programs.updates[optimizer.stage(0, None)].lower(state, placed(shapes, specs), scalar, scalar)
     return {"gradient": gradient, "update": update}
 

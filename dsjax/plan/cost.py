@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from dsjax.models.config import ModelConfig, RandomLTDConfig
 from dsjax.models.tree import ModelTree
 from dsjax.observe.flops import training_flops
-from dsjax.setup.schedule import Pace
+from dsjax.setup.schedule import StepSchedule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Cost:
         config: ModelConfig,
         model: ModelTree,
         frozen: ModelTree | None,
-        pace: Pace,
+        schedule: StepSchedule,
         random_ltd: RandomLTDConfig | None,
         *,
         rows: int,
@@ -42,7 +42,7 @@ class Cost:
             config: the model.
             model: what is trained of it.
             frozen: the rest, None when all is trained.
-            pace: of the run.
+            schedule: of the run.
             random_ltd: which layers drop tokens.
             rows: of a whole step.
             sequence_length: of a whole row.
@@ -60,7 +60,7 @@ class Cost:
             attention_dim=config.num_heads * config.head_size,
         )
         dense = float(flops(rows=rows, length=sequence_length, kept=sequence_length))
-        return cls(flops(rows=pace.rows, length=pace.length, kept=pace.kept), dense)
+        return cls(flops(rows=schedule.rows, length=schedule.length, kept=schedule.kept), dense)
 
     @functools.cached_property
     def _spent(self) -> np.ndarray:

@@ -30,9 +30,9 @@ from dsjax.plan.schedule import schedule_rows
 from dsjax.plan.trace import OneDevice, Traced, abstract_layout, batch_shapes, shard_bytes, state_specs, trace
 from dsjax.plan.traffic import Traffic, predict_traffic
 from dsjax.runs.disk import checkpoints_at_once, disk_problem, tensor_bytes
-from dsjax.runs.folder import pace_of, resolved
+from dsjax.runs.folder import resolved, schedule_of
 from dsjax.setup.placement import evaluation_placement, training_placement
-from dsjax.setup.schedule import Pace
+from dsjax.setup.schedule import StepSchedule
 from dsjax.setup.state import abstract_state, make_optimizer, state_shardings
 from dsjax.setup.step import BATCH_SPEC
 
@@ -76,7 +76,7 @@ class Plan:
         peak: most bytes on one device during a step.
         traffic: bytes per step and axis; over `data` only what is the same in every step.
         gradient_bytes: of the gradients that are averaged over `data`, on one device.
-        pace: lengths and kept tokens of every step.
+        schedule: lengths and kept tokens of every step.
         cost: FLOPs of every step.
         rounds: what crosses `data` in each stage of the optimizer; empty with one worker.
         step_flops: of all devices in a step's matrix products, what is computed again included.
@@ -102,7 +102,7 @@ class Plan:
     peak: int
     traffic: tuple[Traffic, ...]
     gradient_bytes: int
-    pace: Pace
+    schedule: StepSchedule
     cost: Cost
     rounds: tuple[Round, ...]
     step_flops: int
@@ -123,11 +123,11 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("pace", "cost")}
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("schedule", "cost")}
         rounds, traffic = ([dataclasses.asdict(row) for row in rows] for rows in (self.rounds, self.traffic))
         parts = {name: dataclasses.asdict(getattr(self, name)) for name in ("memory", "gradient", "update")}
-        schedule = schedule_rows(self.pace, self.cost)
-        return {**plain, **parts, "rounds": rounds, "traffic": traffic, "schedule": schedule, "fits": self.fits}
+        rows = schedule_rows(self.schedule, self.cost)
+        return {**plain, **parts, "rounds": rounds, "traffic": traffic, "schedule": rows, "fits": self.fits}
 
 
 def plan(config: RunConfig, *, num_devices: int | None = None, device: DeviceSpec | None = None) -> Plan:
@@ -231,9 +231,11 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
     """The plan on a layout whose mesh divides everything."""
     sizes, train, length = dict(layout.mesh.shape), config.train, config.data.sequence_length
     model, frozen = split_model(config.model, config.lora)
-    pace = pace_of(config)
-    optimizer = make_optimizer(config.optimizer, model, layout, steps=pace.num_steps)
-    cost = Cost.of(config.model, model, frozen, pace, config.random_ltd, rows=train.batch_size, sequence_length=length)
+    schedule = schedule_of(config)
+    optimizer = make_optimizer(config.optimizer, model, layout, steps=schedule.num_steps)
+    cost = Cost.of(
+        config.model, model, frozen, schedule, config.random_ltd, rows=train.batch_size, sequence_length=length
+    )
     batch = batch_shapes(config.data, train.batch_size, workers=sizes["data"], accumulation=train.accumulation)
     dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
     one = OneDevice.of(config.model, model, layout, batch, frozen=frozen, lora=config.lora)
@@ -269,7 +271,7 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
         working=temporary - residuals,
     )
     peak = sum(dataclasses.asdict(memory).values())
-    checkpoint, checkpoints = tensor_bytes(state), checkpoints_at_once(config.checkpoint, pace.num_steps)
+    checkpoint, checkpoints = tensor_bytes(state), checkpoints_at_once(config.checkpoint, schedule.num_steps)
     needed = peak * sharing
     return Plan(
         name=config.name,
@@ -282,9 +284,9 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
         update=update,
         peak=peak,
         gradient_bytes=gradients,
-        pace=pace,
+        schedule=schedule,
         cost=cost,
-        rounds=predict_rounds(model, optimizer, state.opt_state, layout, steps=pace.num_steps),
+        rounds=predict_rounds(model, optimizer, state.opt_state, layout, steps=schedule.num_steps),
         traffic=predict_traffic(
             config.model,
             model,
@@ -304,7 +306,7 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
         advice=_advice(config, layout, memory, traced, peak),
         checkpoint=checkpoint,
         checkpoints=checkpoints,
-        warnings=tuple(advise(config, pace, workers=sizes["data"])),
+        warnings=tuple(advise(config, schedule, workers=sizes["data"])),
     )
 
 

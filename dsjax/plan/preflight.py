@@ -35,7 +35,7 @@ from dsjax.observe.trackers import require_packages
 from dsjax.optimizers.config import ScheduleConfig
 from dsjax.optimizers.create import advice
 from dsjax.runs.corpus import check_vocabulary
-from dsjax.setup.schedule import Pace
+from dsjax.setup.schedule import StepSchedule
 
 
 def check_end(config: ResolvedRunConfig, tokenizer: Tokenizer | None = None) -> None:
@@ -131,18 +131,18 @@ def missing_tools(observe: ObserveConfig) -> list[str]:
     return []
 
 
-def advise(config: ResolvedRunConfig, pace: Pace, *, workers: int, processes: int = 1) -> list[str]:
+def advise(config: ResolvedRunConfig, schedule: StepSchedule, *, workers: int, processes: int = 1) -> list[str]:
     """What a user may not have meant, a line each.
 
     Args:
         config: the run.
-        pace: all its steps.
+        schedule: all its steps.
         workers: size of the mesh's axis `data`.
         processes: that train together.
     """
-    steps = pace.num_steps
-    lines = advice(config.optimizer, workers=workers, steps=steps, growing_until=pace.settled)
-    lines += late_schedule(config.optimizer.schedule, pace)
+    steps = schedule.num_steps
+    lines = advice(config.optimizer, workers=workers, steps=steps, growing_until=schedule.settled)
+    lines += late_schedule(config.optimizer.schedule, schedule)
     lines += [
         f"{name} = {length:,} steps is longer than the run, {steps:,} steps: it never gets to its end"
         for name, length in _growing(config).items()
@@ -156,32 +156,32 @@ def advise(config: ResolvedRunConfig, pace: Pace, *, workers: int, processes: in
     return lines
 
 
-def late_schedule(schedule: ScheduleConfig, pace: Pace) -> list[str]:
+def late_schedule(rate: ScheduleConfig, schedule: StepSchedule) -> list[str]:
     """A warm-up that the run does not live to see the end of, or that leaves nothing of the decay, as lines.
 
     Example:
         >>> from dsjax.setup.config import TrainConfig
         >>> from dsjax.setup.schedule import make_pace
-        >>> pace = make_pace(TrainConfig(steps=20, batch_size=2), None, None, sequence_length=8, num_layers=1)
-        >>> late_schedule(ScheduleConfig(warmup=40), pace)
+        >>> schedule = make_pace(TrainConfig(steps=20, batch_size=2), None, None, sequence_length=8, num_layers=1)
+        >>> late_schedule(ScheduleConfig(warmup=40), schedule)
         ['optimizer.schedule.warmup = 40 steps is longer than the run, 20 steps: the learning rate only gets to 50% of \
 its peak']
-        >>> late_schedule(ScheduleConfig(warmup=320, warmup_by="tokens"), pace)
+        >>> late_schedule(ScheduleConfig(warmup=320, warmup_by="tokens"), schedule)
         []
     """
-    end = pace.clocks(pace.num_steps).read(schedule.warmup_by)
-    unit = schedule.warmup_by.replace("_", " ")
+    end = schedule.clocks(schedule.num_steps).read(rate.warmup_by)
+    unit = rate.warmup_by.replace("_", " ")
     lines = []
-    if schedule.warmup > end:
-        share = (end / schedule.warmup) ** schedule.warmup_power
+    if rate.warmup > end:
+        share = (end / rate.warmup) ** rate.warmup_power
         lines.append(
-            f"optimizer.schedule.warmup = {schedule.warmup:,} {unit} is longer than the run, {end:,} {unit}: the "
+            f"optimizer.schedule.warmup = {rate.warmup:,} {unit} is longer than the run, {end:,} {unit}: the "
             f"learning rate only gets to {share:.0%} of its peak"
         )
-    falls = schedule.kind in ("linear", "cosine") and schedule.decay_by == schedule.warmup_by
-    if falls and 0 < schedule.decay <= schedule.warmup:
+    falls = rate.kind in ("linear", "cosine") and rate.decay_by == rate.warmup_by
+    if falls and 0 < rate.decay <= rate.warmup:
         lines.append(
-            f"optimizer.schedule.decay = {schedule.decay:,} {unit} ends within the warm-up of {schedule.warmup:,}: the "
+            f"optimizer.schedule.decay = {rate.decay:,} {unit} ends within the warm-up of {rate.warmup:,}: the "
             "learning rate drops to its least in one step; both are counted from the start"
         )
     return lines

@@ -66,9 +66,9 @@ def predict_rounds(
     # Bytes of buffers that are exchanged or gathered, and of those that are reduced.
     bits = (0, message) if workers == 2 else (2 * message, 0)
     for stage, count in optimizer.rounds(steps).items():
-        if stage in optimizer.silent:
+        if stage in optimizer.no_collectives:
             buffers = reduced = 0
-        elif stage in optimizer.alone:
+        elif stage in optimizer.local:
             buffers, reduced = bits[0], bits[1] + 8
         elif mean or stage in ("full", "freeze"):
             buffers, reduced = 0, gradients + _LOSS_AND_TOKENS

@@ -10,7 +10,7 @@ from dsjax.mesh.config import AXES
 from dsjax.observe.devices import SPECS
 from dsjax.observe.memory import format_bytes
 from dsjax.plan.plan import Plan, gpu_share
-from dsjax.plan.schedule import pace_table
+from dsjax.plan.schedule import schedule_table
 
 _WHAT = {
     "parameters": "float32, in their shards; of a run with lora those that are trained",
@@ -31,8 +31,8 @@ def plan_table(plan: Plan, compiled: dict[str, Any] | None = None) -> Renderable
         parts += [_traffic(plan), Text()]
     if len(plan.rounds) > 1:
         parts += [_rounds(plan), Text()]
-    if (schedule := pace_table(plan.pace, plan.cost)) is not None:
-        parts += [schedule, Text()]
+    if (shown := schedule_table(plan.schedule, plan.cost)) is not None:
+        parts += [shown, Text()]
     parts.append(Text(f"{_flops(plan)}\n{_disk(plan)}"))
     if compiled is not None:
         parts += [Text(), _compiled(plan, compiled)]

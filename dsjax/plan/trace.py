@@ -158,11 +158,11 @@ def trace(
         update = max(_update_peak(one, optimizer, stage, clip_norm, ema_decay) for stage in optimizer.updates)
     else:
         update = max(_worker_update_peak(*whole, optimizer, stage, clip_norm) for stage in optimizer.updates)
-    # Workers that are alone compute with parameters of their own.
+    # In local stages workers compute with parameters of their own.
     own = shard_bytes(whole[0].shapes, whole[0].specs(whole[1].parameter), dict(whole[1].mesh.shape))
     return Traced(
         residuals=_residuals(one, parameters, dropout=dropout),
-        gradient_temporary=peak_bytes(flatten(jaxpr, [*parameters, *rest])) + (own if optimizer.alone else 0),
+        gradient_temporary=peak_bytes(flatten(jaxpr, [*parameters, *rest])) + (own if optimizer.local else 0),
         update_temporary=update,
         flops=dot_flops(jaxpr),
     )
@@ -209,7 +209,7 @@ def _worker_update_peak(
     """The same of an update that is one shard_map: of what it computes on one device."""
     workers = layout.mesh.shape["data"]
     gradients = jax.tree.map(lambda x: jax.ShapeDtypeStruct((workers, *x.shape), x.dtype), model.shapes)
-    loss = jax.ShapeDtypeStruct((workers,) if stage in optimizer.alone else (), jnp.float32)
+    loss = jax.ShapeDtypeStruct((workers,) if stage in optimizer.local else (), jnp.float32)
     opt_state = jax.eval_shape(optimizer.init, model.shapes)
 
     def update(gradients: Tree, opt_state: Tree, params: Tree, learning_rate: jax.Array, loss: jax.Array):

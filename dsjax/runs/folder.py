@@ -33,7 +33,7 @@ from dsjax.observe.untrusted import decode_text
 from dsjax.optimizers.config import frozen_at
 from dsjax.runs.commands import resume as resume_command
 from dsjax.runs.disk import unwritable
-from dsjax.setup.schedule import Pace, make_pace
+from dsjax.setup.schedule import StepSchedule, make_schedule
 from dsjax.mesh.processes import barrier, from_first
 
 SUMMARY_FILE = "summary.json"
@@ -203,16 +203,16 @@ def resolved(config: RunConfig) -> ResolvedRunConfig:
         check_curriculum(config.curriculum, data)
     if config.random_ltd is not None:
         check_dropping(model, config.random_ltd)
-    return dataclasses.replace(settled, optimizer=frozen_at(config.optimizer, pace_of(settled).num_steps))
+    return dataclasses.replace(settled, optimizer=frozen_at(config.optimizer, schedule_of(settled).num_steps))
 
 
-def pace_of(config: ResolvedRunConfig) -> Pace:
+def schedule_of(config: ResolvedRunConfig) -> StepSchedule:
     """Lengths, kept tokens and clocks of every step of a run.
 
     Raises:
         ValueError: lengths or kept tokens that its rows or its model do not have.
     """
-    return make_pace(
+    return make_schedule(
         config.train,
         config.curriculum,
         config.random_ltd,

@@ -1,6 +1,6 @@
 """Gradient programs of several sizes, each compiled in the background before the first step that needs it.
 
-A run whose rows grow longer needs a handful of programs, which are known from its pace. While one trains, a thread
+A run whose rows grow longer needs a handful of programs, which are known from its schedule. While one trains, a thread
 compiles the next: it begins when the steps left before its first use would take LEAD times as long as the last
 compilation took, and at least LEAST_LEAD seconds. Which programs there are, and in which order they are compiled,
 follows from the step alone, so that all processes compile the same ones in the same order; only when each begins

@@ -1,4 +1,4 @@
-"""The gradients of each step, from the program of its size; see pace.py for the sizes and compile_ahead.py for when.
+"""The gradients of each step, from the program of its size; schedule.py has the sizes, compile_ahead.py the time.
 
 A run of one size calls its jitted program, which compiles in the first step. A run of several has them compiled before
 they are needed, from shapes alone, so that no step but the first waits.
@@ -13,12 +13,12 @@ import numpy as np
 from dsjax.optimizers.api import StagedTransform, Tree
 from dsjax.setup.compile_ahead import Ahead
 from dsjax.setup.programs import Programs
-from dsjax.setup.schedule import Bucket, Pace
+from dsjax.setup.schedule import Bucket, StepSchedule
 from dsjax.setup.state import TrainState
 from dsjax.setup.step import Batch
 
 Key = tuple[bool, Bucket]
-"""Whether workers are alone in a program, and its size."""
+"""Whether a program is of a local stage, and its size."""
 
 
 class Gradients:
@@ -27,36 +27,36 @@ class Gradients:
     Args:
         programs: of the run.
         optimizer: tells the stages.
-        pace: the size of each step.
+        schedule: the size of each step.
         stage_at: step -> stage, as far as it is known now.
     """
 
     def __init__(
-        self, programs: Programs, optimizer: StagedTransform, pace: Pace, stage_at: Callable[[int], str]
+        self, programs: Programs, optimizer: StagedTransform, schedule: StepSchedule, stage_at: Callable[[int], str]
     ) -> None:
-        self._programs, self._optimizer, self._pace, self._stage_at = programs, optimizer, pace, stage_at
+        self._programs, self._optimizer, self._schedule, self._stage_at = programs, optimizer, schedule, stage_at
         self._shapes: tuple[Any, dict[str, jax.ShapeDtypeStruct]] | None = None
-        several = len(pace.buckets) > 1
-        self._ahead = Ahead(self._key_at, self._lower, num_steps=pace.num_steps) if several else None
+        several = len(schedule.buckets) > 1
+        self._ahead = Ahead(self._key_at, self._lower, num_steps=schedule.num_steps) if several else None
 
     def must_wait(self, step: int) -> bool:
         """Whether a step's program is still to be compiled."""
         return self._ahead is not None and not self._ahead.is_ready(step)
 
     def at(self, step: int, stage: str, state: TrainState, batch: Batch) -> tuple[Tree, dict[str, Any], float]:
-        """Gradients and figures of a step, and the seconds for which its program had to be waited for."""
-        bucket = self._pace.bucket_at(step)
+        """Gradients and metrics of a step, and the seconds for which its program had to be waited for."""
+        bucket = self._schedule.bucket_at(step)
         counts = None
         if bucket.num_kept is not None:
-            counts = np.array([self._pace.length[step], self._pace.kept[step]], np.int32)
+            counts = np.array([self._schedule.length[step], self._schedule.kept[step]], np.int32)
         arguments = self._programs.gradient_arguments(self._optimizer, stage, state, batch, counts=counts)
         if self._ahead is None:
             program, stall = self._programs.gradient_for(self._optimizer, stage, num_kept=bucket.num_kept), 0.0
         else:
             self._shapes = self._shapes or (_shapes_of(state), dict(_shapes_of(batch)))
             program, stall = self._ahead.get(step)
-        gradients, figures = program(*arguments)
-        return gradients, figures, stall
+        gradients, metrics = program(*arguments)
+        return gradients, metrics, stall
 
     def look_ahead(self, step: int, *, step_seconds: float | None) -> None:
         """Begin to compile what is needed soon; `step_seconds` is how long a step takes, None if nobody knows yet."""
@@ -64,11 +64,11 @@ class Gradients:
             self._ahead.look(step, step_seconds=step_seconds)
 
     def _key_at(self, step: int) -> Key:
-        return self._stage_at(step) in self._optimizer.alone, self._pace.bucket_at(step)
+        return self._stage_at(step) in self._optimizer.local, self._schedule.bucket_at(step)
 
     def _lower(self, key: Key) -> jax.stages.Lowered:
-        alone, bucket = key
-        stage = next(stage for stage in self._optimizer.updates if (stage in self._optimizer.alone) == alone)
+        local, bucket = key
+        stage = next(stage for stage in self._optimizer.updates if (stage in self._optimizer.local) == local)
         assert self._shapes is not None
         state, batch = self._shapes
         sized: Any = {name: _sized(x, bucket) for name, x in batch.items()}

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dsjax.mesh.layout import BATCH_AXES, Layout
-from dsjax.setup.schedule import Pace
+from dsjax.setup.schedule import StepSchedule
 from dsjax.setup.step import BATCH_SPEC
 
 EVALUATION_SPEC = PartitionSpec(("data", *BATCH_AXES))
@@ -63,13 +63,13 @@ def training_placement(layout: Layout, *, batch_size: int, accumulation: int) ->
     return Placement(layout.named(BATCH_SPEC), (workers, accumulation, batch_size // (workers * accumulation)))
 
 
-def training_placements(layout: Layout, pace: Pace, *, accumulation: int) -> dict[int, Placement]:
+def training_placements(layout: Layout, schedule: StepSchedule, *, accumulation: int) -> dict[int, Placement]:
     """Number of rows -> where a batch of so many lies, for all that a run has.
 
     Raises:
         ValueError: a batch cannot be cut evenly.
     """
-    sizes = {bucket.rows for bucket in pace.buckets}
+    sizes = {bucket.rows for bucket in schedule.buckets}
     return {rows: training_placement(layout, batch_size=rows, accumulation=accumulation) for rows in sorted(sizes)}
 
 

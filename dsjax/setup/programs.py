@@ -26,19 +26,19 @@ class Programs:
     """The jitted programs of a run.
 
     Attributes:
-        gradient: (params, key, step, batch, frozen) -> (gradients, figures), with nothing dropped.
-        updates: stage -> (state, gradients, loss, learning rate) -> (state, figures); the state is donated.
+        gradient: (params, key, step, batch, frozen) -> (gradients, metrics), with nothing dropped.
+        updates: stage -> (state, gradients, loss, learning rate) -> (state, metrics); the state is donated.
         evaluate: (params, batch) -> sums over the real targets.
-        alone: (params, key, step, batch, shift, frozen) -> (gradients, figures), of workers that do not talk; None if
+        local: (params, key, step, batch, shift, frozen) -> (gradients, metrics), of workers that do not talk; None if
             there is no such stage.
-        dropping: num_kept -> (gradient, alone) with as many slots, made by the first call; None without random-LTD.
+        dropping: num_kept -> (gradient, local) with as many slots, made by the first call; None without random-LTD.
         frozen: parameters that are not trained, None if there are none.
     """
 
     gradient: Callable
     updates: Mapping[str, Callable]
     evaluate: Callable
-    alone: Callable | None = None
+    local: Callable | None = None
     dropping: Callable[[int], tuple[Callable, Callable | None]] | None = None
     frozen: Tree | None = None
 
@@ -52,7 +52,7 @@ class Programs:
         num_kept: int | None = None,
         counts: jax.Array | np.ndarray | None = None,
     ) -> tuple[Tree, dict]:
-        """The gradients that an update of this stage wants, and figures.
+        """The gradients that an update of this stage wants, and metrics.
 
         Args:
             optimizer: the optimizer.
@@ -71,15 +71,15 @@ class Programs:
         Raises:
             ValueError: num_kept is given, but these programs were made without random_ltd.
         """
-        gradient, alone = self.gradient, self.alone
+        gradient, local = self.gradient, self.local
         if num_kept is not None:
             if self.dropping is None:
                 raise ValueError(f"num_kept = {num_kept} drops tokens, but make_programs was given no random_ltd")
-            gradient, alone = self.dropping(num_kept)
-        if stage not in optimizer.alone:
+            gradient, local = self.dropping(num_kept)
+        if stage not in optimizer.local:
             return gradient
-        assert alone is not None
-        return alone
+        assert local is not None
+        return local
 
     def gradient_arguments(
         self,
@@ -92,12 +92,12 @@ class Programs:
     ) -> tuple[Any, ...]:
         """What `gradient_for`'s program is called with; also for lowering it."""
         first = (state.params, state.key, state.step, batch)
-        if stage not in optimizer.alone:
+        if stage not in optimizer.local:
             return *first, self.frozen, None, counts
         assert optimizer.shift is not None
         return *first, optimizer.shift(state.opt_state), self.frozen, counts
 
-    def beside(self, frozen: Tree | None) -> "Programs":
+    def with_frozen(self, frozen: Tree | None) -> "Programs":
         """The same with parameters that are not trained, which gradient_of and evaluate take beside params."""
         if frozen is None:
             return self
@@ -126,14 +126,14 @@ def make_programs(
     updates = {}
     for stage in optimizer.updates:
         update = make_update(model, optimizer, stage, clip_norm=clip_norm, ema_decay=ema_decay)
-        figures = whole
-        if stage in optimizer.alone:
-            figures = dict.fromkeys(("grad_norm", "finite", "first_bad"), each)
-            figures |= {} if stage in optimizer.silent else {"worker_skips": whole}
-        updates[stage] = jax.jit(update, donate_argnums=0, out_shardings=(shardings, figures))
+        metrics = whole
+        if stage in optimizer.local:
+            metrics = dict.fromkeys(("grad_norm", "finite", "first_bad"), each)
+            metrics |= {} if stage in optimizer.no_collectives else {"worker_skips": whole}
+        updates[stage] = jax.jit(update, donate_argnums=0, out_shardings=(shardings, metrics))
     evaluate = jax.jit(make_evaluate(model, layout), out_shardings=whole)
-    gradient, alone = gradients(None)
-    return Programs(gradient, updates, evaluate, alone, None if random_ltd is None else gradients)
+    gradient, local = gradients(None)
+    return Programs(gradient, updates, evaluate, local, None if random_ltd is None else gradients)
 
 
 def _gradient_programs(
@@ -154,11 +154,11 @@ def _gradient_programs(
         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )
     whole, each = layout.named(PartitionSpec()), layout.named(PartitionSpec("data"))
-    figures = {"loss": whole, "worker_loss": each, "tokens": whole}
-    gradient = jax.jit(make(per_worker=per_worker), out_shardings=(gradient_shardings, figures))
-    if not optimizer.alone:
+    metrics = {"loss": whole, "worker_loss": each, "tokens": whole}
+    gradient = jax.jit(make(per_worker=per_worker), out_shardings=(gradient_shardings, metrics))
+    if not optimizer.local:
         return gradient, None
-    by_itself = make(per_worker=True, alone=True)
+    by_itself = make(per_worker=True, local=True)
 
     def of_one(
         params: Tree,

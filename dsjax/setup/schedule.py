@@ -53,7 +53,7 @@ class Bucket:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pace:
+class StepSchedule:
     """Every step of a run; arrays are numbered by step from 0.
 
     Attributes:
@@ -102,7 +102,7 @@ class Pace:
         return int(changing[-1]) + 1 if len(changing) else 0
 
     def bucket_at(self, step: int) -> Bucket:
-        """The compiled size of a step; of a cut pace the narrowest that holds the step's longest row."""
+        """The compiled size of a step; of a cut schedule the narrowest that holds the step's longest row."""
         bucket = self.buckets[self.bucket[step]]
         if self.longest is None or bucket.num_kept is not None:
             return bucket
@@ -116,12 +116,12 @@ class Pace:
         bucket = self.bucket_at(step)
         return BatchShape(bucket.rows, min(int(self.length[step]), bucket.width), bucket.width)
 
-    def cut(self, longest: Callable[[int], int], *, most: int) -> "Pace":
+    def cut(self, longest: Callable[[int], int], *, most: int) -> "StepSchedule":
         """The same whose batches lose the columns that hold padding in all rows.
 
         Args:
             longest: step -> tokens of the longest row of its global batch, the same in all processes.
-            most: programs in all; those that the pace leaves get widths at even distances.
+            most: programs in all; those that the schedule leaves get widths at even distances.
         """
         whole = [bucket for bucket in self.buckets if bucket.num_kept is None]
         if not whole:
@@ -134,15 +134,15 @@ class Pace:
         return dataclasses.replace(self, buckets=buckets, longest=functools.lru_cache(1 << 16)(longest))
 
 
-def make_pace(
+def make_schedule(
     train: TrainConfig,
     curriculum: CurriculumConfig | None,
     random_ltd: RandomLTDConfig | None,
     *,
     sequence_length: int,
     num_layers: int,
-) -> Pace:
-    """The pace of a run: as many steps as asked for, or until the first that reaches the tokens asked for.
+) -> StepSchedule:
+    """The schedule of a run: as many steps as asked for, or until the first that reaches the tokens asked for.
 
     Args:
         train: steps or tokens, rows, most programs.
@@ -157,8 +157,9 @@ def make_pace(
     Example:
         >>> from dsjax.data.config import FixedLinear
         >>> short_first = CurriculumConfig(length=LengthConfig(min=8, schedule=FixedLinear(steps=4)))
-        >>> pace = make_pace(TrainConfig(steps=6, batch_size=2), short_first, None, sequence_length=32, num_layers=2)
-        >>> pace.length.tolist(), pace.tokens.tolist()
+        >>> train = TrainConfig(steps=6, batch_size=2)
+        >>> schedule = make_schedule(train, short_first, None, sequence_length=32, num_layers=2)
+        >>> schedule.length.tolist(), schedule.tokens.tolist()
         ([8, 16, 24, 32, 32, 32], [0, 16, 48, 96, 160, 224, 288])
     """
     lengths = curriculum.length if curriculum else None
@@ -208,7 +209,7 @@ def make_pace(
     steps_in = np.bincount(bucket, minlength=len(buckets))
     size = num_layers * np.array([b.rows * (b.width * (1 - share) + b.slots * share) for b in buckets])
     waste = 1.0 - float(layer_tokens[count] / (steps_in @ size))
-    return Pace(
+    return StepSchedule(
         rows, length, kept, bucket, buckets, tokens[: count + 1], layer_tokens[: count + 1], left_out, max(0.0, waste)
     )
 

@@ -6,7 +6,7 @@ over `data` once, after it: the bytes on `data` do not depend on A. (The usual a
 all-reduce into the loop.)
 
 Optimizers that talk in bits get the gradient of every worker, and reduce, clip and skip by themselves. In the stages in
-which workers do not talk at all ("alone") a worker's gradient is taken at its own parameters and is the mean over its
+which workers do not talk at all ("local") a worker's gradient is taken at its own parameters and is the mean over its
 own targets: to know the others' number would be a message.
 
 Otherwise the loss is the sum over all real target tokens of the global batch, divided by their number N, however the
@@ -97,11 +97,11 @@ def make_gradient(
     *,
     per_worker: bool,
     dropout: bool,
-    alone: bool = False,
+    local: bool = False,
     random_ltd: RandomLTDConfig | None = None,
     num_kept: int | None = None,
 ) -> Callable[..., tuple[Tree, dict[str, jax.Array]]]:
-    """The gradient program: (params, run key, step, batch [W, A, b, T], frozen, shift, counts) -> (gradients, figures).
+    """The gradient program: (params, run key, step, batch [W, A, b, T], frozen, shift, counts) -> (gradients, metrics).
 
     `frozen` are parameters that have no gradient, None when there are none; `shift` is what every worker's parameters
     differ by from `params`, [W, ...] ([S, W, ...] for a stack), None when they do not; `counts` is int32 [2], how many
@@ -113,12 +113,12 @@ def make_gradient(
         per_worker: True: gradients keep their first dimension W, sharded over `data`, and nothing but scalars crosses
             `data`. False: they are averaged over it.
         dropout: whether to draw dropout keys.
-        alone: workers do not talk: loss and tokens are [W], a worker's gradient the mean over its own targets.
+        local: workers do not talk: loss and tokens are [W], a worker's gradient the mean over its own targets.
         random_ltd: which layers drop tokens.
         num_kept: slots for the tokens that these see, at most T; None: nothing is dropped.
 
     Returns:
-        gradients in their ZeRO shards, and figures: loss (mean over targets), worker_loss [W], tokens (number of real
+        gradients in their ZeRO shards, and metrics: loss (mean over targets), worker_loss [W], tokens (number of real
         targets, int32).
     """
     gradient_specs, parameter_specs = model.specs(layout.gradient), model.specs(layout.parameter)
@@ -171,21 +171,21 @@ def make_gradient(
         if dropout or num_kept is not None:
             ids = jnp.arange(num_workers * num_parts * rows, dtype=jnp.int32).reshape(num_workers, num_parts, rows)
             batch = {**batch, "sample_ids": jax.lax.with_sharding_constraint(ids, layout.named(BATCH_SPEC))}
-        counted = tuple(range(int(alone), batch["loss_mask"].ndim))
+        counted = tuple(range(int(local), batch["loss_mask"].ndim))
         tokens = batch["loss_mask"].sum(axis=counted, dtype=jnp.int32)
         per_token = 1 / jnp.maximum(tokens, 1).astype(jnp.float32)
         workers_dim = None if shift is None else jax.tree.map(int, model.stacked)
         each_worker = jax.vmap(worker, in_axes=(None, 0, workers_dim, *[None] * 4), spmd_axis_name="data")
         gradients, losses = each_worker(params, batch, shift, key, step, frozen, counts)
-        if alone:
+        if local:
             each = lambda g: g * per_token.reshape(-1, *[1] * (g.ndim - 1))
             return jax.tree.map(each, gradients), {"loss": losses * per_token, "tokens": tokens}
         if per_worker:
             gradients = jax.tree.map(lambda g: g * (num_workers * per_token), gradients)
         else:
             gradients = sharded(jax.tree.map(lambda g: g.sum(0) * per_token, gradients))
-        figures = {"loss": losses.sum() * per_token, "worker_loss": losses * per_token * num_workers, "tokens": tokens}
-        return gradients, figures
+        metrics = {"loss": losses.sum() * per_token, "worker_loss": losses * per_token * num_workers, "tokens": tokens}
+        return gradients, metrics
 
     return gradient
 
@@ -203,7 +203,7 @@ def squared_norms(model: ModelTree, gradients: Tree) -> Tree:
 def make_update(
     model: ModelTree, optimizer: StagedTransform, stage: str, *, clip_norm: float, ema_decay: float
 ) -> Callable[[TrainState, Tree, jax.Array, jax.Array], tuple[TrainState, dict[str, Any]]]:
-    """The update program of a stage: (state, gradients, loss, learning rate) -> (state, figures).
+    """The update program of a stage: (state, gradients, loss, learning rate) -> (state, metrics).
 
     A step whose gradient or loss is not finite changes nothing but the step's number. Figures: grad_norm (before
     clipping), finite (bool), first_bad (number of the first tensor that is not finite, -1 if all are), and what
@@ -226,17 +226,17 @@ def make_update(
             changes, opt_state, found = of_mean(gradients, state.opt_state, inputs, loss)
         else:
             changes, opt_state, found = optimizer.updates[stage](gradients, state.opt_state, inputs, loss, clip_norm)
-        # Workers that are alone leave what they share alone; their sync is always done.
-        done = jnp.bool_(True) if stage in optimizer.alone else found.finite
+        # Local stages leave shared parameters unchanged; their sync always applies.
+        done = jnp.bool_(True) if stage in optimizer.local else found.finite
         params, ema = state.params, state.ema
         if changes is not None:
             params = keep(done, jax.tree.map(jnp.add, params, changes), params)
         if ema is not None:
             ema = keep(done, jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params), ema)
-        figures = {"grad_norm": found.norm, "finite": found.finite, "first_bad": found.first_bad}
+        metrics = {"grad_norm": found.norm, "finite": found.finite, "first_bad": found.first_bad}
         optional = {"variance": found.variance, "worker_skips": found.worker_skips}
-        figures |= {name: figure for name, figure in optional.items() if figure is not None}
-        return TrainState(state.step + 1, params, opt_state, state.key, ema), figures
+        metrics |= {name: figure for name, figure in optional.items() if figure is not None}
+        return TrainState(state.step + 1, params, opt_state, state.key, ema), metrics
 
     return update
 

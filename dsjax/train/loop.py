@@ -39,11 +39,11 @@ from dsjax.runs.begun import as_begun, with_class_names
 from dsjax.runs.corpus import describe, open_corpus, open_curriculum
 from dsjax.runs.counters import Counters
 from dsjax.runs.disk import check_disk
-from dsjax.runs.folder import RunFolder, begun_folder, begun_hash, open_folder, pace_of, resolved
+from dsjax.runs.folder import RunFolder, begun_folder, begun_hash, open_folder, resolved, schedule_of
 from dsjax.runs.saving import Saver, newest_checkpoint, restore, summary_if_finished
 from dsjax.setup.placement import Placement, training_placements
 from dsjax.setup.programs import Programs, make_programs
-from dsjax.setup.schedule import Pace
+from dsjax.setup.schedule import StepSchedule
 from dsjax.setup.state import TrainState, abstract_state, init_state, make_optimizer, state_around, state_shardings
 from dsjax.train import summary as run_summary
 from dsjax.train.recorder import Recorder, tensor_names
@@ -110,15 +110,15 @@ def run(
     check_divisible(config.model, layout.mesh.shape)
     check_length(config.model, config.data.sequence_length)
     model, untrained = adapter_training.split_model(config.model, config.lora)
-    pace = pace_of(config)
-    optimizer = make_optimizer(config.optimizer, model, layout, steps=pace.num_steps)
+    schedule = schedule_of(config)
+    optimizer = make_optimizer(config.optimizer, model, layout, steps=schedule.num_steps)
     preflight.check_end(config)
     preflight.require_tools(config.observe)
     workers = layout.mesh.shape["data"]
-    for line in preflight.advise(config, pace, workers=workers, processes=jax.process_count()):
+    for line in preflight.advise(config, schedule, workers=workers, processes=jax.process_count()):
         report(f"warning: {line}")
     shardings = state_shardings(layout, model, optimizer, ema=config.train.ema_decay > 0)
-    placements = training_placements(layout, pace, accumulation=config.train.accumulation)
+    placements = training_placements(layout, schedule, accumulation=config.train.accumulation)
     validation = validation_placement(config.evaluate, config.train, layout)
     if not force:
         require_memory(config, layout)
@@ -128,7 +128,7 @@ def run(
     shapes = abstract_state(model, optimizer, shardings)
     folder = find_folder(None, report=lambda line: None)
     keep, resumed = config.checkpoint, folder.resumed
-    check_disk(folder.path, keep, shapes, pace.num_steps, report, resumed=resumed, force=force)
+    check_disk(folder.path, keep, shapes, schedule.num_steps, report, resumed=resumed, force=force)
 
     corpus = open_corpus(config.data, config.model, console=console, begun=begun_hash(begun))
     corpus = with_class_names(corpus, config.model, begun)
@@ -140,11 +140,11 @@ def run(
         rows,
         config.data,
         batch_size=config.train.batch_size,
-        num_steps=pace.num_steps,
+        num_steps=schedule.num_steps,
         console=console,
     )
     if longest is not None:
-        pace = pace.cut(longest, most=config.train.max_programs)
+        schedule = schedule.cut(longest, most=config.train.max_programs)
     programs = make_programs(
         model,
         optimizer,
@@ -159,7 +159,7 @@ def run(
     folder = find_folder(corpus.hash, report=report)
     store = CheckpointStore(folder.path / "checkpoints", config.checkpoint)
     saved, counters = newest_checkpoint(store, report) if folder.resumed else (None, Counters())
-    if folder.resumed and (summary := summary_if_finished(folder, counters, config.train, pace.num_steps, report)):
+    if folder.resumed and (summary := summary_if_finished(folder, counters, config.train, schedule.num_steps, report)):
         return RunResult(folder.path, summary)
     about = describe(corpus)
     if config.lora is not None:
@@ -167,22 +167,22 @@ def run(
     state, frozen = _state(config, model, optimizer, layout, shardings, shapes, store, saved, report)
     if saved is not None:
         report(f"resumed from step {saved} of {folder.path}")
-    programs = programs.beside(frozen)
+    programs = programs.with_frozen(frozen)
 
     use = run_summary.utilisation(config, num_devices=layout.mesh.size)
     size = {"rows": config.train.batch_size, "sequence_length": config.data.sequence_length}
-    cost = Cost.of(config.model, model, untrained, pace, config.random_ltd, **size)
+    cost = Cost.of(config.model, model, untrained, schedule, config.random_ltd, **size)
     num_rows = config.evaluate.rows
     evaluate = make_validation(corpus, config.data, num_rows=num_rows, placement=validation, programs=programs)
     folder.write_start(config, about, corpus.tokenizer.save)
     if folder.resumed and folder.is_first_process:
         truncate_metrics(folder.path / METRICS_FILE, counters.steps)
     state, recorder, stopped_by = _train(
-        config, state, programs, optimizer, pace, cost, use, evaluate, rows, curriculum, placements, corpus, folder,
+        config, state, programs, optimizer, schedule, cost, use, evaluate, rows, curriculum, placements, corpus, folder,
         store, counters, console,
     )  # fmt: skip
     barrier("finished")
-    if counters.steps < pace.num_steps:
+    if counters.steps < schedule.num_steps:
         report(f"stopped by {stopped_by or 'a signal'} at step {counters.steps}; to go on: {folder.how_to_resume}")
         return RunResult(folder.path, {}, stopped_by=stopped_by or "SIGTERM")
     params = state.ema if state.ema is not None else state.params
@@ -201,7 +201,7 @@ def _train(
     state: TrainState,
     programs: Programs,
     optimizer: StagedTransform,
-    pace: Pace,
+    schedule: StepSchedule,
     cost: Cost,
     use: run_summary.Utilisation,
     evaluate: Validation | None,
@@ -222,7 +222,7 @@ def _train(
         if folder.is_first_process:
             resume_step = counters.steps if folder.resumed else None
             trackers = make_trackers(config.observe, folder.path, resume_step=resume_step, settings=to_dict(config))
-        progress = stack.enter_context(Progress(pace.num_steps, start_step=counters.steps, console=console))
+        progress = stack.enter_context(Progress(schedule.num_steps, start_step=counters.steps, console=console))
         stop = stack.enter_context(StopRequest())
         recorder = Recorder(
             counters,
@@ -234,7 +234,7 @@ def _train(
             freeze=optimizer.freeze,
         )
         stack.callback(recorder.close)
-        if evaluate is not None and counters.steps < pace.num_steps:
+        if evaluate is not None and counters.steps < schedule.num_steps:
             evaluate.rehearse(state)
         batches = Batches(
             rows,
@@ -243,13 +243,25 @@ def _train(
             prefetch=config.data.prefetch,
             start_step=counters.steps,
             order=curriculum,
-            shape_at=pace.shape_at,
+            shape_at=schedule.shape_at,
             positions_of=lambda num_rows: placements[num_rows].positions,
         )
         stack.enter_context(batches)
         saver = Saver(store, config.model.layer_runs, counters, corpus.hash, progress, folder)
         state = train_steps(
-            config, state, programs, optimizer, pace, cost, placements, batches, recorder, evaluate, saver, stop, folder
+            config,
+            state,
+            programs,
+            optimizer,
+            schedule,
+            cost,
+            placements,
+            batches,
+            recorder,
+            evaluate,
+            saver,
+            stop,
+            folder,
         )
     return state, recorder, stop.received
 

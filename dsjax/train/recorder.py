@@ -1,4 +1,4 @@
-"""What a step figures to: fetched one step late, so that the device never waits for the host to look at a number."""
+"""Per-step metrics: fetched one step late, so that the device never waits for the host to look at a number."""
 
 import dataclasses
 import math
@@ -23,7 +23,7 @@ class NonFiniteError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StepFigures:
+class StepMetrics:
     """One step as it was dispatched.
 
     Attributes:
@@ -33,7 +33,7 @@ class StepFigures:
         learning_rate: of this step.
         after: the clocks after it.
         flops: what it costs by the formula of observe/flops.py.
-        pace: what is particular about its rows, of a run in which they change: their length and the like.
+        schedule: what is particular about its rows, of a run in which they change: their length and the like.
         data_seconds: time the device had nothing to do because its rows were being fetched (at most).
         compiles: whether its programs were made in it: its time is the compiler's. See Recorder.enter.
         stall: seconds for which it waited for a program that is compiled in the background, not in its time.
@@ -44,7 +44,7 @@ class StepFigures:
     learning_rate: float
     after: Clocks
     flops: float
-    pace: Mapping[str, float]
+    schedule: Mapping[str, float]
     data_seconds: float
     compiles: bool
     stall: float
@@ -86,7 +86,7 @@ class Recorder:
         self._trackers, self._progress = trackers, progress
         self._max_skipped, self._utilisation = max_skipped, utilisation
         self._tensor_names, self._freeze = tensor_names, freeze
-        self._pending: StepFigures | None = None
+        self._pending: StepMetrics | None = None
         self._settled: tuple[dict[str, Any], float] | None = None
         self._mark = time.perf_counter()
         self._stages: set[str] = set()
@@ -109,10 +109,10 @@ class Recorder:
         self.settle()
         return True
 
-    def add(self, figures: StepFigures) -> None:
+    def add(self, metrics: StepMetrics) -> None:
         """Take note of a step and write down the one before it."""
         self.flush()
-        self._pending = figures
+        self._pending = metrics
 
     @property
     def recent_seconds(self) -> float | None:
@@ -132,7 +132,7 @@ class Recorder:
         self._settled, self._mark = (host, now - self._mark), now
 
     def flush(self, **extra: float) -> None:
-        """Wait for the last step noted and write its row, with extra figures in it.
+        """Wait for the last step noted and write its row, with extra metrics in it.
 
         Raises:
             NonFiniteError: the bound on skipped steps is reached; names the first bad tensor.
@@ -140,62 +140,62 @@ class Recorder:
         self.settle()
         if self._pending is None or self._settled is None:
             return
-        figures, (host, seconds) = self._pending, self._settled
+        metrics, (host, seconds) = self._pending, self._settled
         self._pending = self._settled = None
         self._note_best(extra.get("validation_loss", math.nan))
         self.stop_agreed = self.stop_agreed or bool(host.get("stop", False))
         counters = self.counters
-        tokens = figures.after.tokens - counters.tokens
+        tokens = metrics.after.tokens - counters.tokens
         counters.steps, counters.tokens, counters.layer_tokens = (
-            figures.step,
-            figures.after.tokens,
-            figures.after.layer_tokens,
+            metrics.step,
+            metrics.after.tokens,
+            metrics.after.layer_tokens,
         )
         counters.real_tokens += int(host["tokens"])
         row: dict[str, float | int | str] = {
-            "step": figures.step,
+            "step": metrics.step,
             "loss": host["loss"],
             "grad_norm": host["grad_norm"],
-            "learning_rate": figures.learning_rate,
+            "learning_rate": metrics.learning_rate,
             "tokens": counters.tokens,
             "real_tokens": counters.real_tokens,
             "step_seconds": seconds,
-            "data_seconds": figures.data_seconds,
+            "data_seconds": metrics.data_seconds,
             "tokens_per_second": tokens / seconds,
-            **figures.pace,
+            **metrics.schedule,
             **extra,
         }
-        if figures.stall:
-            row["stall_seconds"] = figures.stall
-            self.stalls.append(figures.stall)
-        if figures.compiles:
+        if metrics.stall:
+            row["stall_seconds"] = metrics.stall
+            self.stalls.append(metrics.stall)
+        if metrics.compiles:
             row["compiled"] = 1
         else:
             counters.seconds += seconds
             self.step_seconds.append(seconds)
-            self.data_seconds.append(figures.data_seconds)
+            self.data_seconds.append(metrics.data_seconds)
             self.token_rates.append(tokens / seconds)
-            self.flop_rates.append(figures.flops / seconds)
+            self.flop_rates.append(metrics.flops / seconds)
         if self._utilisation is not None:
-            row["mfu"] = self._utilisation(figures.flops / seconds)
-        bad = self._count_skipped(figures, finite=host["finite"], first_bad=int(host["first_bad"]))
+            row["mfu"] = self._utilisation(metrics.flops / seconds)
+        bad = self._count_skipped(metrics, finite=host["finite"], first_bad=int(host["first_bad"]))
         if self._freeze is not None and "variance" in host:
-            self._look_at_variance(figures.step, host["variance"])
+            self._look_at_variance(metrics.step, host["variance"])
         row["skipped"] = counters.skipped
         if "worker_skips" in host:
             row["worker_skips"] = int(host["worker_skips"])
         if bad:
             row["first_bad_tensor"] = bad
         for tracker in self._trackers:
-            tracker.log(figures.step, row)
-        shown = {"loss": host["loss"], "learning_rate": figures.learning_rate, "tokens_per_second": tokens / seconds}
-        if figures.pace:
+            tracker.log(metrics.step, row)
+        shown = {"loss": host["loss"], "learning_rate": metrics.learning_rate, "tokens_per_second": tokens / seconds}
+        if metrics.schedule:
             shown["tokens"] = counters.tokens
-        self._progress.update(figures.step, **shown, **figures.pace, **extra)
+        self._progress.update(metrics.step, **shown, **metrics.schedule, **extra)
         if counters.skipped_in_a_row >= self._max_skipped:
             raise NonFiniteError(
                 f"{counters.skipped_in_a_row} steps in a row had a gradient that is not finite, the last at step "
-                f"{figures.step}, first in {bad}; the parameters are those before them. Start again with a lower "
+                f"{metrics.step}, first in {bad}; the parameters are those before them. Start again with a lower "
                 "learning rate, look at the data of these steps, or raise train.max_nonfinite_steps and resume"
             )
 
@@ -228,7 +228,7 @@ class Recorder:
             self.counters.best_validation = loss if best is None else min(best, loss)
 
     def _look_at_variance(self, step: int, variance: float) -> None:
-        """Decide on the freeze, from figures that are equal on all processes."""
+        """Decide on the freeze, from metrics that are equal on all processes."""
         rule, counters = self._freeze, self.counters
         if rule is None or counters.freeze_step is not None or step % rule.every:
             return
@@ -239,7 +239,7 @@ class Recorder:
                 f"step {step}: the variance has settled; it is frozen after step {counters.freeze_step}"
             )
 
-    def _count_skipped(self, figures: StepFigures, *, finite: bool, first_bad: int) -> str:
+    def _count_skipped(self, metrics: StepMetrics, *, finite: bool, first_bad: int) -> str:
         """Count a skipped step; the name of its first tensor that is not finite, '' for a good step."""
         if finite:
             self.counters.skipped_in_a_row = 0
@@ -247,16 +247,16 @@ class Recorder:
         self.counters.skipped += 1
         self.counters.skipped_in_a_row += 1
         bad = self._tensor_names[first_bad] if first_bad >= 0 else "the loss"
-        self._progress.note(f"step {figures.step}: gradient not finite, first in {bad}; the step changes nothing")
+        self._progress.note(f"step {metrics.step}: gradient not finite, first in {bad}; the step changes nothing")
         return bad
 
 
-def _local(figures: dict[str, Any]) -> dict[str, Any]:
+def _local(metrics: dict[str, Any]) -> dict[str, Any]:
     """Figures on the host; of [W] that are spread over processes this process' part, each worker's once."""
     spread = lambda x: isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
     once = lambda x: list({str(shard.index): shard.data for shard in x.addressable_shards}.values())
-    workers = next((x.shape[0] for x in figures.values() if spread(x)), 1)
-    local = jax.device_get({name: once(x) if spread(x) else x for name, x in figures.items()})
+    workers = next((x.shape[0] for x in metrics.values() if spread(x)), 1)
+    local = jax.device_get({name: once(x) if spread(x) else x for name, x in metrics.items()})
     return {name: _scalar(name, value, workers) for name, value in local.items()}
 
 

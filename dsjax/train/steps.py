@@ -19,9 +19,9 @@ from dsjax.runs.saving import Saver
 from dsjax.setup.dispatch import Gradients
 from dsjax.setup.placement import Placement
 from dsjax.setup.programs import Programs
-from dsjax.setup.schedule import Pace
+from dsjax.setup.schedule import StepSchedule
 from dsjax.setup.state import TrainState
-from dsjax.train.recorder import Recorder, StepFigures
+from dsjax.train.recorder import Recorder, StepMetrics
 from dsjax.train.signals import StopRequest
 
 
@@ -30,7 +30,7 @@ def train_steps(
     state: TrainState,
     programs: Programs,
     optimizer: StagedTransform,
-    pace: Pace,
+    schedule: StepSchedule,
     cost: Cost,
     placements: dict[int, Placement],
     batches: Batches,
@@ -41,41 +41,41 @@ def train_steps(
     folder: RunFolder,
 ) -> TrainState:
     """The steps that are left; the state after the last, or after the one at which a signal stopped them."""
-    total, end, schedule = pace.num_steps, pace.clocks(pace.num_steps), config.optimizer.schedule
-    warmed, counters = pace.warmed(schedule), recorder.counters
+    total, end, rate_schedule = schedule.num_steps, schedule.clocks(schedule.num_steps), config.optimizer.schedule
+    warmed, counters = schedule.warmed(rate_schedule), recorder.counters
     trace = TraceWindow(config.observe.profile, folder.path / "profile")
     stage_at = lambda step: optimizer.stage(step, counters.freeze_step)
-    gradient_of = Gradients(programs, optimizer, pace, stage_at)
+    gradient_of = Gradients(programs, optimizer, schedule, stage_at)
     recorder.restart_clock()
     with gradient_of:
         for step in range(counters.steps, total):
             trace.step(step + 1, pending=state.step)
             before = time.perf_counter()
             _, rows = next(batches)
-            batch = placements[pace.bucket_at(step).rows](rows)
+            batch = placements[schedule.bucket_at(step).rows](rows)
             # Rows that came while the device was still at the last step's work kept nobody waiting.
             waited = time.perf_counter() - before if state.step.is_ready() else 0.0
 
-            after, stage = pace.clocks(step + 1), stage_at(step)
-            rate = learning_rate(schedule, config.optimizer.learning_rate, after=after, end=end, warmed=warmed)
+            after, stage = schedule.clocks(step + 1), stage_at(step)
+            rate = learning_rate(rate_schedule, config.optimizer.learning_rate, after=after, end=end, warmed=warmed)
             compiles = recorder.enter(stage, must_wait=gradient_of.must_wait(step))
-            gradients, figures, stall = gradient_of.at(step, stage, state, batch)
-            state, more = programs.updates[stage](state, gradients, figures["loss"], np.float32(rate))
+            gradients, metrics, stall = gradient_of.at(step, stage, state, batch)
+            state, more = programs.updates[stage](state, gradients, metrics["loss"], np.float32(rate))
             gradient_of.look_ahead(step, step_seconds=recorder.recent_seconds)
 
-            figures.pop("worker_loss", None)
-            device = {**figures, **more}
-            if stage not in optimizer.silent:  # whether to stop is a message, too
+            metrics.pop("worker_loss", None)
+            device = {**metrics, **more}
+            if stage not in optimizer.no_collectives:  # whether to stop is a message, too
                 device["stop"] = agree_any(bool(stop.received))
             del gradients
             recorder.add(
-                StepFigures(
+                StepMetrics(
                     step=step + 1,
                     device=device,
                     learning_rate=rate,
                     after=after,
                     flops=float(cost.flops[step]),
-                    pace=_shown(config, pace, cost, step),
+                    schedule=_shown(config, schedule, cost, step),
                     data_seconds=waited,
                     compiles=compiles,
                     stall=stall,
@@ -86,9 +86,9 @@ def train_steps(
             if evaluate is not None and (_due(step + 1, config.evaluate.every) or last):
                 recorder.settle()
                 try:
-                    figures = evaluate(state)
-                    loss = figures["validation_loss"]
-                    recorder.flush(**figures)
+                    metrics = evaluate(state)
+                    loss = metrics["validation_loss"]
+                    recorder.flush(**metrics)
                 except jax.errors.JaxRuntimeError as error:  # the devices' memory did not do
                     if jax.process_count() > 1:  # the others may be waiting inside of it
                         raise
@@ -118,7 +118,7 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _shown(config: ResolvedRunConfig, pace: Pace, cost: Cost, step: int) -> dict[str, float]:
+def _shown(config: ResolvedRunConfig, schedule: StepSchedule, cost: Cost, step: int) -> dict[str, float]:
     """What is particular about a step's rows: nothing in a run whose rows are all alike."""
     shown: dict[str, float] = {}
     curriculum = config.curriculum
@@ -128,10 +128,10 @@ def _shown(config: ResolvedRunConfig, pace: Pace, cost: Cost, step: int) -> dict
             {"difficulty": min(each.values())} if len(each) == 1 else {f"difficulty_{n}": d for n, d in each.items()}
         )
     grows = curriculum is not None and curriculum.length is not None
-    if grows or pace.longest is not None:
-        shown["length"] = pace.shape_at(step).length
+    if grows or schedule.longest is not None:
+        shown["length"] = schedule.shape_at(step).length
     if config.random_ltd is not None:
-        shown["kept"] = int(pace.kept[step])
+        shown["kept"] = int(schedule.kept[step])
     if grows or config.random_ltd is not None:
         shown["saving"] = cost.saving(step + 1)
     return shown

@@ -78,15 +78,15 @@ def summarise(
     if config.lora is not None:
         how = "counted: adapters, and what the weights lacked for the task"
         parameters["trained_parameters"] = (trained, how)
-    own = functools.partial(_figures, config, corpus, counters, recorder, rows, use=use)
+    own = functools.partial(_metrics, config, corpus, counters, recorder, rows, use=use)
     write_json(folder.path / SUMMARY_FILE, _as_json(config.name, parameters | own({}), folder))
     compared = {}
     with _noted("figures to compare with", recorder):
         compared = _compared(config, corpus, rows)
-    figures = parameters | own(compared)
-    summary = _as_json(config.name, figures, folder)
+    metrics = parameters | own(compared)
+    summary = _as_json(config.name, metrics, folder)
     with _noted("loss.png", recorder):
-        _plot(rows, figures, folder, title=config.name)
+        _plot(rows, metrics, folder, title=config.name)
     sample = ""
     with _noted("the sample", recorder, advice=f"draw it by: {how_to_draw(config.sample, folder.path)}"):
         if config.sample.prompt:
@@ -101,7 +101,7 @@ def summarise(
     for failure in recorder.failures:
         console.print(printable(f"warning: {failure}", console.encoding), soft_wrap=True, markup=False)
     with _noted("the table of the outcome", recorder):
-        console.print(_table(figures, title=escape(f"{config.name}: {folder.path}")))
+        console.print(_table(metrics, title=escape(f"{config.name}: {folder.path}")))
     return summary
 
 
@@ -116,10 +116,10 @@ def _noted(what: str, recorder: Recorder, *, advice: str = "") -> Iterator[None]
         recorder.failed(what, error, advice=advice)
 
 
-def _as_json(name: str, figures: dict[str, tuple[Any, str]], folder: RunFolder) -> dict[str, Any]:
+def _as_json(name: str, metrics: dict[str, tuple[Any, str]], folder: RunFolder) -> dict[str, Any]:
     """The summary; JSON has no NaN: what is not finite is null there."""
     finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
-    summary = {"name": name, **{name: {"value": finite(value), "how": how} for name, (value, how) in figures.items()}}
+    summary = {"name": name, **{name: {"value": finite(value), "how": how} for name, (value, how) in metrics.items()}}
     return summary | _timed_before(folder, summary)
 
 
@@ -136,16 +136,16 @@ def _timed_before(folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
     return {name: figure for name, figure in before.items() if name not in (*summary, "sample", FAILED)}
 
 
-def _plot(rows: list[dict[str, Any]], figures: dict[str, tuple[Any, str]], folder: RunFolder, *, title: str) -> None:
+def _plot(rows: list[dict[str, Any]], metrics: dict[str, tuple[Any, str]], folder: RunFolder, *, title: str) -> None:
     """loss.png, if any loss is a number."""
     if not any(math.isfinite(row["loss"]) for row in rows):
         return
-    names = [name for name in ("unigram", "bigram") if f"{name}_nats_per_token" in figures]
-    references = {name: figures[f"{name}_nats_per_token"][0] for name in names}
+    names = [name for name in ("unigram", "bigram") if f"{name}_nats_per_token" in metrics]
+    references = {name: metrics[f"{name}_nats_per_token"][0] for name in names}
     loss_plot(rows, folder.path / "loss.png", references=references, title=title)
 
 
-def _figures(
+def _metrics(
     config: ResolvedRunConfig,
     corpus: Corpus,
     counters: Counters,
@@ -156,47 +156,47 @@ def _figures(
     use: Utilisation,
 ) -> dict[str, tuple[Any, str]]:
     """name -> (value, how it was obtained), with those to compare with in their place."""
-    figures: dict[str, tuple[Any, str]] = {
+    metrics: dict[str, tuple[Any, str]] = {
         "steps": (counters.steps, "counted, skipped ones included"),
         "skipped_steps": (counters.skipped, "steps whose gradient was not finite"),
         "tokens": (counters.tokens, "effective: rows x length x the share of layers that see them, over all steps"),
         "real_tokens": (counters.real_tokens, f"targets that counted in the loss: {_TARGETS[config.data.task]}"),
         "training_loss": (rows[-1]["loss"], "last step, nats per target"),
     }
-    figures |= _validation_figures(config, rows) | compared
+    metrics |= _validation_metrics(config, rows) | compared
     if recorder.step_seconds:
         steps = np.array(recorder.step_seconds)
         spread = f"median of {len(steps)} steps, quartiles"
         quartiles = [float(x) for x in np.quantile(steps, [0.25, 0.75])]
-        figures["step_seconds"] = (float(np.median(steps)), f"{spread} {quartiles[0]:.3g} to {quartiles[1]:.3g}")
-        figures["tokens_per_second"] = (
+        metrics["step_seconds"] = (float(np.median(steps)), f"{spread} {quartiles[0]:.3g} to {quartiles[1]:.3g}")
+        metrics["tokens_per_second"] = (
             float(np.median(recorder.token_rates)),
             "effective tokens of a step / its time, median",
         )
         waiting = sum(recorder.data_seconds) / steps.sum()
-        figures["waiting_for_data"] = (
+        metrics["waiting_for_data"] = (
             float(waiting),
             "share of the step time in which the device was idle while rows were fetched and placed",
         )
         if use is not None:
             matrices = "6 N" if config.lora is None else "6 N trained + 4 N frozen"
             how = f"FLOPs of a step by {matrices} + 12 L D T, a second, median / (devices x peak)"
-            figures["mfu"] = (use(float(np.median(recorder.flop_rates))), how)
+            metrics["mfu"] = (use(float(np.median(recorder.flop_rates))), how)
     if recorder.stalls:
-        figures["stall_seconds"] = (
+        metrics["stall_seconds"] = (
             sum(recorder.stalls),
             f"waiting for programs of {len(recorder.stalls)} steps to be compiled, the first among them",
         )
-    figures["training_seconds"] = (counters.seconds, "sum of step times; compiling and evaluating left out")
-    figures["peak_host_bytes"] = (peak_host_bytes(), "peak resident memory of the first process")
+    metrics["training_seconds"] = (counters.seconds, "sum of step times; compiling and evaluating left out")
+    metrics["peak_host_bytes"] = (peak_host_bytes(), "peak resident memory of the first process")
     peaks = [memory.peak for memory in device_memory_report(jax.local_devices()) if memory.peak is not None]
     if peaks:
-        figures["peak_device_bytes"] = (max(peaks), "the fullest device of the first process, by its allocator")
-    figures["data_hash"] = (corpus.hash, "of sources, tokenizer and split")
-    return figures
+        metrics["peak_device_bytes"] = (max(peaks), "the fullest device of the first process, by its allocator")
+    metrics["data_hash"] = (corpus.hash, "of sources, tokenizer and split")
+    return metrics
 
 
-def _validation_figures(config: ResolvedRunConfig, rows: list[dict[str, Any]]) -> dict[str, tuple[Any, str]]:
+def _validation_metrics(config: ResolvedRunConfig, rows: list[dict[str, Any]]) -> dict[str, tuple[Any, str]]:
     """The model's validation loss, if it was ever evaluated."""
     evaluated = [row for row in rows if "validation_loss" in row]
     if not evaluated:
@@ -204,16 +204,16 @@ def _validation_figures(config: ResolvedRunConfig, rows: list[dict[str, Any]]) -
     losses = [row["validation_loss"] for row in evaluated]
     target = _TARGETS[config.data.task][:-1]
     when = "last step" if evaluated[-1] is rows[-1] else f"step {evaluated[-1]['step']}"
-    figures: dict[str, tuple[Any, str]] = {
+    metrics: dict[str, tuple[Any, str]] = {
         "validation_loss": (losses[-1], f"nats per {target}, {when}, on the fixed validation rows"),
         "best_validation_loss": (min(losses, key=lambda loss: (math.isnan(loss), loss)), f"nats per {target}"),
     }
     if "validation_accuracy" in evaluated[-1]:
-        figures["validation_accuracy"] = (
+        metrics["validation_accuracy"] = (
             evaluated[-1]["validation_accuracy"],
             f"share of the fixed validation rows, {when}",
         )
-    return figures
+    return metrics
 
 
 def _compared(config: ResolvedRunConfig, corpus: Corpus, rows: list[dict[str, Any]]) -> dict[str, tuple[Any, str]]:
@@ -221,7 +221,7 @@ def _compared(config: ResolvedRunConfig, corpus: Corpus, rows: list[dict[str, An
     evaluated = [row for row in rows if "validation_loss" in row]
     if evaluated and config.data.task == "language_model":
         with contextlib.suppress(TooLittleText):  # the run is none the worse
-            return _counted_figures(config, corpus, evaluated[-1]["validation_loss"])
+            return _counted_metrics(config, corpus, evaluated[-1]["validation_loss"])
     if evaluated and "validation_accuracy" in evaluated[-1]:
         return {"majority_accuracy": _majority(config, corpus)}
     return {}
@@ -245,7 +245,7 @@ def _majority(config: ResolvedRunConfig, corpus: Corpus) -> tuple[float, str]:
     return right / fixed.num_rows, f"of always saying {corpus.labels[commonest]!r}, the commonest training label"
 
 
-def _counted_figures(config: ResolvedRunConfig, corpus: Corpus, loss: float) -> dict[str, tuple[Any, str]]:
+def _counted_metrics(config: ResolvedRunConfig, corpus: Corpus, loss: float) -> dict[str, tuple[Any, str]]:
     """What counting single tokens and pairs of tokens gives on the validation targets of a language model."""
     batch_size = config.train.batch_size // config.train.accumulation
     batches = validation_rows(corpus, config.data, batch_size=batch_size, num_rows=config.evaluate.rows)
@@ -267,12 +267,12 @@ def _counted_figures(config: ResolvedRunConfig, corpus: Corpus, loss: float) -> 
     }
 
 
-def _table(figures: dict[str, tuple[Any, str]], *, title: str) -> Table:
+def _table(metrics: dict[str, tuple[Any, str]], *, title: str) -> Table:
     table = Table(title=title)
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("how it was obtained", overflow="fold")
-    for name, (value, how) in figures.items():
+    for name, (value, how) in metrics.items():
         shown = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value[:12]
         table.add_row(name.replace("_", " "), shown, how)
     return table

@@ -56,10 +56,10 @@ def settings_of(run: str) -> dict[str, Any]:
 def fewer_rows(share: str, tokens: int) -> dict[str, Any]:
     """The plain run with as many optimizer steps as both methods take for the same tokens, so with smaller batches."""
     from dsjax.config.load import load_run
-    from dsjax.runs.folder import pace_of, resolved
+    from dsjax.runs.folder import resolved, schedule_of
 
     both = settings_of(f"both-{share}-0")
-    steps = pace_of(
+    steps = schedule_of(
         resolved(load_run(HERE / "config.yaml", [f"{key}={value}" for key, value in both.items()]))
     ).num_steps
     return {"train.batch_size": round(tokens / (steps * LENGTH))}

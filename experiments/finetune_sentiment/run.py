@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 import dsjax.train
 from dsjax.config.load import load_run
 from dsjax.data.config import JsonlSource
-from dsjax.evaluate.labels import figures, predict, read_labelled
+from dsjax.evaluate.labels import metrics, predict, read_labelled
 from dsjax.inference.open import open_model
 from dsjax.observe.environment import versions
 from dsjax.observe.host import restart_with_huge_pages
@@ -79,7 +79,7 @@ def train(name: str, minilm: Path) -> dict:
     kept = ("steps", "validation_accuracy", "validation_loss", "training_seconds", "step_seconds", "data_hash")
     return {
         "run": name,
-        "test": {key: value for key, (value, _) in figures(test, predict(trained.model, test.rows)).items()},
+        "test": {key: value for key, (value, _) in metrics(test, predict(trained.model, test.rows)).items()},
         **{key: summary[key]["value"] for key in kept},
         "training_loss": [row["loss"] for row in read_metrics(folder / METRICS_FILE)],
         "versions": versions(),

@@ -28,7 +28,7 @@ class Bench:
         self.num_workers = jax.process_count()
         self.mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
         self.sharding = NamedSharding(self.mesh, SPLIT)
-        self.schemes = {"one_bit": Scheme(), "peer": Scheme(server_scale="chunk", peer_padding=True)}
+        self.schemes = {"one_bit": Scheme(), "peer": Scheme(server_scale="chunk", deepspeed_padding=True)}
         self.compiled = {name: self._compile(name, values) for name in ("one_bit", "float32", *MESSAGES)}
 
     def _compile(self, name: str, values: int) -> Any:

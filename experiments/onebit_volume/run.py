@@ -37,7 +37,7 @@ def sent_in_plan(config: RunConfig, workers: int) -> dict[str, Any]:
     rounds = {one.stage: {"steps": one.steps, "sent": one.sent} for one in needs.rounds}
     total = sum(one["steps"] * one["sent"] for one in rounds.values())
     steps = sum(one["steps"] for one in rounds.values())
-    silent = rounds.get("local", {"steps": 0})["steps"]
+    no_collectives = rounds.get("local", {"steps": 0})["steps"]
     float32 = steps * rounds["full"]["sent"]
     # As the papers count: 16 bits a value in the full stage and in the baseline.
     short = (
@@ -52,7 +52,7 @@ def sent_in_plan(config: RunConfig, workers: int) -> dict[str, Any]:
         "against_float32": float32 / total,
         "against_16_bits": float32 / 2 / total,
         "against_16_bits_with_a_16_bit_full_stage": float32 / 2 / short,
-        "silent_steps": silent / steps,
+        "silent_steps": no_collectives / steps,
     }
 
 
@@ -105,7 +105,7 @@ def measured(config: RunConfig, folder: Path) -> dict[str, Any]:
             wrap("gradient", programs.gradient),
             {stage: wrap(f"update {stage}", update) for stage, update in programs.updates.items()},
             programs.evaluate,
-            programs.alone and wrap("gradient alone", programs.alone),
+            programs.local and wrap("gradient alone", programs.local),
         )
 
     loop.make_programs = counting

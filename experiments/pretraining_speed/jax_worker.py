@@ -73,9 +73,9 @@ class JaxTrainer:
             batch = self.batches[self.at % len(self.batches)]
             self.at += 1
             state = self.state
-            gradients, figures = self.programs.gradient(state.params, state.key, state.step, batch)
-            self.state, _ = self.programs.updates["full"](state, gradients, figures["loss"], self.learning_rate)
-            losses.append(figures["loss"])
+            gradients, metrics = self.programs.gradient(state.params, state.key, state.step, batch)
+            self.state, _ = self.programs.updates["full"](state, gradients, metrics["loss"], self.learning_rate)
+            losses.append(metrics["loss"])
         jax.block_until_ready(self.state.params)
         return [float(loss) for loss in losses]
 

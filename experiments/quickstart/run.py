@@ -44,8 +44,8 @@ def train(seed: int) -> dict:
     seconds = time.perf_counter() - began
     if seed == SEEDS[0]:
         shutil.copy(folder / "loss.png", HERE / "loss.png")
-    figures = {name: result.summary[name]["value"] for name in KEPT}
-    return {"seed": seed, "wall_seconds": seconds, **figures, "versions": versions()}
+    metrics = {name: result.summary[name]["value"] for name in KEPT}
+    return {"seed": seed, "wall_seconds": seconds, **metrics, "versions": versions()}
 
 
 def main() -> None:

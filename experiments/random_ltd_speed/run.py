@@ -27,10 +27,10 @@ from dsjax.models.families.registry import initial_params
 from dsjax.observe.environment import versions
 from dsjax.observe.host import restart_with_huge_pages
 from dsjax.plan.cost import Cost
-from dsjax.runs.folder import pace_of, resolved
+from dsjax.runs.folder import resolved, schedule_of
 from dsjax.setup.placement import training_placement
 from dsjax.setup.programs import make_programs
-from dsjax.setup.schedule import Bucket, Pace
+from dsjax.setup.schedule import Bucket, StepSchedule
 from dsjax.setup.state import init_state, make_optimizer, state_shardings
 
 HERE = Path(__file__).parent
@@ -40,10 +40,10 @@ REPEATS, STEPS = 3, 2
 class Trainer:
     """Compiled steps of every size, on random tokens."""
 
-    def __init__(self, config: Any, pace: Pace) -> None:
+    def __init__(self, config: Any, schedule: StepSchedule) -> None:
         self.layout = Layout(make_mesh(config.mesh), config.mesh.zero_stage)
         self.model, _ = split_model(config.model, None)
-        self.optimizer = make_optimizer(config.optimizer, self.model, self.layout, steps=pace.num_steps)
+        self.optimizer = make_optimizer(config.optimizer, self.model, self.layout, steps=schedule.num_steps)
         shardings = state_shardings(self.layout, self.model, self.optimizer, ema=False)
         self.programs = make_programs(
             self.model, self.optimizer, self.layout, shardings, clip_norm=1.0, ema_decay=0.0, dropout=False,
@@ -75,8 +75,8 @@ class Trainer:
             start = time.perf_counter()
             for _ in range(STEPS):
                 arguments = self.programs.gradient_arguments(self.optimizer, "full", self.state, batch, counts=counts)
-                gradients, figures = compiled(*arguments)
-                self.state, _ = self.update(self.state, gradients, figures["loss"], np.float32(1e-4))
+                gradients, metrics = compiled(*arguments)
+                self.state, _ = self.update(self.state, gradients, metrics["loss"], np.float32(1e-4))
             jax.block_until_ready(self.state.params)
             return (time.perf_counter() - start) / STEPS
 
@@ -85,12 +85,12 @@ class Trainer:
 
 def measure(config: Any, *, quick: bool) -> dict[str, Any]:
     """Everything that is recorded."""
-    pace = pace_of(config)
-    trainer = Trainer(config, pace)
+    schedule = schedule_of(config)
+    trainer = Trainer(config, schedule)
     whole = {"rows": config.train.batch_size, "sequence_length": config.data.sequence_length}
-    cost = Cost.of(config.model, trainer.model, None, pace, config.random_ltd, **whole)
+    cost = Cost.of(config.model, trainer.model, None, schedule, config.random_ltd, **whole)
     dense = Bucket(config.train.batch_size, config.data.sequence_length)
-    sizes = list(dict.fromkeys([dense, *pace.buckets]))
+    sizes = list(dict.fromkeys([dense, *schedule.buckets]))
     sizes = sizes[:: max(1, len(sizes) // 3)] if quick else sizes
     steps, compiling, memory = {}, {}, {}
     for bucket in sizes:
@@ -102,14 +102,16 @@ def measure(config: Any, *, quick: bool) -> dict[str, Any]:
         for bucket in sizes if repeat % 2 == 0 else sizes[::-1]:
             seconds[bucket].append(steps[bucket]())
     passed = time.perf_counter() - began
-    counts = np.bincount(pace.bucket, minlength=len(pace.buckets)).tolist()
-    flops = {bucket: float(cost.flops[pace.bucket == number].mean()) for number, bucket in enumerate(pace.buckets)}
+    counts = np.bincount(schedule.bucket, minlength=len(schedule.buckets)).tolist()
+    flops = {
+        bucket: float(cost.flops[schedule.bucket == number].mean()) for number, bucket in enumerate(schedule.buckets)
+    }
     layers = config.model.num_layers * 12 * config.model.model_dim**2
     return {
         "sizes": [
             {
                 **dataclasses.asdict(bucket),
-                "steps": dict(zip(pace.buckets, counts, strict=True)).get(bucket, 0),
+                "steps": dict(zip(schedule.buckets, counts, strict=True)).get(bucket, 0),
                 "seconds": seconds[bucket],
                 "compiling": compiling[bucket],
                 "temporary_bytes": memory[bucket],
@@ -118,7 +120,7 @@ def measure(config: Any, *, quick: bool) -> dict[str, Any]:
             for bucket in sizes
         ],
         "dense_flops": cost.dense,
-        "predicted": cost.saving(pace.num_steps),
+        "predicted": cost.saving(schedule.num_steps),
         "share_of_layers": 6 * layers * dense.rows * dense.width / cost.dense,
         "other_cores": max(0.0, busy_seconds() - before - (time.process_time() - cpu)) / passed,
         "machine": machine(),

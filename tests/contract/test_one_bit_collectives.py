@@ -65,7 +65,7 @@ def update_collectives(training: Training, stage: str) -> list[Collective]:
     gradients = jax.tree.map(
         lambda x, spec: shape((workers, *x.shape), "data", *spec), model.shapes, model.specs(layout.gradient)
     )
-    loss = shape((workers,), "data") if stage in training.optimizer.alone else shape(())
+    loss = shape((workers,), "data") if stage in training.optimizer.local else shape(())
     state = abstract_state(model, training.optimizer, training.shardings)
     program = training.programs.updates[stage]
     return counted(program, state, gradients, loss, jnp.float32(1), sizes=layout.mesh.shape)
@@ -124,13 +124,13 @@ def test_a_stage_sends_what_is_accounted_for(mesh, optimizer, stage):
     assert (planned.buffers, planned.sent) == (sum(size for _, _, size in wanted), sent(wanted, workers))
     # Figures for each tensor: its square, to clip by; of the message the squares and counts, and those of the server's
     # part; of LAMB the norms of the direction with and without decay, and F.
-    figures = {"full": 1, "compressed": 4, "sync": 4, "local": 1}[stage] + (3 if optimizer is LAMB else 0)
+    metrics = {"full": 1, "compressed": 4, "sync": 4, "local": 1}[stage] + (3 if optimizer is LAMB else 0)
     others: collections.Counter[str] = collections.Counter()
     for one in collectives:
         if "data" not in one.axes:
             others[f"{one.kind} {one.dtype} {'+'.join(one.axes)}"] += one.total_bytes
     axis = {"data": "", "tensor": "tensor"}.get(mesh, "fsdp")
-    small = {f"all-reduce f32 {axis}": 4 * tensors * figures} if axis else {}
+    small = {f"all-reduce f32 {axis}": 4 * tensors * metrics} if axis else {}
     whole = 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(training.model.shapes))
     assert others == small | ({"all-gather f32 fsdp": whole} if mesh == "zero1" else {})
 
@@ -139,7 +139,7 @@ def test_a_stage_sends_what_is_accounted_for(mesh, optimizer, stage):
 def test_a_gradient_of_workers_that_are_alone_sends_nothing_over_data(mesh):
     training = make_training(MESHES[mesh], SMALL, ZERO_ONE, steps=STEPS)
     state = abstract_state(training.model, training.optimizer, training.shardings)
-    program, shift = training.programs.alone, training.optimizer.shift
+    program, shift = training.programs.local, training.optimizer.shift
     assert program is not None and shift is not None
     batch = training.place(make_rows())
     found = counted(

@@ -18,8 +18,8 @@ def test_the_second_step_compiles_nothing():
     for step in range(3):
         rate = learning_rate(schedule, 1e-3, after=Clocks(step + 1), end=Clocks(10))
         batch = training.place(make_rows(seed=step), accumulation=2)
-        gradients, figures = programs.gradient(state.params, state.key, state.step, batch)
-        state, _ = programs.updates["full"](state, gradients, figures["loss"], jnp.float32(rate))
+        gradients, metrics = programs.gradient(state.params, state.key, state.step, batch)
+        state, _ = programs.updates["full"](state, gradients, metrics["loss"], jnp.float32(rate))
         programs.evaluate(state.params, evaluation_placement(training.layout, batch_size=16)(make_rows(seed=step)))
         assert programs.gradient._cache_size() == 1
         assert programs.updates["full"]._cache_size() == 1
@@ -32,8 +32,8 @@ def test_a_step_leaves_everything_where_it_was(mesh_name):
     training = make_training(MESHES[mesh_name])
     state = training.state()
     before = jax.tree.map(lambda leaf: leaf.sharding, state)
-    gradients, figures = training.gradient(state, make_rows(), accumulation=2)
-    state, _ = training.update(state, gradients, figures["loss"])
+    gradients, metrics = training.gradient(state, make_rows(), accumulation=2)
+    state, _ = training.update(state, gradients, metrics["loss"])
     same = jax.tree.map(lambda leaf, old: leaf.sharding.is_equivalent_to(old, leaf.ndim), state, before)
     assert all(jax.tree.leaves(same))
     specs = training.model.specs(training.layout.gradient)

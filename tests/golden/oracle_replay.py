@@ -15,7 +15,7 @@ def replay(run: recordings.Run) -> Iterator[tuple[Oracle, str]]:
     """The optimizer after each recorded step, and what kind of step it was; always the same object, which goes on."""
     optimizer = OPTIMIZERS[run.kind](run.params, num_workers=run.workers, masks=run.masks, rules=PEER, **run.arguments)
     if run.lost_before:
-        assert optimizer.step([np.zeros_like(g) for g in run.gradients(0)], lr=run.lr[0]) == "lost"
+        assert optimizer.step([np.zeros_like(g) for g in run.gradients(0)], lr=run.lr[0]) == "noop"
     for t in range(run.steps):
         yield optimizer, optimizer.step(run.gradients(t), lr=run.lr[t])
 

@@ -222,9 +222,9 @@ def test_four_adamw_steps(folder):
     state = training.state(training.named(params))
     batch = batch_of(folder, "full")
     for loss, norm in zip(record["train/loss"], record["train/grad_norm"], strict=True):
-        gradients, figures = training.gradient(state, batch)
-        state, more = training.update(state, gradients, figures["loss"], learning_rate=1e-3)
-        assert float(figures["loss"]) == pytest.approx(loss, rel=TOLERANCE)
+        gradients, metrics = training.gradient(state, batch)
+        state, more = training.update(state, gradients, metrics["loss"], learning_rate=1e-3)
+        assert float(metrics["loss"]) == pytest.approx(loss, rel=TOLERANCE)
         assert float(more["grad_norm"]) == pytest.approx(norm, rel=TOLERANCE)
     got = hf_names(config, training.named(state.params))
     want = {key.removeprefix("train/param/"): v for key, v in record.items() if key.startswith("train/param/")}

@@ -160,7 +160,7 @@ def test_the_recorded_collective_is_replayed(path):
     sizes = [int(name.removeprefix("x_")) for name in record if name.startswith("x_")]
     x = [record[f"x_{n}"] for n in sizes]
     workers = x[0].shape[1]
-    scheme = Scheme(server_scale="chunk", peer_padding=True)
+    scheme = Scheme(server_scale="chunk", deepspeed_padding=True)
     mesh = mesh_of(workers)
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=P(None, "data"), out_specs=P(None, "data"), check_vma=False)

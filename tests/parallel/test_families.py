@@ -59,9 +59,9 @@ def test_gradients_are_those_of_one_device(name, tensor, zero_stage):
         data=8 // tensor // fsdp // expert, fsdp=fsdp, expert=expert, tensor=tensor, zero_stage=zero_stage
     )
     training = make_training(mesh, CONFIGS[name])
-    gradients, figures = training.gradient(training.state(), make_rows(), accumulation=2)
+    gradients, metrics = training.gradient(training.state(), make_rows(), accumulation=2)
     loss, expected = reference(name)
-    assert float(figures["loss"]) == pytest.approx(loss, rel=1e-6)
+    assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-6)
     found = training.named(gradients)
     largest = max(np.abs(value).max() for value in expected.values())
     for key in [key for key in expected if key.endswith(".k.bias")]:  # no gradient but rounding: see the golden test

@@ -70,7 +70,7 @@ def test_another_model_too():
 
 def check(training, loss, expected, *, what):
     state = dataclasses.replace(training.state(), key=KEY, step=STEP)
-    gradients, figures = training.gradient(state, make_rows(), accumulation=2)
-    assert float(figures["loss"]) == pytest.approx(loss, rel=1e-6)
-    assert int(figures["tokens"]) == make_rows()["loss_mask"].sum()
+    gradients, metrics = training.gradient(state, make_rows(), accumulation=2)
+    assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-6)
+    assert int(metrics["tokens"]) == make_rows()["loss_mask"].sum()
     assert_close(training.named(gradients), expected, TOLERANCE, what=what)

@@ -54,10 +54,10 @@ class Run:
     def step(self, rows, *, accumulation=1):
         batch = training_placement(self.layout, batch_size=len(rows["tokens"]), accumulation=accumulation)(rows)
         arguments = (self.state.params, self.state.key, self.state.step, batch, self.frozen)
-        gradients, figures = _fast(self.programs.gradient, *arguments)
-        update = (self.state, gradients, figures["loss"], jnp.float32(1e-2))
+        gradients, metrics = _fast(self.programs.gradient, *arguments)
+        update = (self.state, gradients, metrics["loss"], jnp.float32(1e-2))
         self.state, _ = _fast(self.programs.updates["full"], *update)
-        return float(figures["loss"]), self.named(gradients)
+        return float(metrics["loss"]), self.named(gradients)
 
     def named(self, tree):
         return {name: np.asarray(value) for name, value in to_named(tree, self.config.layer_runs).items()}

@@ -156,7 +156,7 @@ def run(kind: str, case: Case) -> dict:
             return of
 
         stage = algorithm.stage(step, algorithm.last_full, jnp)
-        branches = [branch(name) for name in algorithm.names if name != "lost"]
+        branches = [branch(name) for name in algorithm.names if name != "noop"]
         changes, state = jax.lax.switch(stage, branches, state)
         params = [p + change for p, change in zip(params, changes, strict=True)]
         return (params, state, step + 1), seen(workers, params, state, stage)

@@ -66,9 +66,9 @@ def step(
     training: Training, state: TrainState, stage: str, gradients: dict[str, np.ndarray]
 ) -> tuple[TrainState, dict]:
     """A step of a stage: the state after it (the given one is donated), and figures."""
-    loss = np.ones(training.layout.mesh.shape["data"]) if stage in training.optimizer.alone else 1.0
-    state, figures = training.update(state, placed(training, gradients), loss, learning_rate=RATE, stage=stage)
-    return state, jax.device_get(figures)
+    loss = np.ones(training.layout.mesh.shape["data"]) if stage in training.optimizer.local else 1.0
+    state, metrics = training.update(state, placed(training, gradients), loss, learning_rate=RATE, stage=stage)
+    return state, jax.device_get(metrics)
 
 
 def on_host(state: TrainState) -> Any:
@@ -103,41 +103,41 @@ def test_clipping_and_bad_gradients_in_every_stage():
     # Full: by the norm of the mean.
     g = drawn(training, 0)
     mean = {name: x.mean(0, keepdims=True, dtype=np.float64) for name, x in g.items()}
-    state, figures = step(training, state, "full", g)
-    np.testing.assert_allclose(figures["grad_norm"], norm(mean)[0], rtol=1e-5)
-    assert norm(mean)[0] > 2 * CLIP and figures["finite"]
+    state, metrics = step(training, state, "full", g)
+    np.testing.assert_allclose(metrics["grad_norm"], norm(mean)[0], rtol=1e-5)
+    assert norm(mean)[0] > 2 * CLIP and metrics["finite"]
     share = CLIP / norm(mean)[0]
     mu = named(state.opt_state.displaced.mu)
     assert_close({k: x[1] for k, x in mu.items()}, {k: 0.1 * share * x[0] for k, x in mean.items()}, 1e-5, what="full")
     before = on_host(state)
-    state, figures = step(training, state, "full", drawn(training, 1, bad=2))
-    assert not figures["finite"] and figures["first_bad"] >= 0
+    state, metrics = step(training, state, "full", drawn(training, 1, bad=2))
+    assert not metrics["finite"] and metrics["first_bad"] >= 0
     assert_same(on_host(state), before)
 
     # Compressed, right after it: by the root mean square of the workers' norms. What a worker sends is its gradient.
     g = drawn(training, 2)
-    state, figures = step(training, state, "compressed", g)
+    state, metrics = step(training, state, "compressed", g)
     together = np.sqrt(np.mean(norm(g) ** 2))
-    np.testing.assert_allclose(figures["grad_norm"], together, rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], together, rtol=1e-5)
     carry = {k: x.reshape(4, -1)[:, : g[k][0].size] for k, x in named(state.opt_state.feedback.worker).items()}
     assert_close(carry, {k: CLIP / together * x.reshape(4, -1) for k, x in g.items()}, 1e-5, what="compressed")
     before = on_host(state)
-    state, figures = step(training, state, "compressed", drawn(training, 3, bad=1))
-    assert not figures["finite"] and figures["first_bad"] >= 0
+    state, metrics = step(training, state, "compressed", drawn(training, 3, bad=1))
+    assert not metrics["finite"] and metrics["first_bad"] >= 0
     assert_same(on_host(state), before)
 
     # Alone: each by its own norm, and a bad gradient stops its own worker only.
-    state, figures = step(training, state, "first_sync", drawn(training, 4))
-    assert figures["worker_skips"] == 0 and figures["finite"].tolist() == [True] * 4
+    state, metrics = step(training, state, "first_sync", drawn(training, 4))
+    assert metrics["worker_skips"] == 0 and metrics["finite"].tolist() == [True] * 4
     before = on_host(state)
     good, bad = drawn(training, 5), drawn(training, 5, bad=2)
     states = {}
     for which, g in (("good", good), ("bad", bad)):
         state = TrainState(step=np.int32(5), params=before[0], opt_state=before[1], key=jax.random.key(5))
-        states[which], figures = step(training, jax.device_put(state, training.shardings), "local", g)
-        np.testing.assert_allclose(figures["grad_norm"][[0, 1, 3]], norm(good)[[0, 1, 3]], rtol=1e-5)
-    assert figures["finite"].tolist() == [True, True, False, True]
-    assert (figures["first_bad"] >= 0).tolist() == [False, False, True, False]
+        states[which], metrics = step(training, jax.device_put(state, training.shardings), "local", g)
+        np.testing.assert_allclose(metrics["grad_norm"][[0, 1, 3]], norm(good)[[0, 1, 3]], rtol=1e-5)
+    assert metrics["finite"].tolist() == [True, True, False, True]
+    assert (metrics["first_bad"] >= 0).tolist() == [False, False, True, False]
     old, done, other = (x.displaced for x in (before[1], on_host(states["good"])[1], on_host(states["bad"])[1]))
     mu = {
         k: 0.9 * x + 0.1 * (CLIP / norm(good)).reshape(-1, *[1] * (x.ndim - 1)) * good[k]
@@ -154,9 +154,9 @@ def test_clipping_and_bad_gradients_in_every_stage():
     assert_same(on_host(states["bad"])[0], before[0])
 
     # The count travels with the sync, together with that of the sync's own step.
-    state, figures = step(training, states["bad"], "sync", drawn(training, 6, bad=0))
-    assert figures["worker_skips"] == int(state.opt_state.skipped) == 2
-    assert figures["finite"].tolist() == [False, True, True, True]
+    state, metrics = step(training, states["bad"], "sync", drawn(training, 6, bad=0))
+    assert metrics["worker_skips"] == int(state.opt_state.skipped) == 2
+    assert metrics["finite"].tolist() == [False, True, True, True]
     assert_workers_agree((state.params, state.opt_state.nu))
     displaced = jax.device_get(state.opt_state.displaced)
     assert all(not np.any(x) for x in jax.tree.leaves((displaced.shift, displaced.rates, displaced.skipped)))
@@ -177,8 +177,8 @@ def test_clip_local_is_the_oracles():
     for seed, stage in enumerate(["full", "full", "compressed", "compressed"]):
         gradients = drawn(training, seed)
         assert (norm(gradients) > CLIP).all(), "every worker clips"
-        state, figures = step(training, state, stage, gradients)
-        assert figures["finite"]
+        state, metrics = step(training, state, stage, gradients)
+        assert metrics["finite"]
         for adam in (local, mean):
             adam.step([gradients[name] for name in names], lr=RATE)
         # Float32 against float64, as in test_one_bit_optimizers.py; a sign that rounding decides would show as a jump.
@@ -201,8 +201,8 @@ def test_lamb_is_the_same_on_other_meshes_and_cut_otherwise():
         state, coefficients = training.state(), []
         for seed, (stage, bad) in enumerate(stages):
             before = on_host(state)
-            state, figures = step(training, state, stage, drawn(training, seed, bad=bad))
-            assert figures["finite"] == (bad is None)
+            state, metrics = step(training, state, stage, drawn(training, seed, bad=bad))
+            assert metrics["finite"] == (bad is None)
             assert_workers_agree((state.params, state.opt_state.mu, state.opt_state.nu))
             if bad is not None and stage == "freeze":
                 # Nothing moves, but what the freeze is for is done.
@@ -230,19 +230,19 @@ def test_lamb_is_the_same_on_other_meshes_and_cut_otherwise():
 def test_all_stages_of_a_run_compile_once_and_workers_agree():
     """Twelve steps as a run does them: the programs of a stage's first step serve all later ones."""
     training = training_of(ZERO_ONE)
-    programs, optimizer, state = training.programs.beside(training.frozen), training.optimizer, training.state()
+    programs, optimizer, state = training.programs.with_frozen(training.frozen), training.optimizer, training.state()
     stages = [optimizer.stage(number, None) for number in range(12)]
     assert set(stages) == set(optimizer.updates)
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         for number, stage in enumerate(stages):
             batch = training.place(make_rows(seed=number))
-            gradients, figures = programs.gradient_of(optimizer, stage, state, batch)
-            state, _ = programs.updates[stage](state, gradients, figures["loss"], np.float32(RATE / (1 + number)))
-            if stage not in optimizer.silent:
+            gradients, metrics = programs.gradient_of(optimizer, stage, state, batch)
+            state, _ = programs.updates[stage](state, gradients, metrics["loss"], np.float32(RATE / (1 + number)))
+            if stage not in optimizer.no_collectives:
                 assert_workers_agree((state.params, state.opt_state.nu))
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
-    alone = training.programs.alone
-    assert alone is not None
-    assert [p._cache_size() for p in (training.programs.gradient, alone, *programs.updates.values())] == [1] * 7
+    local = training.programs.local
+    assert local is not None
+    assert [p._cache_size() for p in (training.programs.gradient, local, *programs.updates.values())] == [1] * 7

@@ -16,16 +16,16 @@ from tests.helpers import LTD, LTD_COUNTS, MESHES, ONE, TINY, assert_close, make
 def one_device(num_kept: int = 8):
     """Loss and gradients on one device without accumulation; TINY's dropout is on."""
     training = make_training(ONE, TINY, random_ltd=LTD)
-    gradients, figures = training.gradient(training.state(), make_rows(), num_kept=num_kept, counts=LTD_COUNTS)
-    return float(figures["loss"]), training.named(gradients)
+    gradients, metrics = training.gradient(training.state(), make_rows(), num_kept=num_kept, counts=LTD_COUNTS)
+    return float(metrics["loss"]), training.named(gradients)
 
 
 def test_gradients_are_those_of_one_device():
     """With accumulation, over data, fsdp and tensor: a row keeps the same tokens wherever it is computed."""
     training = make_training(MESHES["all"], TINY, random_ltd=LTD)
-    gradients, figures = training.gradient(training.state(), make_rows(), accumulation=2, num_kept=8, counts=LTD_COUNTS)
+    gradients, metrics = training.gradient(training.state(), make_rows(), accumulation=2, num_kept=8, counts=LTD_COUNTS)
     loss, expected = one_device()
-    assert float(figures["loss"]) == pytest.approx(loss, rel=1e-6)
+    assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-6)
     # float32 sums in another order.
     assert_close(training.named(gradients), expected, 1e-5, what="all")
 
@@ -38,23 +38,23 @@ def test_a_bucket_is_no_part_of_the_result():
     assert_close(gradients, expected, 1e-5, what="6 slots")
 
 
-ALONE = ZeroOneAdamConfig(var_freeze_step=1, var_update_scaler=1, local_step_scaler=1, local_step_clipper=4)
+LOCAL = ZeroOneAdamConfig(var_freeze_step=1, var_update_scaler=1, local_step_scaler=1, local_step_clipper=4)
 
 
 def test_workers_that_are_alone_and_frozen_parameters_drop_the_same():
     """Two workers that start together, with little to train: their own means add up to the gradient of all."""
-    training = make_training(MeshConfig(data=2), TINY, ALONE, only=("up.kernel",), random_ltd=LTD, steps=40)
-    programs, optimizer, state = training.programs.beside(training.frozen), training.optimizer, training.state()
-    stage, rows = sorted(optimizer.alone)[0], make_rows()
+    training = make_training(MeshConfig(data=2), TINY, LOCAL, only=("up.kernel",), random_ltd=LTD, steps=40)
+    programs, optimizer, state = training.programs.with_frozen(training.frozen), training.optimizer, training.state()
+    stage, rows = sorted(optimizer.local)[0], make_rows()
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         for counts in ((16, 8), LTD_COUNTS):
             given, batch = np.array(counts, np.int32), training.place(rows)
-            gradients, figures = programs.gradient_of(optimizer, stage, state, batch, num_kept=8, counts=given)
+            gradients, metrics = programs.gradient_of(optimizer, stage, state, batch, num_kept=8, counts=given)
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
     assert programs.gradient_for(optimizer, stage, num_kept=8)._cache_size() == 1
-    tokens = np.asarray(figures["tokens"])
+    tokens = np.asarray(metrics["tokens"])
     assert tokens.sum() == rows["loss_mask"].sum() and (tokens > 0).all()
     found = training.named(jax.tree.map(lambda g: np.tensordot(tokens / tokens.sum(), np.asarray(g), 1), gradients))
     _, expected = one_device()

@@ -28,9 +28,9 @@ def trained(mesh_name: str | None, optimizer=ADAMW, accumulation: int = 1):
     """Losses, gradient norms and parameters of three steps that are all clipped."""
     training = make_training(MESHES[mesh_name] if mesh_name else ONE, TINY, optimizer, clip_norm=CLIP)
     state, history = training.train(training.state(), 3, accumulation=accumulation)
-    losses = np.array([figures["loss"] for figures in history])
-    norms = np.array([figures["grad_norm"] for figures in history])
-    assert all(figures["finite"] for figures in history)
+    losses = np.array([metrics["loss"] for metrics in history])
+    norms = np.array([metrics["grad_norm"] for metrics in history])
+    assert all(metrics["finite"] for metrics in history)
     assert (norms > CLIP).all()
     return losses, norms, training.named(state.params)
 
@@ -65,13 +65,13 @@ def test_per_worker_gradients_average_to_the_gradient(mesh_name):
     mesh = MESHES[mesh_name]
     mean, each = make_training(mesh, TINY, ADAMW, clip_norm=CLIP), make_training(mesh, TINY, ADAMW, per_worker=True)
     state = mean.state()
-    want, figures = mean.gradient(state, make_rows(), accumulation=2)
+    want, metrics = mean.gradient(state, make_rows(), accumulation=2)
     got, worker_figures = each.gradient(state, make_rows(), accumulation=2)
     assert all(leaf.shape[0] == mesh.data for leaf in jax.tree.leaves(got))
     averaged = each.named(jax.tree.map(lambda g: g.mean(0), jax.device_get(got)))
     assert_close(averaged, mean.named(want), 1e-5, what="mean over workers")
-    np.testing.assert_allclose(worker_figures["loss"], figures["loss"], rtol=1e-6)
-    np.testing.assert_allclose(np.mean(worker_figures["worker_loss"]), figures["loss"], rtol=1e-6)
+    np.testing.assert_allclose(worker_figures["loss"], metrics["loss"], rtol=1e-6)
+    np.testing.assert_allclose(np.mean(worker_figures["worker_loss"]), metrics["loss"], rtol=1e-6)
     # The masks are very unequal: so are the workers.
     assert np.ptp(worker_figures["worker_loss"]) > 0.1
 
@@ -87,9 +87,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value):
     training = make_training(MESHES["all"], TINY, ADAMW, clip_norm=CLIP, ema_decay=0.9)
     state, _ = training.train(training.state(), 1, accumulation=2)
     before = jax.device_get(dataclasses.replace(state, key=jax.random.key_data(state.key)))
-    gradients, figures = training.gradient(state, make_rows(), accumulation=2)
+    gradients, metrics = training.gradient(state, make_rows(), accumulation=2)
     bad = poisoned(poisoned(gradients, "segments/0/mlp/up/kernel", value), "segments/0/mlp_norm/bias", value)
-    new, more = training.update(state, bad, figures["loss"])
+    new, more = training.update(state, bad, metrics["loss"])
     after = jax.device_get(dataclasses.replace(new, key=jax.random.key_data(new.key)))
     assert not more["finite"]
     names = tensor_names(training.model.shapes, TINY.layer_runs)
@@ -114,8 +114,8 @@ def test_a_batch_of_padding_alone_does_nothing_bad():
     rows = make_rows()
     rows["loss_mask"] = np.zeros_like(rows["loss_mask"])
     rows["segments"] = np.zeros_like(rows["segments"])
-    gradients, figures = training.gradient(training.state(), rows)
-    assert float(figures["loss"]) == 0 and int(figures["tokens"]) == 0
+    gradients, metrics = training.gradient(training.state(), rows)
+    assert float(metrics["loss"]) == 0 and int(metrics["tokens"]) == 0
     assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradients))
 
 
@@ -167,7 +167,7 @@ def test_stacks_train_identically(stack, optimizer):
         config = dataclasses.replace(TINY, num_layers=3, segments=segments)
         training = make_training(ONE, config, OPTIMIZERS[optimizer], clip_norm=CLIP)
         state, history = training.train(training.state(), 3)
-        ends.append((training.named(state.params), [figures["loss"] for figures in history]))
+        ends.append((training.named(state.params), [metrics["loss"] for metrics in history]))
     np.testing.assert_allclose(ends[1][1], ends[0][1], rtol=1e-6)
     assert_close(ends[1][0], ends[0][0], TOLERANCE, what=f"{stack}, {optimizer}")
 

@@ -43,14 +43,14 @@ def rows_of(task: str) -> dict[str, np.ndarray]:
 @functools.cache
 def gradient(task: str, mesh_name: str | None, accumulation: int = 1, per_worker: bool = False):
     training = make_training(MESHES[mesh_name] if mesh_name else ONE, MODELS[task], per_worker=per_worker)
-    got, figures = training.gradient(training.state(), rows_of(task), accumulation=accumulation)
+    got, metrics = training.gradient(training.state(), rows_of(task), accumulation=accumulation)
     if per_worker:
         got = jax.tree.map(lambda g: g.mean(0), jax.device_get(got))
     named = training.named(got)
     # The same number added to all of a query's scores changes no softmax: only rounding is left of these gradients.
     rounding = [named.pop(name) for name in list(named) if name.endswith("attention.k.bias")]
     assert rounding and all(np.abs(values).max() < 1e-6 for values in rounding)
-    return named, jax.device_get(figures)
+    return named, jax.device_get(metrics)
 
 
 @pytest.mark.parametrize(
@@ -59,9 +59,9 @@ def gradient(task: str, mesh_name: str | None, accumulation: int = 1, per_worker
 )
 def test_eight_devices_are_one(task, mesh_name, per_worker):
     want, want_figures = gradient(task, None)
-    got, figures = gradient(task, mesh_name, 2, per_worker)
-    np.testing.assert_allclose(figures["loss"], want_figures["loss"], rtol=1e-6)
-    assert figures["tokens"] == want_figures["tokens"] == rows_of(task)["loss_mask"].sum()
+    got, metrics = gradient(task, mesh_name, 2, per_worker)
+    np.testing.assert_allclose(metrics["loss"], want_figures["loss"], rtol=1e-6)
+    assert metrics["tokens"] == want_figures["tokens"] == rows_of(task)["loss_mask"].sum()
     assert_close(got, want, TOLERANCE, what=f"{task} on {mesh_name}")
 
 

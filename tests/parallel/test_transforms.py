@@ -57,7 +57,7 @@ def distance(params: Any, target: Any) -> jax.Array:
     return sum(jax.tree.leaves(jax.tree.map(lambda p, t: jnp.sum((p - t[0]) ** 2), params, target)), jnp.float32(0))
 
 
-def train(tx, data, *, start=START, workers: int = W, alone: bool = False, loss=distance) -> tuple[Any, Any]:
+def train(tx, data, *, start=START, workers: int = W, local: bool = False, loss=distance) -> tuple[Any, Any]:
     """A step for each entry of `data`: parameters after every step [T, ...], and the last state."""
     state = tx.init(start)
     specs = state_specs(state)
@@ -67,7 +67,7 @@ def train(tx, data, *, start=START, workers: int = W, alone: bool = False, loss=
         mesh=mesh_of(workers),
         in_specs=(P(), specs, P(None, "data")),
         out_specs=(P(), specs),
-        check_vma=not alone,
+        check_vma=not local,
     )
     def program(params, state, data):
         def step(carry, batch):
@@ -128,7 +128,7 @@ def test_converges_on_optaxs_targets(kind):
     }[kind]()
     start = {"parabola": jnp.array([-1.0, 10.0, 1.0]), "rosenbrock": jnp.array([0.0, 0.0])}
     noise = {"parabola": np.tile(np.array([-1.5, -0.5, 0.5, 1.5], np.float32)[None, :, None], (steps, 1, 3))}
-    history, _ = train(tx, noise, start=start, alone=kind == "zero_one", loss=two_targets)
+    history, _ = train(tx, noise, start=start, local=kind == "zero_one", loss=two_targets)
     np.testing.assert_allclose(history["parabola"][-1], [1, -1, 1], atol=3e-2)
     np.testing.assert_allclose(history["rosenbrock"][-1], [1, 1], atol=3e-2)
 
@@ -221,7 +221,7 @@ def test_full_steps_are_optaxs(kind, workers):
             "lamb": lambda: onebit_lamb(0.05, mesh=mesh, freeze_step=STEPS, max_coeff=1e9, min_coeff=0, **biases),
             "zero_one": lambda: zero_one_adam(0.05, mesh=mesh, var_freeze_step=STEPS, **biases),
         }[kind]()
-    found, _ = train(tx, data, workers=workers, alone=kind == "zero_one")
+    found, _ = train(tx, data, workers=workers, local=kind == "zero_one")
     mask = biases["decay_mask"]
     wanted = optax.lamb(0.05, eps=1e-8, weight_decay=0.01, mask=mask) if kind == "lamb" else None
     assert_close(found, plain_optax(wanted or optax.adamw(0.05, weight_decay=0.01, mask=mask), data))
@@ -254,7 +254,7 @@ def test_a_state_is_saved_and_restored(tmp_path):
     """0/1 Adam's, between two meetings, under a wrapper: all that differs between workers comes back."""
     mesh = mesh_of()
     tx = per_worker(optax.chain(optax.identity(), zero_one_adam(0.05, mesh=mesh, **ZERO_ONE)), W)
-    _, state = train(tx, targets(11), alone=True)
+    _, state = train(tx, targets(11), local=True)
     shardings = state_shardings(state, mesh)
     state = jax.device_put(jax.device_get(state), shardings)
     (shift,) = {x.sharding.spec for x in jax.tree.leaves(state[1].inner.displaced.shift)}
@@ -323,10 +323,10 @@ def test_masks_fit_the_parameters():
         onebit_adam(0.1, mesh=mesh_of(), freeze_step=5, momentum_mask=rows).init(START)
 
 
-def update_once(tx, state, *, params: Any = START, alone: bool = False) -> None:
+def update_once(tx, state, *, params: Any = START, local: bool = False) -> None:
     specs = state_specs(state)
     step = lambda gradients, state: tx.update(gradients, state, params)
-    mapped = jax.shard_map(step, mesh=mesh_of(), in_specs=(P(), specs), out_specs=(P(), specs), check_vma=not alone)
+    mapped = jax.shard_map(step, mesh=mesh_of(), in_specs=(P(), specs), out_specs=(P(), specs), check_vma=not local)
     jax.eval_shape(mapped, START, state)
 
 
@@ -348,6 +348,6 @@ def test_how_an_update_is_called():
         update_once(tx, tx.init(START), params=None)
     with pytest.raises(ValueError, match=r"runs inside jax.shard_map over the mesh's axis 'data'"):
         tx.update(START, tx.init(START), START)
-    alone = zero_one_adam(0.1, mesh=mesh_of(), **ZERO_ONE)
+    local = zero_one_adam(0.1, mesh=mesh_of(), **ZERO_ONE)
     with pytest.raises(ValueError, match=r"0/1 Adam needs jax.shard_map\(..., check_vma=False\)"):
-        update_once(alone, alone.init(START))
+        update_once(local, local.init(START))

@@ -56,7 +56,7 @@ class Moments:
         decays: tree of bools, which tensors decay; None: all.
         mask: tree of bools (or 0 and 1), False for values whose momentum is held at zero; None: none is.
         mask_unseen: leave values of zero variance out of one-bit means.
-        peer: do what DeepSpeed 0.19.6 does: nothing in the first step, masks on results only.
+        deepspeed_parity: do what DeepSpeed 0.19.6 does: nothing in the first step, masks on results only.
     """
 
     b1: Any = 0.9
@@ -67,7 +67,7 @@ class Moments:
     decays: Tree = None
     mask: Tree = None
     mask_unseen: bool = True
-    peer: bool = False
+    deepspeed_parity: bool = False
 
     def step(self, mu: Tree, gradients: Tree) -> Tree:
         """b1 m + (1 - b1) g."""
@@ -100,7 +100,7 @@ class Moments:
 
     def sent(self, nu: Tree) -> Tree | None:
         """Which values take part in one-bit means; None: all."""
-        if self.peer:
+        if self.deepspeed_parity:
             return None
         seen = jax.tree.map(lambda v: v > 0, nu) if self.mask_unseen else None
         if self.mask is None:
@@ -127,8 +127,8 @@ class OneBitAdam:
     moments: Moments
     freeze_step: int
 
-    names = ("full", "compressed", "lost")
-    kinds = {"full": "full", "compressed": "compressed", "lost": "full"}  # noqa: RUF012
+    names = ("full", "compressed", "noop")
+    kinds = {"full": "full", "compressed": "compressed", "noop": "full"}  # noqa: RUF012
 
     @property
     def last_full(self) -> int:
@@ -149,13 +149,13 @@ class OneBitAdam:
     def stage(self, step: Any, freeze_step: Any, xp: Any) -> Any:
         """The number in `names` of the stage of a step (from 0): with numpy on the host, with jax.numpy traced."""
         stage = xp.where(step < freeze_step, 0, 1)
-        return xp.where(step == 0, 2, stage) if self.moments.peer else stage
+        return xp.where(step == 0, 2, stage) if self.moments.deepspeed_parity else stage
 
     def update(
         self, stage: str, gradients: Tree, state: OneBitAdamState, params: Tree, learning_rate: Any, accept: jax.Array
     ) -> tuple[Tree, OneBitAdamState]:
         """One step: what to add to the parameters, and the next state."""
-        if stage == "lost":
+        if stage == "noop":
             return jax.tree.map(jnp.zeros_like, params), state
         moments, count, nu_count, nu, feedback = self.moments, state.count + 1, state.nu_count, state.nu, state.feedback
         mu = moments.step(state.mu, gradients)

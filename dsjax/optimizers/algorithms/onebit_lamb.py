@@ -73,8 +73,8 @@ class OneBitLamb:
     factor_min: Any = 0.5
     factor_threshold: Any = 0.1
 
-    names = ("full", "freeze", "compressed", "lost")
-    kinds = {"full": "full", "freeze": "full", "compressed": "compressed", "lost": "full"}  # noqa: RUF012
+    names = ("full", "freeze", "compressed", "noop")
+    kinds = {"full": "full", "freeze": "full", "compressed": "compressed", "noop": "full"}  # noqa: RUF012
 
     @property
     def last_full(self) -> int:
@@ -101,18 +101,18 @@ class OneBitLamb:
 
     @property
     def _has_tail(self) -> bool:
-        return self.moments.peer and self.workers.granularity == "group" and self.workers.num > 1
+        return self.moments.deepspeed_parity and self.workers.granularity == "group" and self.workers.num > 1
 
     def stage(self, step: Any, freeze_step: Any, xp: Any) -> Any:
         """As in OneBitAdam; the last step of the warm-up is a stage of its own."""
         stage = xp.where(step < freeze_step - 1, 0, xp.where(step < freeze_step, 1, 2))
-        return xp.where(step == 0, 3, stage) if self.moments.peer else stage
+        return xp.where(step == 0, 3, stage) if self.moments.deepspeed_parity else stage
 
     def update(
         self, stage: str, gradients: Tree, state: OneBitLambState, params: Tree, learning_rate: Any, accept: jax.Array
     ) -> tuple[Tree, OneBitLambState]:
         """One step: what to add to the parameters, and the next state."""
-        if stage == "lost":
+        if stage == "noop":
             return jax.tree.map(jnp.zeros_like, params), state
         part = self._compressed if stage == "compressed" else self._full
         direction, new = part(gradients, state, params)

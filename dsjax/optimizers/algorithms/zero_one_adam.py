@@ -101,10 +101,10 @@ class ZeroOneAdam:
     local_step_scaler: int = 32678
     local_step_clipper: int = 16
 
-    names = ("full", "compressed", "first_sync", "sync", "local", "lost")
+    names = ("full", "compressed", "first_sync", "sync", "local", "noop")
     kinds = {  # noqa: RUF012
         "full": "full", "compressed": "compressed", "first_sync": "sync", "sync": "sync", "local": "local",
-        "lost": "full",
+        "noop": "full",
     }  # fmt: skip
 
     @property
@@ -131,23 +131,23 @@ class ZeroOneAdam:
 
     def stage(self, step: Any, freeze_step: Any, xp: Any) -> Any:
         """As in OneBitAdam; `freeze_step` is the last step at which the variance may be learnt."""
-        peer, t = int(self.moments.peer), step + 1
-        last = freeze_step + peer
-        learnt = variance_steps(int(last), self.var_update_scaler, start=1 + peer)
+        deepspeed_parity, t = int(self.moments.deepspeed_parity), step + 1
+        last = freeze_step + deepspeed_parity
+        learnt = variance_steps(int(last), self.var_update_scaler, start=1 + deepspeed_parity)
         learning = xp.where(xp.isin(t, xp.asarray(learnt)), 0, 1)
         done = t - last - 1  # steps since the freeze
         doublings = xp.clip(done // self.local_step_scaler, 0, 30)
         interval = xp.minimum(self.local_step_clipper, 2**doublings)
         later = xp.where(done == 0, 2, xp.where(t % interval == 0, 3, 4))
         stage = xp.where(t <= last, learning, later)
-        return xp.where(step == 0, 5, stage) if peer else stage
+        return xp.where(step == 0, 5, stage) if deepspeed_parity else stage
 
     def update(
         self, stage: str, gradients: Tree, state: ZeroOneAdamState, params: Tree, learning_rate: Any, accept: jax.Array
     ) -> tuple[Tree, ZeroOneAdamState]:
         """One step: what to add to the shared parameters, and the next state."""
         match self.kinds[stage]:
-            case _ if stage == "lost":
+            case _ if stage == "noop":
                 return jax.tree.map(jnp.zeros_like, params), state
             case "full" | "compressed":
                 return self._learn(stage, gradients, state, params, learning_rate, accept)
@@ -165,14 +165,16 @@ class ZeroOneAdam:
         nu, nu_count, feedback = state.nu, state.nu_count, state.feedback
         if stage == "full":
             nu, nu_count = moments.square(nu, gradients), nu_count + 1
-            if not moments.peer and moments.mask_unseen:
+            if not moments.deepspeed_parity and moments.mask_unseen:
                 newly = jax.tree.map(lambda old, new: (old == 0) & (new > 0), state.nu, nu)
-                feedback = workers.forgiven(feedback, newly)
+                feedback = workers.reset_errors(feedback, newly)
         else:
             gradients, feedback = workers.one_bit_mean(gradients, feedback, moments.sent(nu))
             gradients = moments.held(gradients)
         count, mu = state.count + 1, workers.own(displaced.mu)
-        if not (moments.peer and stage == "compressed" and workers.num == 1):  # alone, it then learns nothing
+        if not (
+            moments.deepspeed_parity and stage == "compressed" and workers.num == 1
+        ):  # alone, it then learns nothing
             mu = moments.step(mu, gradients)
         direction = moments.decayed(moments.direction(mu, nu, count, nu_count), params)
         changes = jax.tree.map(lambda u: -learning_rate * u, direction)

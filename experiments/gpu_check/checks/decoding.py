@@ -63,6 +63,6 @@ def seconds_per_token(model: Transformer, new_tokens: int) -> float:
     """Mean over all tokens but the first, which waits for the prompt."""
     prompt = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, PROMPT))
     began, count = 0.0, 0
-    for _ in stream(model, prompt, how=Generation(max_new_tokens=new_tokens)):
+    for _ in stream(model, prompt, options=Generation(max_new_tokens=new_tokens)):
         began, count = began or time.perf_counter(), count + 1
     return (time.perf_counter() - began) / (count - 1)

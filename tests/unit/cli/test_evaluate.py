@@ -140,10 +140,10 @@ def test_the_figures(kind, first, hf_folders, run_folder, brute_force, tmp_path,
     more += ["--score-first"] if first else []
     assert main(["evaluate", str(source), "--data", str(folder), str(lines), *more]) == 0
     out, err = capsys.readouterr()
-    figures = json.loads(out)
-    assert figures.pop("source").endswith(str(source)) and "loss" in err
-    assert all(figure["how"] for figure in figures.values())
-    values = {name: figure["value"] for name, figure in figures.items()}
+    metrics = json.loads(out)
+    assert metrics.pop("source").endswith(str(source)) and "loss" in err
+    assert all(figure["how"] for figure in metrics.values())
+    values = {name: figure["value"] for name, figure in metrics.items()}
     lead = [256] if first else []
     nats, count = brute_force([lead + list(text.encode()) for text in DOCUMENTS], 16, 8)
     num_bytes = sum(len(text.encode()) - (not first) for text in DOCUMENTS)

@@ -48,14 +48,14 @@ def test_a_row_does_not_depend_on_its_neighbours_when_greedy():
 def test_draws_of_a_row_do_not_depend_on_its_neighbours():
     """Neither on their number nor on their length, which decides the padding, nor on whether they have ended."""
     model, tokens = build(MODELS["bloom-4"]), make_tokens((3, 20))
-    how = {"max_new_tokens": 12, "sampling": Sampling(temperature=1.5, repetition_penalty=1.2), "seed": 3}
-    alone = model.generate(tokens[:1, :5], **how)[0, 5:]
+    options = {"max_new_tokens": 12, "sampling": Sampling(temperature=1.5, repetition_penalty=1.2), "seed": 3}
+    alone = model.generate(tokens[:1, :5], **options)[0, 5:]
     mask = (np.arange(20) < np.array([5, 20, 17])[:, None]).astype(np.int32)
-    together = model.generate(tokens, mask, **how)[:, 20:]
+    together = model.generate(tokens, mask, **options)[:, 20:]
     np.testing.assert_array_equal(together[0], alone)
     end = int(together[1, 2])
     assert end not in together[[0, 2]], "another row ends with the same token: take another seed"
-    ended = model.generate(tokens, mask, stop_tokens=frozenset({end}), **how)[:, 20:]
+    ended = model.generate(tokens, mask, stop_tokens=frozenset({end}), **options)[:, 20:]
     np.testing.assert_array_equal(ended[[0, 2]], together[[0, 2]])
     first = together[1].tolist().index(end)
     assert ended[1].tolist() == [*together[1, :first].tolist(), *[end] * (12 - first)]
@@ -107,10 +107,10 @@ def test_draws_are_repeatable_and_differ_by_seed():
 
 def test_tokens_come_one_at_a_time():
     model, tokens = build(MODELS["bloom-4"]), make_tokens((2, 5))
-    how = Generation(max_new_tokens=3)
-    streamed = list(stream(model, tokens, how=how))
+    options = Generation(max_new_tokens=3)
+    streamed = list(stream(model, tokens, options=options))
     assert [step.shape for step in streamed] == [(2,)] * 3
-    np.testing.assert_array_equal(np.stack(streamed, 1), generate(model, tokens, how=how)[:, 5:])
+    np.testing.assert_array_equal(np.stack(streamed, 1), generate(model, tokens, options=options)[:, 5:])
     with pytest.raises(ValueError, match=r"max_new_tokens must be at least 1; got 0"):
         Generation(max_new_tokens=0)
 

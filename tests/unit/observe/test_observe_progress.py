@@ -56,23 +56,23 @@ def test_eta_is_the_rate_after_the_first_step_and_counts_resumed_steps_as_done()
     assert "ETA" not in lines[-1]
 
 
-figures = st.dictionaries(
+metrics = st.dictionaries(
     st.sampled_from(["loss", "validation_loss", "learning_rate", "tokens_per_second", "mfu", "a_rather_long_name{0}"]),
     st.floats(allow_nan=True, allow_infinity=True),
 )
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10**9), figures, st.one_of(st.none(), st.floats(0, 1e9)))
-def test_it_fits_100_columns_beside_the_bar(step: int, figures, eta) -> None:
-    line = format_line(step, 10**9, figures, eta_seconds=eta)
+@given(st.integers(0, 10**9), metrics, st.one_of(st.none(), st.floats(0, 1e9)))
+def test_it_fits_100_columns_beside_the_bar(step: int, metrics, eta) -> None:
+    line = format_line(step, 10**9, metrics, eta_seconds=eta)
     assert len(line) <= 90
     assert line.startswith(f"step {step}/1000000000")
 
 
 def test_usual_figures_all_fit() -> None:
-    figures = {"learning_rate": 3e-4, "loss": 10.123, "tokens_per_second": 1.23e6, "validation_loss": 10.01}
-    assert format_line(120000, 200000, figures, eta_seconds=5000) == (
+    metrics = {"learning_rate": 3e-4, "loss": 10.123, "tokens_per_second": 1.23e6, "validation_loss": 10.01}
+    assert format_line(120000, 200000, metrics, eta_seconds=5000) == (
         "step 120000/200000  loss 10.123  val 10.010  1.23M tok/s  lr 3.0e-04  ETA 1:23:20"
     )
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Literal
 
-Kind = Literal["lost", "full", "onebit", "local", "sync"]
+Kind = Literal["noop", "full", "onebit", "local", "sync"]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -28,7 +28,7 @@ class ZeroOneSchedule:
     var_update_scaler: int = 16
     local_step_scaler: int = 32678
     local_step_clipper: int = 16
-    peer: bool = False
+    deepspeed_parity: bool = False
     t: int = 0
     var_interval: int = 1
     var_counter: int = 0
@@ -38,14 +38,14 @@ class ZeroOneSchedule:
     @property
     def frozen(self) -> bool:
         """The variance is frozen in all steps that follow."""
-        return self.t >= (max(self.var_freeze_step + 1, 2) if self.peer else self.var_freeze_step)
+        return self.t >= (max(self.var_freeze_step + 1, 2) if self.deepspeed_parity else self.var_freeze_step)
 
     def step(self) -> Kind:
         """Go one step further. Returns what kind of step it is."""
         frozen = self.frozen
         self.t += 1
-        if self.peer and self.t == 1:
-            return "lost"
+        if self.deepspeed_parity and self.t == 1:
+            return "noop"
         return self._local_step() if frozen else self._variance_step()
 
     def _variance_step(self) -> Kind:
@@ -107,7 +107,7 @@ def rounds(kinds: Iterable[Kind], *, full_bits: int = 16) -> Rounds:
     return Rounds(
         full=count["full"],
         onebit=count["onebit"] + count["sync"],
-        none=count["local"] + count["lost"],
+        none=count["local"] + count["noop"],
         full_bits=full_bits,
     )
 

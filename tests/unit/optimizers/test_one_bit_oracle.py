@@ -50,7 +50,7 @@ def test_unpacking_undoes_packing(data):
 def test_what_is_not_sent_is_kept(rules, workers, n, seed):
     """result_j + d_j' + mean_i e_i'[j] = mean_i (x_i + e_i)[j] + d_j, for every element and several rounds."""
     average = AllReduce(n, workers, rules)
-    live = np.ones(n, bool) if rules.peer else draws(seed + 1, n) < 1
+    live = np.ones(n, bool) if rules.deepspeed_parity else draws(seed + 1, n) < 1
     for r in range(3):
         x = draws(seed + 100 * r, workers, n) * live
         before = average.worker_error.mean(axis=0) + average.server_error.reshape(-1)
@@ -58,7 +58,7 @@ def test_what_is_not_sent_is_kept(rules, workers, n, seed):
         after = average.worker_error.mean(axis=0) + average.server_error.reshape(-1)
         np.testing.assert_allclose(result + after[:n], x.mean(axis=0) + before[:n], atol=1e-12)
         assert not result[~live].any()
-        if not rules.peer:
+        if not rules.deepspeed_parity:
             assert not average.worker_error[:, n:].any() and not after[:n][~live].any()
 
 
@@ -149,16 +149,16 @@ def test_the_displacement_form_is_the_peers_form():
     options = {"num_workers": 3, "local_step_scaler": 4, "local_step_clipper": 4, "weight_decay": 0.05}
     rules = dataclasses.replace(OURS, bias_correction=False)
     ours = ZeroOneAdam(params(), var_freeze_step=5, rules=rules, **options)
-    peer = ZeroOneAdam(params(), var_freeze_step=4, rules=PEER64, **options)
-    ours.average = peer.average = Mean()
+    deepspeed_parity = ZeroOneAdam(params(), var_freeze_step=4, rules=PEER64, **options)
+    ours.average = deepspeed_parity.average = Mean()
     for t in range(24):
         g = gradients(t, 3)
         if t == 0:
             ours.schedule.step()  # so that both have taken no step at t = 1
-            assert peer.step(g, lr=0.01) == "lost"
+            assert deepspeed_parity.step(g, lr=0.01) == "noop"
         else:
-            assert ours.step(g, lr=0.01) == peer.step(g, lr=0.01)
-    for a, b in zip(ours.worker_params, peer.worker_params, strict=True):
+            assert ours.step(g, lr=0.01) == deepspeed_parity.step(g, lr=0.01)
+    for a, b in zip(ours.worker_params, deepspeed_parity.worker_params, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
 
 

@@ -13,9 +13,9 @@ def kinds(num_steps: int, **options) -> list[str]:
 
 def test_the_variance_of_a_short_peer_run():
     """Recorded: updates at 2, 3, 4 | 6, 8, 10 | 12, 16, 20 with kappa = 3; the gap after a doubling is the old one."""
-    steps = kinds(21, var_freeze_step=20, var_update_scaler=3, peer=True)
+    steps = kinds(21, var_freeze_step=20, var_update_scaler=3, deepspeed_parity=True)
     assert [t for t, kind in enumerate(steps, 1) if kind == "full"] == [2, 3, 4, 6, 8, 10, 12, 16, 20]
-    assert steps[0] == "lost" and steps[20] == "onebit"
+    assert steps[0] == "noop" and steps[20] == "onebit"
 
 
 def test_ours_loses_no_step_and_freezes_where_it_says():
@@ -30,12 +30,16 @@ def test_a_constant_interval():
 
 
 # BERT-Large's published settings: 0/1 Adam with var_freeze_step 12500 and the defaults, 1-bit Adam with 23K of 152K.
-@pytest.mark.parametrize("peer", [False, True])
-def test_the_rounds_until_the_variance_is_frozen(peer):
-    schedule = ZeroOneSchedule(var_freeze_step=12500, peer=peer)
+@pytest.mark.parametrize("deepspeed_parity", [False, True])
+def test_the_rounds_until_the_variance_is_frozen(deepspeed_parity):
+    schedule = ZeroOneSchedule(var_freeze_step=12500, deepspeed_parity=deepspeed_parity)
     found = rounds(itertools.islice(iter(schedule.step, None), 12500))
     assert schedule.var_interval == 512
-    assert (found.full, found.onebit, found.none) == (153, 12346 if peer else 12347, 1 if peer else 0)
+    assert (found.full, found.onebit, found.none) == (
+        153,
+        12346 if deepspeed_parity else 12347,
+        1 if deepspeed_parity else 0,
+    )
 
 
 @pytest.mark.parametrize(

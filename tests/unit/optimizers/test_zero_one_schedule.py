@@ -10,11 +10,11 @@ from dsjax.optimizers.algorithms.onebit_adam import Moments
 from dsjax.optimizers.algorithms.zero_one_adam import ZeroOneAdam, variance_steps
 from dsjax.optimizers.workers import Workers
 
-KINDS = {"full": "full", "compressed": "onebit", "first_sync": "sync", "sync": "sync", "local": "local", "lost": "lost"}
+KINDS = {"full": "full", "compressed": "onebit", "first_sync": "sync", "sync": "sync", "local": "local", "noop": "noop"}
 
 
-def closed_form(steps: int, var_freeze_step: int, peer: bool, xp=np, **scalers: int) -> list[str]:
-    own = ZeroOneAdam(Workers("data", 2), Moments(peer=peer), var_freeze_step, **scalers)
+def closed_form(steps: int, var_freeze_step: int, deepspeed_parity: bool, xp=np, **scalers: int) -> list[str]:
+    own = ZeroOneAdam(Workers("data", 2), Moments(deepspeed_parity=deepspeed_parity), var_freeze_step, **scalers)
     return [own.names[int(stage)] for stage in own.stage(xp.arange(steps), own.last_full, xp)]
 
 
@@ -25,13 +25,15 @@ def stepped(steps: int, **options) -> list[str]:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(1, 300), st.integers(1, 20), st.integers(1, 40), st.integers(1, 20), st.booleans())
-@example(var_freeze_step=200, kappa=1, scaler=1, clipper=7, peer=False)
-def test_the_closed_form_is_the_stepped_schedule(var_freeze_step, kappa, scaler, clipper, peer):
+@example(var_freeze_step=200, kappa=1, scaler=1, clipper=7, deepspeed_parity=False)
+def test_the_closed_form_is_the_stepped_schedule(var_freeze_step, kappa, scaler, clipper, deepspeed_parity):
     scalers = {"var_update_scaler": kappa, "local_step_scaler": scaler, "local_step_clipper": clipper}
-    names = closed_form(400, var_freeze_step, peer, **scalers)
-    assert [KINDS[name] for name in names] == stepped(400, var_freeze_step=var_freeze_step, peer=peer, **scalers)
+    names = closed_form(400, var_freeze_step, deepspeed_parity, **scalers)
+    assert [KINDS[name] for name in names] == stepped(
+        400, var_freeze_step=var_freeze_step, deepspeed_parity=deepspeed_parity, **scalers
+    )
     # The first step after the freeze synchronises, and is where errors begin anew.
-    first = var_freeze_step + peer
+    first = var_freeze_step + deepspeed_parity
     assert [t for t, name in enumerate(names) if name == "first_sync"] == [first]
 
 

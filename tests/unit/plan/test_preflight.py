@@ -18,9 +18,9 @@ from dsjax.observe.config import ObserveConfig
 from dsjax.plan import preflight
 from dsjax.plan.plan import plan
 from dsjax.runs import disk
-from dsjax.runs.folder import pace_of, resolved
+from dsjax.runs.folder import resolved, schedule_of
 from dsjax.setup.config import TrainConfig
-from dsjax.setup.schedule import make_pace
+from dsjax.setup.schedule import make_schedule
 from tests.unit.plan.plan_configs import config
 
 GROWING = {"kind": "fixed_linear", "steps": 21}
@@ -149,8 +149,8 @@ def test_what_just_comes_to_its_end_is_not_said():
         observe={"profile": "20:23"},
     )
     settled = resolved(ending)
-    assert preflight.advise(settled, pace_of(settled), workers=1) == []
-    one = preflight.advise(resolved(run_of(sample={"prompt": "a"})), pace_of(settled), workers=1, processes=2)
+    assert preflight.advise(settled, schedule_of(settled), workers=1) == []
+    one = preflight.advise(resolved(run_of(sample={"prompt": "a"})), schedule_of(settled), workers=1, processes=2)
     assert one == ["sample.prompt: no sample is drawn with several processes; `dsjax generate` draws it afterwards"]
 
 
@@ -216,9 +216,9 @@ def test_schedules_of_all_kinds_are_looked_at():
         length=LengthConfig(min=8, schedule=FixedLinear(steps=19)),
     )
     run = resolved(run_of())
-    pace = make_pace(TrainConfig(steps=20, batch_size=2), None, None, sequence_length=32, num_layers=2)
+    schedule = make_schedule(TrainConfig(steps=20, batch_size=2), None, None, sequence_length=32, num_layers=2)
     both = dataclasses.replace(run, curriculum=growing, random_ltd=RandomLTDConfig(steps=20))
-    lines = preflight.advise(both, pace, workers=1)
+    lines = preflight.advise(both, schedule, workers=1)
     assert lines == [
         "curriculum.difficulty.0.schedule.until = 30 steps is longer than the run, 20 steps: it never gets to its end"
     ]

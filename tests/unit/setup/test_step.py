@@ -35,8 +35,8 @@ def test_clipping_scales_all_or_nothing(clip_norm):
     update = make_update(training.model, training.optimizer, "full", clip_norm=clip_norm, ema_decay=0.0)
     gradients, state = make_gradients(training), training.state()
     norm = np.sqrt(sum((np.float64(leaf) ** 2).sum() for leaf in jax.tree.leaves(gradients)))
-    new, figures = jax.jit(update)(state, gradients, jnp.float32(1), jnp.float32(0.1))
-    assert float(figures["grad_norm"]) == pytest.approx(norm, rel=1e-6)
+    new, metrics = jax.jit(update)(state, gradients, jnp.float32(1), jnp.float32(0.1))
+    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-6)
     scale = min(1.0, clip_norm / norm) if clip_norm else 1.0
     for old, gradient, got in zip(*map(jax.tree.leaves, (state.params, gradients, new.params)), strict=True):
         # Differences of parameters of size 0.2, in float32.
@@ -53,12 +53,12 @@ def test_only_real_targets_count():
         sums = training.programs.evaluate(training.params(), one)
         loss, tokens = sums["loss"], sums["count"]
         losses.append((float(loss), int(tokens)))
-    _, figures = training.gradient(training.state(), rows, accumulation=4)
+    _, metrics = training.gradient(training.state(), rows, accumulation=4)
     total, tokens = np.sum(losses, axis=0)
-    assert float(figures["loss"]) == pytest.approx(total / tokens, rel=1e-6)
-    assert float(figures["loss"]) != pytest.approx(np.mean([s / max(n, 1) for s, n in losses]), rel=1e-3)
+    assert float(metrics["loss"]) == pytest.approx(total / tokens, rel=1e-6)
+    assert float(metrics["loss"]) != pytest.approx(np.mean([s / max(n, 1) for s, n in losses]), rel=1e-3)
     others = {**rows, "targets": np.where(rows["loss_mask"], rows["targets"], 0)}
-    assert float(training.gradient(training.state(), others, accumulation=4)[1]["loss"]) == float(figures["loss"])
+    assert float(training.gradient(training.state(), others, accumulation=4)[1]["loss"]) == float(metrics["loss"])
 
 
 def test_dropout_changes_with_the_step_alone():

@@ -52,9 +52,9 @@ class OneBitAdam:
     def step(self, gradients: list[np.ndarray], *, lr: float) -> Kind:
         """One step with gradients [W, ...] of every worker. Returns what kind of step it was."""
         self.t += 1
-        if self.rules.peer and self.t == 1:
-            return "lost"
-        if not self.rules.peer and not finite(gradients).all():
+        if self.rules.deepspeed_parity and self.t == 1:
+            return "noop"
+        if not self.rules.deepspeed_parity and not finite(gradients).all():
             return "skipped"
         kind: Kind = "full" if self.t <= self.freeze_step else "onebit"
         gradients = clip([np.asarray(g, self.rules.dtype) for g in gradients], kind, self.rules)
@@ -66,7 +66,7 @@ class OneBitAdam:
             self.v = [self.b2 * v + (1 - self.b2) * g**2 for v, g in zip(self.v, mean, strict=True)]
         else:
             local = [self.b1 * m + (1 - self.b1) * g for m, g in zip(self.m, gradients, strict=True)]
-            if self.rules.peer:
+            if self.rules.deepspeed_parity:
                 self.m = [m * mask for m, mask in zip(self.average(local), self.masks, strict=True)]
             else:
                 live = [mask & (v > 0) for mask, v in zip(self.masks, self.v, strict=True)]

@@ -25,9 +25,9 @@ def unpack(bits: np.ndarray, dtype) -> np.ndarray:
     return 2 * np.unpackbits(bits, axis=-1).astype(dtype) - 1
 
 
-def padded_size(n: int, num_workers: int, *, peer: bool) -> int:
+def padded_size(n: int, num_workers: int, *, deepspeed_parity: bool) -> int:
     """N, the length of a buffer of n values."""
-    block = num_workers * math.lcm(num_workers, 8) if peer else 8 * num_workers
+    block = num_workers * math.lcm(num_workers, 8) if deepspeed_parity else 8 * num_workers
     return -(-n // block) * block
 
 
@@ -47,7 +47,7 @@ class AllReduce:
 
     def __init__(self, n: int, num_workers: int, rules: Rules):
         self.n, self.num_workers, self.rules = n, num_workers, rules
-        size = padded_size(n, num_workers, peer=rules.peer)
+        size = padded_size(n, num_workers, deepspeed_parity=rules.deepspeed_parity)
         self.worker_error = np.zeros((num_workers, size), rules.dtype)
         self.server_error = np.zeros((num_workers, size // num_workers), rules.dtype)
         self.worker_scale = self.server_scale = 0.0
@@ -55,7 +55,7 @@ class AllReduce:
     def __call__(self, x_Wn: np.ndarray, live_n: np.ndarray | None = None) -> np.ndarray:
         """The average [n] of x_Wn, the same on every worker. live_n: bool, False where masked."""
         workers, size = self.worker_error.shape
-        live_N = np.full(size, self.rules.peer)
+        live_N = np.full(size, self.rules.deepspeed_parity)
         live_N[: self.n] = True if live_n is None else live_n
         tail = [(0, 0), (0, size - self.n)]
 

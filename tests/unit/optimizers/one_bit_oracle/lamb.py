@@ -67,8 +67,8 @@ class OneBitLamb:
         self.scaling = [1.0 for _ in self.params]
         self.masks = [np.ones(p.shape, bool) for p in self.params] if masks is None else masks
         size = sum(p.size for p in self.params)
-        if rules.peer:
-            padded = padded_size(size, num_workers, peer=True)
+        if rules.deepspeed_parity:
+            padded = padded_size(size, num_workers, deepspeed_parity=True)
             self.tail = np.zeros(padded - size, rules.dtype)
             self.average = AllReduce(padded, num_workers, rules)
         else:
@@ -84,9 +84,9 @@ class OneBitLamb:
         return done
 
     def _step(self, gradients: list[np.ndarray], lr: float) -> Kind:
-        if self.rules.peer and self.t == 1:
-            return "lost"
-        if not self.rules.peer and not finite(gradients).all():
+        if self.rules.deepspeed_parity and self.t == 1:
+            return "noop"
+        if not self.rules.deepspeed_parity and not finite(gradients).all():
             return "skipped"
         kind: Kind = "full" if self.t <= self.freeze_step else "onebit"
         self.m_updates += 1
@@ -115,7 +115,7 @@ class OneBitLamb:
     def _compressed(self, gradients: list[np.ndarray], lr: float) -> None:
         live = [mask & (v > 0) for mask, v in zip(self.masks, self.v, strict=True)]
         local = [s * (self.b1 * m + (1 - self.b1) * g) for s, m, g in zip(self.scaling, self.m, gradients, strict=True)]
-        averages = self._average_with_tail(local) if self.rules.peer else self.average(local, live)
+        averages = self._average_with_tail(local) if self.rules.deepspeed_parity else self.average(local, live)
         for k, p in enumerate(self.params):
             last, self.m[k] = self.m[k], averages[k] / self.scaling[k]
             g = (self.m[k] - self.b1 * last) / (1 - self.b1)
@@ -151,7 +151,7 @@ class OneBitLamb:
 
     def _factor(self, k: int, live: np.ndarray, norm_u0: float, norm_u: float) -> float:
         ratio = self._denominator(self.v[k], self.v_updates) / self._denominator(self.w[k], self.m_updates)
-        f = float(np.max(ratio if self.rules.peer else ratio[live], initial=0))
+        f = float(np.max(ratio if self.rules.deepspeed_parity else ratio[live], initial=0))
         if self.weight_decay > 0:
             q = min(1.0, norm_u0 / norm_u) if norm_u else 0.0
             f = f * q + 1 - q

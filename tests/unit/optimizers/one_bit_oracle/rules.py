@@ -5,16 +5,16 @@ from typing import Any, Literal
 
 import numpy as np
 
-Kind = Literal["lost", "skipped", "full", "onebit", "local", "sync"]
+Kind = Literal["noop", "skipped", "full", "onebit", "local", "sync"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rules:
     """Options of the algorithms. The defaults are dsjax's.
 
-    peer: speak DeepSpeed 0.19.6: a first step that only allocates (t is 1 after it), no bias correction, padding to a
-        multiple of W lcm(W, 8) that counts in scales and errors, masks applied to averages only, one worker never
-        compressed, no guard against gradients that are not finite. It goes with server_scale "chunk".
+    deepspeed_parity: speak DeepSpeed 0.19.6: a first step that only allocates (t is 1 after it), no bias correction,
+        padding to a multiple of W lcm(W, 8) that counts in scales and errors, masks applied to averages only, one
+        worker never compressed, no guard against gradients that are not finite. It goes with server_scale "chunk".
     dtype: of all arithmetic.
     granularity: "tensor": every tensor has its own scale. "group": all tensors are raveled into one first.
     scale: "l2": |b| / sqrt(n). "l1": sum |b| / n.
@@ -24,7 +24,7 @@ class Rules:
     clip_by: in 1-bit steps, "mean": all workers by sqrt(mean_i |g_i|^2); "local": each by its own norm.
     """
 
-    peer: bool = False
+    deepspeed_parity: bool = False
     dtype: Any = np.float64
     granularity: Literal["tensor", "group"] = "tensor"
     scale: Literal["l2", "l1"] = "l2"
@@ -35,7 +35,7 @@ class Rules:
 
 
 OURS = Rules()
-PEER = Rules(peer=True, dtype=np.float32, server_scale="chunk", bias_correction=False)
+PEER = Rules(deepspeed_parity=True, dtype=np.float32, server_scale="chunk", bias_correction=False)
 
 
 def finite(gradients: list[np.ndarray]) -> np.ndarray:

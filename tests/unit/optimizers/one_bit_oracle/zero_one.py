@@ -47,11 +47,11 @@ class ZeroOneAdam:
             var_update_scaler=var_update_scaler,
             local_step_scaler=local_step_scaler,
             local_step_clipper=local_step_clipper,
-            peer=rules.peer,
+            deepspeed_parity=rules.deepspeed_parity,
         )
         params = [np.asarray(p, rules.dtype) for p in params]
         rows = [np.broadcast_to(p, (num_workers, *p.shape)) for p in params]
-        self.params = rows if rules.peer else params
+        self.params = rows if rules.deepspeed_parity else params
         self.m = [np.zeros_like(x) for x in rows]
         self.u = [np.zeros_like(x) for x in rows]
         self.v = [np.zeros_like(p) for p in params]
@@ -64,15 +64,15 @@ class ZeroOneAdam:
 
     @property
     def worker_params(self) -> list[np.ndarray]:
-        return self.params if self.rules.peer else [p + u for p, u in zip(self.params, self.u, strict=True)]
+        return self.params if self.rules.deepspeed_parity else [p + u for p, u in zip(self.params, self.u, strict=True)]
 
     def step(self, gradients: list[np.ndarray], *, lr: float) -> Kind:
         """One step with gradients [W, ...] of every worker. Returns what kind of step it was."""
         was_frozen = self.schedule.frozen
         kind = self.schedule.step()
-        use = np.ones(self.num_workers, bool) if self.rules.peer else finite(gradients)
-        if kind == "lost" or (kind in ("full", "onebit") and not use.all()):
-            done: Kind = "lost" if kind == "lost" else "skipped"
+        use = np.ones(self.num_workers, bool) if self.rules.deepspeed_parity else finite(gradients)
+        if kind == "noop" or (kind in ("full", "onebit") and not use.all()):
+            done: Kind = "noop" if kind == "noop" else "skipped"
         else:
             done = kind
             self.m_updates += 1
@@ -96,10 +96,10 @@ class ZeroOneAdam:
         else:
             mean = self._one_bit(gradients)
         # The peer, alone, has no average in a 1-bit step and leaves m as it is.
-        if kind == "full" or self.num_workers > 1 or not self.rules.peer:
+        if kind == "full" or self.num_workers > 1 or not self.rules.deepspeed_parity:
             self.m = [self.b1 * m + (1 - self.b1) * g for m, g in zip(self.m, mean, strict=True)]
         for k, p in enumerate(self.params):
-            m = self.m[k] if self.rules.peer else self.m[k][0]
+            m = self.m[k] if self.rules.deepspeed_parity else self.m[k][0]
             m = m / self._m_correction()
             self.params[k] = p - lr * (m / self._denominator(k) + self.weight_decay * p)
 
@@ -107,18 +107,18 @@ class ZeroOneAdam:
         self.lrs = self.lrs + np.where(use, np.asarray(lr, self.rules.dtype), 0)
         for k, p in enumerate(self.worker_params):
             keep = use.reshape(-1, *[1] * (p.ndim - 1))
-            live = np.ones(p.shape, bool) if self.rules.peer else self.masks[k] & (self.v[k] > 0)
+            live = np.ones(p.shape, bool) if self.rules.deepspeed_parity else self.masks[k] & (self.v[k] > 0)
             m = np.where(live, self.b1 * self.m[k] + (1 - self.b1) * gradients[k], 0)
             self.m[k] = np.where(keep, m, self.m[k])
             U = m / self._m_correction() / self._denominator(k) + self.weight_decay * p
             U = np.where(keep & live, U, 0)
             self.u[k] = self.u[k] - lr * U
-            if self.rules.peer:
+            if self.rules.deepspeed_parity:
                 self.params[k] = p - lr * U
 
     def _synchronise(self) -> None:
         lrs = self.lrs.mean()
-        if self.rules.peer:
+        if self.rules.deepspeed_parity:
             self.params = [p - u for p, u in zip(self.params, self.u, strict=True)]
         elif lrs == 0:
             return
@@ -137,7 +137,7 @@ class ZeroOneAdam:
         return np.sqrt(self.v[k] / correction(self.b2, self.v_updates, self.rules)) + self.eps
 
     def _one_bit(self, tensors: list[np.ndarray]) -> list[np.ndarray]:
-        if not self.rules.peer:
+        if not self.rules.deepspeed_parity:
             return self.average(tensors, [mask & (v > 0) for mask, v in zip(self.masks, self.v, strict=True)])
         averages = self.average(tensors)
         if self.num_workers == 1:
