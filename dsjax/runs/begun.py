@@ -13,8 +13,8 @@ import numpy as np
 
 from dsjax.checkpoint.manifest import read_json
 from dsjax.data.corpus.build import Corpus
-from dsjax.data.rows.labels import CLASS
 from dsjax.data.corpus.store import TokenStore
+from dsjax.data.rows.labels import CLASS
 from dsjax.models.config import AnyModelConfig, ModelConfig, PretrainedConfig
 from dsjax.models.families.registry import given_label_names
 from dsjax.models.formats.pretrained import open_weights

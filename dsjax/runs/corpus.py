@@ -6,14 +6,14 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from dsjax.data.curriculum.analyze import metrics_of, open_index
-from dsjax.data.corpus.build import Corpus, build_corpus
 from dsjax.data.config import CurriculumConfig, DataConfig
+from dsjax.data.corpus.build import Corpus, build_corpus
+from dsjax.data.curriculum.analyze import metrics_of, open_index
 from dsjax.data.curriculum.draw import Curriculum
-from dsjax.data.rows.pipeline import longest_row
 from dsjax.data.rows.mixture import Rows
-from dsjax.models.config import ModelConfig
+from dsjax.data.rows.pipeline import longest_row
 from dsjax.mesh.processes import barrier
+from dsjax.models.config import ModelConfig
 
 
 def open_corpus(config: DataConfig, model: ModelConfig, *, console: Console, begun: str = "") -> Corpus:

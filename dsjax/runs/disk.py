@@ -10,8 +10,8 @@ from typing import Any
 import jax
 
 from dsjax.checkpoint.config import CheckpointConfig
-from dsjax.observe.memory import format_bytes
 from dsjax.mesh.processes import from_first
+from dsjax.observe.memory import format_bytes
 
 # A checkpoint may be smaller than its tensors: it is compressed, and moments of tokens that never came are zero.
 _LEAST_SHARE = 0.5

@@ -25,6 +25,7 @@ from dsjax.config.run import ResolvedRunConfig, RunConfig, check_name
 from dsjax.config.strict_yaml import parse_yaml
 from dsjax.data.config import BPETokenizer, TokensSource
 from dsjax.data.curriculum.draw import check_curriculum
+from dsjax.mesh.processes import barrier, from_first
 from dsjax.models.config import check_dropping
 from dsjax.models.families.registry import training_task
 from dsjax.models.formats.pretrained import resolve
@@ -34,7 +35,6 @@ from dsjax.optimizers.config import frozen_at
 from dsjax.runs.commands import resume as resume_command
 from dsjax.runs.disk import unwritable
 from dsjax.setup.schedule import StepSchedule, make_schedule
-from dsjax.mesh.processes import barrier, from_first
 
 SUMMARY_FILE = "summary.json"
 FAILED = "failed"  # its figure of what went wrong at the end; a resume tries that again

@@ -9,10 +9,10 @@ from dsjax.checkpoint.manifest import read_json
 from dsjax.checkpoint.store import CheckpointError, CheckpointStore
 from dsjax.models.naming import abstract_named, from_named, to_named
 from dsjax.observe.progress import Progress
-from dsjax.setup.config import TrainConfig
+from dsjax.runs.counters import Counters
 from dsjax.runs.elastic import restore_by_name
 from dsjax.runs.folder import FAILED, SUMMARY_FILE, RunFolder
-from dsjax.runs.counters import Counters
+from dsjax.setup.config import TrainConfig
 from dsjax.setup.state import TrainState
 
 

@@ -74,14 +74,14 @@ class Trainer:
 
     def compiled(self, stage: str) -> tuple[Any, Any]:
         """The gradient and the update program of a stage, compiled once; most stages share the gradient."""
-        alone = stage in self.optimizer.alone
-        state, source = self.state, "alone" if alone else "gradient"
+        local = stage in self.optimizer.local
+        state, source = self.state, "local" if local else "gradient"
         if source not in self.programs_done:
             arguments = [state.params, state.key, state.step, self.batches[0]]
             program = self.programs.gradient
-            if alone:
-                assert self.programs.alone is not None and self.optimizer.shift is not None
-                program = self.programs.alone
+            if local:
+                assert self.programs.local is not None and self.optimizer.shift is not None
+                program = self.programs.local
                 arguments.append(self.optimizer.shift(state.opt_state))
             self.programs_done[source] = program.lower(*arguments).compile()
         gradient = self.programs_done[source]
@@ -101,7 +101,7 @@ class Trainer:
             batch = self.batches[self.done % len(self.batches)]
             before, began = own_counters(), time.perf_counter()
             arguments = [self.state.params, self.state.key, self.state.step, batch]
-            if stage in self.optimizer.alone:
+            if stage in self.optimizer.local:
                 assert self.optimizer.shift is not None
                 arguments.append(self.optimizer.shift(self.state.opt_state))
             gradients, figures = gradient(*arguments)
