@@ -41,7 +41,7 @@ PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What to start and how patient to be.
+    """Processes to start, restarts and time limits.
 
     Example:
         >>> Plan(command=("dsjax", "train", "run.yaml"), processes=2, log_dir=Path("logs")).max_restarts
@@ -197,7 +197,7 @@ def _collected_signals() -> Iterator[list[int]]:
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """What a child calls before it becomes the program, so that the kernel kills it when this process dies (Linux)."""
+    """Ask the kernel to kill the calling child when this process dies (Linux)."""
     if sys.platform != "linux":
         return None
     prctl, parent = ctypes.CDLL(None).prctl, os.getpid()  # loaded here: nothing is imported between fork and exec
@@ -211,7 +211,7 @@ def _die_with_parent() -> Callable[[], None] | None:
 
 
 def _environments(plan: Plan) -> list[dict[str, str]]:
-    """What `dsjax train` reads; every start gets a port of its own, the old one may still be closing."""
+    """Environment variables of `dsjax train`; every start gets its own port, the old one may still be closing."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -19,11 +19,13 @@ from dsjax.models.config import BloomConfig, ModelConfig, RandomLTDConfig
 from dsjax.models.families.registry import abstract, initial_params
 from dsjax.models.naming import leaf_names, to_named
 from dsjax.models.tree import ModelTree
+from dsjax.objectives.registry import chosen_objective
 from dsjax.optimizers.api import Measured, StagedTransform, UpdateInputs
 from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
 from dsjax.setup.placement import training_placement
 from dsjax.setup.programs import Programs, make_programs
 from dsjax.setup.state import TrainState, init_state, make_optimizer, state_shardings
+from dsjax.setup.step import StepOptions
 
 TINY = BloomConfig(vocab_size=64, num_layers=2, model_dim=32, num_heads=8, dropout=0.1, segments=(2,))
 """Eight heads, so that `tensor` may be anything up to 8; one scanned segment, which compiles fastest."""
@@ -83,6 +85,12 @@ def from_flat(flat: dict[str, np.ndarray], abstract: Any, runs: tuple[int, ...])
         for layers, is_stack in leaf_names(abstract, runs)
     ]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
+
+def batch_loss(model: Any, batch: Any, **options: Any) -> tuple[jax.Array, jax.Array]:
+    """The loss of some rows, summed over their real targets, and the number of these, by the model's own objective."""
+    sums, _ = chosen_objective(model.config).sums(model, batch, **options)
+    return sums["loss"], sums["count"]
 
 
 # Machine code that is not optimised: these programs run a few times, compiling them is what takes the time.
@@ -156,8 +164,8 @@ class Training:
         batch, programs = self.place(rows, accumulation=accumulation), self.programs.with_frozen(self.frozen)
         program = programs.gradient_for(self.optimizer, stage, num_kept=num_kept)
         given = None if counts is None else np.asarray(counts, np.int32)
-        arguments = programs.gradient_arguments(self.optimizer, stage, state, batch, counts=given)
-        return (stage in self.optimizer.local, num_kept), program, *arguments
+        inputs = programs.gradient_inputs(self.optimizer, stage, state, batch, counts=given)
+        return (stage in self.optimizer.local, num_kept), program, inputs
 
     def update(self, state: TrainState, gradients: Any, loss: Any, *, learning_rate: float = 1e-2, stage: str = "full"):
         """The state after a step, and figures; the given state is donated."""
@@ -185,9 +193,8 @@ class Training:
     def update_text(self) -> str:
         """The compiled update program as text."""
         state = self.state()
-        gradients, _ = jax.eval_shape(
-            self.programs.gradient, state.params, state.key, state.step, self.place(make_rows())
-        )
+        inputs = self.programs.gradient_inputs(self.optimizer, "full", state, self.place(make_rows()))
+        gradients, _ = jax.eval_shape(self.programs.gradient, inputs)
         place = lambda g, s: jax.ShapeDtypeStruct(g.shape, g.dtype, sharding=self.layout.named(s))
         gradients = jax.tree.map(place, gradients, self.model.specs(self.layout.gradient))
         rate = jnp.float32(1)
@@ -241,16 +248,14 @@ def make_training(
     if per_worker:
         transform = _per_worker(transform)
     shardings = state_shardings(layout, model, transform, ema=ema_decay > 0)
-    programs = make_programs(
-        model,
-        transform,
-        layout,
-        shardings,
+    options = StepOptions(
+        objective=chosen_objective(config),
         clip_norm=clip_norm,
         ema_decay=ema_decay,
         dropout=config.dropout > 0 or config.attention_dropout > 0,
         random_ltd=random_ltd,
     )
+    programs = make_programs(model, transform, layout, shardings, options)
     return Training(config, layout, model, transform, shardings, programs, frozen)
 
 

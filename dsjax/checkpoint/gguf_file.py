@@ -239,7 +239,7 @@ class _Cursor:
         return struct.unpack(form, self.take(struct.calcsize(form), what))[0]
 
     def count(self, form: str, smallest: int, what: str) -> int:
-        """How many things follow, each of which takes at least `smallest` bytes."""
+        """The number of things that follow, each of which takes at least `smallest` bytes."""
         start = self.position
         count = self.number(form, f"the number of {what}")
         if count * smallest > min(self.size, MAX_HEADER_BYTES) - self.position:

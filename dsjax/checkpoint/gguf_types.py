@@ -26,7 +26,7 @@ Weights = Float32[np.ndarray, "n 32"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorType:
-    """How the numbers of a tensor are stored."""
+    """Storage of a tensor's numbers."""
 
     name: str
     """Such as "Q4_1"."""

@@ -176,7 +176,7 @@ class CheckpointStore:
         return None
 
     def clocks(self, step: int) -> dict[str, Any]:
-        """What `save` was given as clocks."""
+        """The clocks that `save` was given."""
         return manifest.read_json(self._folder(step) / _CLOCKS_FILE, lenient=True)["clocks"]
 
     def tensors(self, step: int) -> dict[str, tuple[list[int], str]]:

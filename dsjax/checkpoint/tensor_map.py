@@ -1,4 +1,4 @@
-"""How a model's tensors correspond to those of a Hugging Face folder, declared once and used in both directions.
+"""Maps between a model's tensors and those of a Hugging Face folder, declared once and used in both directions.
 
     ENTRIES = (
         Entry(("embedding", "table"), "word_embeddings.weight"),
@@ -256,7 +256,7 @@ def _misfit(folder: TensorSource, name: str, entry: Entry, shape: tuple[int, ...
 
 
 def _rule(name: str, prefix: str, unread: Sequence[Unread]) -> Unread | None:
-    """What is known of a tensor that is passed over."""
+    """The reason for leaving a tensor out."""
     candidates = {name, name.removeprefix(prefix)}
     return next((rule for rule in unread if any(re.fullmatch(rule.names, each) for each in candidates)), None)
 

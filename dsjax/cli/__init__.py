@@ -1,1 +1,4 @@
-"""The command `dsjax`: one file a verb, each with HELP, add_arguments(parser) and run(arguments) -> exit code."""
+"""The `dsjax` command, one file per verb: parse, call, print.
+
+May import every room; nobody imports it.
+"""

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _task(trained: "TrainedModel", asked: str | None) -> str:
-    """What the model is for, which must be what was asked.
+    """The model's task, which must be the one that was asked for.
 
     Raises:
         ValueError: it is for something else.

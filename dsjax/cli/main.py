@@ -33,15 +33,15 @@ MISTAKES = (ValueError, FileNotFoundError, FileExistsError, PermissionError, IsA
 
 
 class UserError(ValueError):
-    """What was asked cannot be done: printed without a traceback, exit code 2."""
+    """The request cannot be fulfilled: printed without a traceback, exit code 2."""
 
 
 class Failure(RuntimeError):
-    """What was asked was begun and failed for a reason that is not a bug: printed without a traceback, exit code 1."""
+    """The request was begun and failed for a reason that is not a bug: printed without a traceback, exit code 1."""
 
 
 class Verb(Protocol):
-    """What each file in dsjax/cli gives."""
+    """The interface of each file in dsjax/cli."""
 
     HELP: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
@@ -64,7 +64,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def overview() -> str:
-    """What `dsjax --help` prints."""
+    """The text of `dsjax --help`."""
     lines = [f"  {verb:<10} {text}" for verb, text in VERBS.items()]
     return "\n".join(
         [

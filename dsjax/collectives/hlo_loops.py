@@ -1,4 +1,4 @@
-"""How often a `while` of a compiled program runs its body.
+"""Trip counts of the `while` loops of a compiled program.
 
 XLA records it for the loops that it understood (`known_trip_count`). Where it did not, a loop of the form
 `i = init; while i < limit: i += step` with constants is read from the text here: the condition's root compares one
@@ -70,7 +70,7 @@ def _resolve(
     index: int | None = None,
     arguments: Callable[[int, int | None], _Value] | None = None,
 ) -> _Value:
-    """What a scalar of a computation is, or with `index` what that element of a tuple is.
+    """The value of a scalar of a computation, or with `index` of that element of a tuple.
 
     Inside a fusion or call `arguments(k, index)` says what its k-th parameter is; without it the computation is part of
     a loop, and its parameter is the loop's tuple. Floating-point values are not followed: a body may be very deep.

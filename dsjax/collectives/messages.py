@@ -62,7 +62,7 @@ def gathered(message: jax.Array, axis: str, num_workers: int) -> jax.Array:
 
 
 def _swapped(message: jax.Array, axis: str) -> jax.Array:
-    """What the other one of two workers has: the sum of both, modulo 256, without one's own.
+    """The bytes of the other one of two workers: the sum of both, modulo 256, minus one's own.
 
     The same bytes as a message each way. But gloo sends such a pair one after the other: a worker that comes second
     sends at once, and says only behind its message that it is ready to receive. A sum goes both ways at once (1 MB at

@@ -66,7 +66,7 @@ class Scheme:
 
 @dataclasses.dataclass(frozen=True)
 class Feedback:
-    """What the error feedback keeps on one device, for each tensor.
+    """State of the error feedback on one device, for each tensor.
 
     Attributes:
         worker: what this worker compressed last, b: [S, N] float32.
@@ -221,14 +221,14 @@ def _chunk(mask: jax.Array | None, end: int, size: int, here: jax.Array) -> tupl
 
 
 def _count(mask: jax.Array | None, rows: jax.Array, end: jax.Array | int) -> jax.Array:
-    """How many values of each of the rows [S, ...] take part: [S] float32."""
+    """Count the values of each row of [S, ...] that take part: [S] float32."""
     if mask is None:
         return jnp.broadcast_to(jnp.asarray(end, jnp.float32), rows.shape[:1])
     return jnp.sum(mask, axis=1, dtype=jnp.float32)
 
 
 def _moments(carries: Rows, squares: Rows, scheme: Scheme) -> Rows:
-    """What a scale is made of, summed over this device's part: [S] for each tensor."""
+    """Sums over this device's part from which a scale is made: [S] for each tensor."""
     return squares if scheme.scale == "l2" else [jnp.sum(jnp.abs(carry), axis=1) for carry in carries]
 
 

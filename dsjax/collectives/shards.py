@@ -18,7 +18,7 @@ Rows = list[jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """How tensors are split over the axes of a mesh.
+    """The split of tensors over the axes of a mesh.
 
     Attributes:
         axes: mesh axes over which a tensor may be split; empty when every device holds whole tensors.

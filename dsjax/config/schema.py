@@ -1,4 +1,4 @@
-"""What the dataclasses say: the fields of a config, their types and defaults, the kinds of a union."""
+"""Schema of the dataclasses: the fields of a config, their types and defaults, the kinds of a union."""
 
 import dataclasses
 import functools

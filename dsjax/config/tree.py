@@ -50,7 +50,7 @@ def closest(given: object, allowed: Iterable[str]) -> str:
 
 
 def given(node: "Node") -> str:
-    """What was given, in words."""
+    """A given value, in words."""
     if isinstance(node, Section):
         return "a section with " + (", ".join(node.items) or "no keys")
     if isinstance(node, List):

@@ -1,6 +1,7 @@
-"""Data. The names here are for pipelines of one's own.
+"""Data: text, tokenizers, token stores, rows and curricula, one folder each. `Curriculum` is for your own pipeline.
 
-They are looked up when they are used: whoever reads only `dsjax.data.config` does not import numpy.
+Imports checkpoint and observe; objectives, setup and above may import it. Names are looked up when they are used, so
+that `dsjax.data.config` alone does not import numpy.
 """
 
 import importlib

@@ -15,14 +15,14 @@ from flax import nnx
 from dsjax.data.config import SourceConfig
 from dsjax.data.corpus.encode import encode_documents
 from dsjax.data.corpus.store import TokenStore
-from dsjax.data.rows.masked import Masker
+from dsjax.data.rows.masked import MaskedFormat, Masker
 from dsjax.data.rows.mixture import Rows
 from dsjax.data.rows.pipeline import FixedBatches
 from dsjax.data.text.document import Undecodable
 from dsjax.data.text.read import read_documents
 from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.models.transformer import Transformer
-from dsjax.setup.step import batch_loss
+from dsjax.objectives.registry import OBJECTIVES
 
 _SHARE = 0.15
 
@@ -79,7 +79,7 @@ def score_masked(
     masker = Masker(
         mask_token=tokenizer.mask_token, ordinary=tokenizer.byte_lengths > 0, share=_SHARE, seed=0, fixed_seed=seed
     )
-    rows = Rows([store], sequence_length=length, masker=masker)
+    rows = Rows([store], MaskedFormat(sequence_length=length, masker=masker))
     graph, state = nnx.split(model, nnx.Param)
     params = nnx.to_pure_dict(state)
     sums = [_loss(graph, params, batch) for batch in FixedBatches(rows, batch_size=min(batch_rows, rows.num_rows))]
@@ -94,7 +94,8 @@ def score_masked(
 
 @partial(jax.jit, static_argnames="graph")
 def _loss(graph, params, batch) -> tuple[jax.Array, jax.Array]:
-    return batch_loss(nnx.merge(graph, params), batch)
+    sums, _ = OBJECTIVES["masked"].sums(nnx.merge(graph, params), batch)
+    return sums["loss"], sums["count"]
 
 
 def metrics(score: MaskedScore, *, length: int, seed: int) -> dict[str, tuple[float | int, str]]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from dsjax.layers.context import Context
 from dsjax.layers.dropout import dropout
 from dsjax.layers.linear import Linear
 from dsjax.layers.parameter import derive
@@ -187,26 +188,24 @@ class Attention(nnx.Module):
         )
 
     def project(
-        self, x_BTD: Float[Array, "B T D"], visibility: Visibility, *, layout: Layout | None
+        self, x_BTD: Float[Array, "B T D"], visibility: Visibility, context: Context
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
         """Queries, keys and values of x; queries and keys turned to their positions if the model does so.
 
         Where the mesh splits the queries' heads but not the fewer ones of keys and values, these are repeated: G is H.
         """
+        layout = context.layout
         if self.fused:
-            qkv = self.qkv(x_BTD, layout=layout)
-            if layout is not None:
-                qkv = layout.activation(qkv, None, None, "heads")
+            qkv = layout.activation(self.qkv(x_BTD, context), None, None, "heads")
             heads = (*x_BTD.shape[:2], self.num_heads, qkv.shape[-1] // self.num_heads)
             q, k, v = (part.reshape(heads) for part in jax.lax.split(qkv, (1, 1, 1), axis=2))
         else:
-            q, k, v = (part(x_BTD, layout=layout) for part in (self.q, self.k, self.v))
-            if layout is not None:
-                q = layout.activation(q, None, "heads", None)
-                k, v = (layout.activation(x, None, "kv_heads", None) for x in (k, v))
+            q, k, v = (part(x_BTD, context) for part in (self.q, self.k, self.v))
+            q = layout.activation(q, None, "heads", None)
+            k, v = (layout.activation(x, None, "kv_heads", None) for x in (k, v))
         if visibility.rotation is not None:
             q, k = rotate(q, visibility.rotation), rotate(k, visibility.rotation)
-        if layout is not None and self._are_whole(q.shape[2], k.shape[2], layout):
+        if self._are_whole(q.shape[2], k.shape[2], layout):
             k, v = (layout.activation(for_each_query(x, q.shape[2]), None, "heads", None) for x in (k, v))
         return q, k, v
 
@@ -218,9 +217,7 @@ class Attention(nnx.Module):
             return True
         return layout.is_split("heads", heads) and not layout.is_split("kv_heads", kv_heads)
 
-    def finish(self, mixed_BTHK: Float[Array, "B T H K"], *, layout: Layout | None) -> Float[Array, "B T D"]:
+    def finish(self, mixed_BTHK: Float[Array, "B T H K"], context: Context) -> Float[Array, "B T D"]:
         """The output projection of the attended values."""
         merged = mixed_BTHK.reshape(*mixed_BTHK.shape[:2], -1)
-        if layout is not None:
-            merged = layout.activation(merged, None, "heads")
-        return self.out(merged, layout=layout)
+        return self.out(context.layout.activation(merged, None, "heads"), context)

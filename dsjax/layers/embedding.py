@@ -4,8 +4,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from dsjax.layers.context import Context
 from dsjax.layers.parameter import normal, use
-from dsjax.mesh.layout import Layout
 
 
 class Embedding(nnx.Module):
@@ -13,18 +13,15 @@ class Embedding(nnx.Module):
 
     Example:
         >>> Embedding(7, dim=4, rows="vocab", key=jax.random.key(0), std=0.02)(
-        ...     jax.numpy.zeros((2, 3), int), layout=None, dtype="float32").shape
+        ...     jax.numpy.zeros((2, 3), int), Context(), dtype="float32").shape
         (2, 3, 4)
     """
 
     def __init__(self, num_rows: int, *, dim: int, rows: str, key: jax.Array, std: float) -> None:
         self.table = normal(key, (num_rows, dim), (rows, "embed"), std=std)
 
-    def __call__(self, ids: Int[Array, "*batch"], *, layout: Layout | None, dtype) -> Float[Array, "*batch D"]:
+    def __call__(self, ids: Int[Array, "*batch"], context: Context, *, dtype) -> Float[Array, "*batch D"]:
         """The rows `ids` of the table, in dtype."""
-        table = use(self.table, layout, dtype)
-        if layout is not None:
-            # This holds the table's gradient too, which is then summed and reduced into its shards like any other. Left
-            # to choose, XLA may gather the gradients of all devices' activations instead and sum them on each.
-            table = layout.whole(table, self.table.get_metadata("axes"))
-        return table[ids]
+        # This holds the table's gradient too, which is then summed and reduced into its shards like any other. Left to
+        # choose, XLA may gather the gradients of all devices' activations instead and sum them on each.
+        return context.layout.whole(use(self.table, context, dtype), self.table.get_metadata("axes"))[ids]

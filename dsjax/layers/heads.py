@@ -5,11 +5,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from dsjax.layers.context import Context
 from dsjax.layers.linear import Linear
 from dsjax.layers.mlp import ACTIVATIONS, Activation
 from dsjax.layers.norm import Norm
 from dsjax.layers.parameter import constant, derive
-from dsjax.mesh.layout import Layout
 
 
 class MaskedHead(nnx.Module):
@@ -23,9 +23,9 @@ class MaskedHead(nnx.Module):
         self.bias = constant(0.0, (vocab_size,), ("vocab",))
         self.activation = activation
 
-    def __call__(self, x_BTD: Float[Array, "B T D"], *, layout: Layout | None) -> Float[Array, "B T D"]:
+    def __call__(self, x_BTD: Float[Array, "B T D"], context: Context) -> Float[Array, "B T D"]:
         """The features that are multiplied with the embedding."""
-        return self.norm(ACTIVATIONS[self.activation](self.dense(x_BTD, layout=layout)), layout=layout)
+        return self.norm(ACTIVATIONS[self.activation](self.dense(x_BTD, context)), context)
 
 
 class Pooler(nnx.Module):
@@ -34,9 +34,9 @@ class Pooler(nnx.Module):
     def __init__(self, dim: int, *, std: float, key: jax.Array) -> None:
         self.dense = Linear((dim, dim), ("embed", "out"), std=std, key=derive(key, "dense"))
 
-    def __call__(self, x_BD: Float[Array, "B D"], *, layout: Layout | None) -> Float[Array, "B D"]:
+    def __call__(self, x_BD: Float[Array, "B D"], context: Context) -> Float[Array, "B D"]:
         """The text's vector."""
-        return jnp.tanh(self.dense(x_BD, layout=layout))
+        return jnp.tanh(self.dense(x_BD, context))
 
 
 def mean_pooled(x_BTD: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B D"]:

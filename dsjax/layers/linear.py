@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dsjax.layers.context import Context
 from dsjax.layers.parameter import constant, normal, use
-from dsjax.mesh.layout import Axes, Layout
+from dsjax.mesh.layout import Axes
 
 
 class Linear(nnx.Module):
@@ -17,7 +18,7 @@ class Linear(nnx.Module):
 
     Example:
         >>> layer = Linear((4, 3, 2), ("embed", "qkv", "heads"), key=jax.random.key(0), std=0.02)
-        >>> layer(jnp.ones((1, 5, 4)), layout=None).shape
+        >>> layer(jnp.ones((1, 5, 4)), Context()).shape
         (1, 5, 3, 2)
     """
 
@@ -30,11 +31,11 @@ class Linear(nnx.Module):
         self.lora_b: nnx.Param | None = None
         self.lora_scale = 1.0
 
-    def __call__(self, x: Float[Array, "*batch _"], *, layout: Layout | None) -> Float[Array, "*batch _"]:
+    def __call__(self, x: Float[Array, "*batch _"], context: Context) -> Float[Array, "*batch _"]:
         """X times the kernel plus the bias, in x's dtype."""
-        kernel = use(self.kernel, layout, x.dtype)
+        kernel = use(self.kernel, context, x.dtype)
         y = jnp.tensordot(x, kernel, axes=1)
         if self.lora_a is not None and self.lora_b is not None:
-            a, b = (use(factor, layout, x.dtype) for factor in (self.lora_a, self.lora_b))
+            a, b = (use(factor, context, x.dtype) for factor in (self.lora_a, self.lora_b))
             y += self.lora_scale * jnp.tensordot(jnp.tensordot(x, a, axes=1), b, axes=1)
-        return y if self.bias is None else y + use(self.bias, layout, x.dtype)
+        return y if self.bias is None else y + use(self.bias, context, x.dtype)

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from dsjax.layers.context import Context
 from dsjax.layers.linear import Linear
 from dsjax.layers.parameter import derive
-from dsjax.mesh.layout import Layout
 
 Activation = Literal["gelu_tanh", "gelu", "silu"]
 
@@ -67,14 +67,12 @@ class MLP(nnx.Module):
         )
         self.activation = activation
 
-    def __call__(self, x_BTD: Float[Array, "B T D"], *, layout: Layout | None) -> Float[Array, "B T D"]:
+    def __call__(self, x_BTD: Float[Array, "B T D"], context: Context) -> Float[Array, "B T D"]:
         """The perceptron of every position."""
         act = ACTIVATIONS[self.activation]
-        h_BTF = self.up(x_BTD, layout=layout)
-        h_BTF = act(h_BTF) if self.gate is None else act(self.gate(x_BTD, layout=layout)) * h_BTF
-        if layout is not None:
-            h_BTF = layout.activation(h_BTF, None, "mlp")
-        return self.down(h_BTF, layout=layout)
+        h_BTF = self.up(x_BTD, context)
+        h_BTF = act(h_BTF) if self.gate is None else act(self.gate(x_BTD, context)) * h_BTF
+        return self.down(context.layout.activation(h_BTF, None, "mlp"), context)
 
 
 def residual_scale(num_layers: int, enabled: bool) -> float:

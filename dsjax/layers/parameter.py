@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from dsjax.mesh.layout import Axes, Layout
+from dsjax.layers.context import Context
+from dsjax.mesh.layout import Axes
 
 
 def derive(key: jax.Array, name: str | jax.Array | int) -> jax.Array:
@@ -40,10 +41,9 @@ def constant(value: float, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
     return nnx.Param(jnp.full(shape, value, jnp.float32), axes=axes)
 
 
-def use(parameter: nnx.Param, layout: Layout | None, dtype: DTypeLike) -> jax.Array:
+def use(parameter: nnx.Param, context: Context, dtype: DTypeLike) -> jax.Array:
     """The parameter in the compute dtype, gathered from its ZeRO shards.
 
     The cast comes before the gather: half the bytes travel when computing in bfloat16.
     """
-    value = parameter[...].astype(dtype)
-    return value if layout is None else layout.weight(value, parameter.get_metadata("axes"))
+    return context.layout.weight(parameter[...].astype(dtype), parameter.get_metadata("axes"))

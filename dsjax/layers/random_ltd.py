@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 from dsjax.layers.attention import Visibility, document_mask
 from dsjax.layers.dropout import fold
 from dsjax.layers.positions import alibi_bias
-from dsjax.mesh.layout import Layout
+from dsjax.mesh.layout import ONE_DEVICE, Layout
 
 SITE = 3
 """What a layer's keys are folded with; its dropout has 0 (attention weights), 1 and 2 (the two outputs)."""
@@ -145,7 +145,7 @@ def around(
     x_BTD: Float[Array, "B T D"],
     indices: Int[Array, "B K"],
     *,
-    layout: Layout | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Float[Array, "B T D"]:
     """y[J] = layer(x[J]), and x elsewhere.
 
@@ -153,9 +153,9 @@ def around(
         layer: takes the kept tokens alone.
         x_BTD: its input.
         indices: from `draw_kept`.
-        layout: placement on a mesh; None on one device.
+        layout: placement on a mesh.
     """
-    place = lambda x: x if layout is None else layout.activation(x, None, None)
+    place = lambda x: layout.activation(x, None, None)
     return place(put(x_BTD, indices, layer(place(take(x_BTD, indices)))))
 
 
@@ -204,20 +204,20 @@ class Dropping:
     kept: Count
 
     def indices(
-        self, numbers: Int[Array, " n"], num_positions: int, *, layout: Layout | None = None
+        self, numbers: Int[Array, " n"], num_positions: int, *, layout: Layout = ONE_DEVICE
     ) -> Int[Array, "n B K"]:
         """What `draw_kept` gives each of some layers: all at once, so that a layer computed again need not draw again.
 
         Args:
             numbers: of the layers.
             num_positions: T.
-            layout: placement on a mesh; None on one device. The indices are the same on all of `tensor`.
+            layout: placement on a mesh. The indices are the same on all of `tensor`.
         """
 
         def of_layer(number: Int[Array, ""]) -> Int[Array, "B K"]:
             keys = fold(fold(self.keys, number), SITE)
             assert keys is not None
             drawn = draw_kept(keys, self.num_kept, num_positions=num_positions, length=self.length, kept=self.kept)
-            return drawn if layout is None else layout.activation(drawn, None)
+            return layout.activation(drawn, None)
 
         return jax.vmap(of_layer)(numbers)

@@ -1,4 +1,4 @@
-"""What the user says about devices: how many, and along which axes the work is split."""
+"""Settings of the devices: their number, and the axes along which the work is split."""
 
 import dataclasses
 from typing import Literal

@@ -15,10 +15,13 @@ all-gather; rows over one and columns over the other makes XLA rematerialise the
 
 import dataclasses
 from functools import partial
+from typing import ClassVar
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from dsjax.mesh.config import AXES
 
 RULES: dict[str, str | None] = {
     "vocab": "tensor",
@@ -51,7 +54,10 @@ class Layout:
         batch_axes: mesh axes over which a worker's rows are split; `data` is added by the vmap over workers.
     """
 
-    mesh: Mesh | jax.sharding.AbstractMesh
+    places: ClassVar[bool] = True
+    """Whether it has an effect on a program at all."""
+
+    mesh: Mesh | AbstractMesh
     zero_stage: int = 0
     batch_axes: tuple[str, ...] = BATCH_AXES
 
@@ -130,11 +136,37 @@ class Layout:
         """Hold a gathered weight, and the gradient that comes back for it, to the gathered layout."""
         return jax.lax.with_sharding_constraint(value, self.named(self.gathered(axes, value.shape)))
 
+    def reduced(self, gradient: jax.Array, axes: Axes) -> jax.Array:
+        """Hold a parameter's gradient to where gradients lie."""
+        return jax.lax.with_sharding_constraint(gradient, self.named(self.gradient(axes, gradient.shape)))
+
     def activation(self, value: jax.Array, *dims: str | None) -> jax.Array:
         """Split an activation: first dimension over the batch axes, the named ones by the rules, the rest whole."""
         sizes = zip(dims, value.shape[1:], strict=True)
         spec = PartitionSpec(self.batch_axes, *(self._mesh_axis(name, size) if name else None for name, size in sizes))
         return jax.lax.with_sharding_constraint(value, self.named(spec))
+
+
+class _OneDevice(Layout):
+    """Everything lies on the one device that there is: values are returned as they are, and a program shows nothing."""
+
+    places: ClassVar[bool] = False
+
+    def weight(self, value: jax.Array, axes: Axes) -> jax.Array:
+        return value
+
+    def whole(self, value: jax.Array, axes: Axes) -> jax.Array:
+        return value
+
+    def reduced(self, gradient: jax.Array, axes: Axes) -> jax.Array:
+        return gradient
+
+    def activation(self, value: jax.Array, *dims: str | None) -> jax.Array:
+        return value
+
+
+ONE_DEVICE: Layout = _OneDevice(AbstractMesh((1,) * len(AXES), AXES))
+"""The layout of a program for one device."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -1,6 +1,7 @@
-"""Model families. `load_pretrained` gives a model from a Hugging Face folder.
+"""Models: the transformer of every family, its generation, adapters, and `load_pretrained` for Hugging Face folders.
 
-The two names are looked up when they are used: whoever reads only `dsjax.models.config` does not import jax.
+Imports layers, checkpoint, mesh and observe, later moe; objectives, setup and above may import it. The two names are
+looked up when they are used, so that `dsjax.models.config` alone does not import jax.
 """
 
 import importlib

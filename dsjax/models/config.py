@@ -78,6 +78,11 @@ class TransformerConfig:
         return self.model_dim // self.num_heads
 
     @property
+    def kv_heads(self) -> int:
+        """G, the number of heads of keys and values."""
+        return self.num_heads
+
+    @property
     def heads_are_free(self) -> bool:
         """Whether the heads together may be wider or narrower than the residual stream."""
         return False

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dsjax.layers.attention import Visibility, document_mask
+from dsjax.layers.context import Context
 from dsjax.layers.cross_entropy import logits
 from dsjax.layers.dropout import dropout, fold
 from dsjax.layers.embedding import Embedding
@@ -27,8 +28,9 @@ from dsjax.layers.norm import Norm
 from dsjax.layers.parameter import derive, use
 from dsjax.layers.positions import Rotation, alibi_bias, rotation
 from dsjax.layers.random_ltd import Dropping, among_kept, around
-from dsjax.mesh.layout import Layout
-from dsjax.models.block import Architecture, Block, rematerialised, stack_of_blocks
+from dsjax.mesh.layout import ONE_DEVICE, Layout
+from dsjax.models.architecture import Architecture
+from dsjax.models.block import Block, rematerialised, stack_of_blocks
 from dsjax.models.config import ModelConfig, check_runs
 
 Cache = tuple[KeyValues, ...]
@@ -48,14 +50,14 @@ class Transformer(nnx.Module):
 
     def __init__(self, config: ModelConfig, architecture: Architecture, *, key: jax.Array) -> None:
         self.config, self.architecture = config, architecture
-        table = partial(Embedding, dim=config.model_dim, std=config.init_std)
-        self.embed = table(config.vocab_size, rows="vocab", key=derive(key, "embed"))
+        table = partial(Embedding, dim=architecture.model_dim, std=config.init_std)
+        self.embed = table(architecture.vocab_size, rows="vocab", key=derive(key, "embed"))
         if architecture.positions == "learned":
             self.positions = table(architecture.max_positions, rows="positions", key=derive(key, "positions"))
         if architecture.token_types:
             self.token_types = table(architecture.token_types, rows="positions", key=derive(key, "token_types"))
         if architecture.embedding_norm:
-            self.embed_norm = Norm(config.model_dim, architecture.norm, eps=config.norm_eps)
+            self.embed_norm = Norm(architecture.model_dim, architecture.norm, eps=architecture.norm_eps)
         make = lambda number: Block(config, architecture, key=derive(derive(key, "layers"), number))
         graph = nnx.graphdef(nnx.eval_shape(lambda: make(0)))
         self.segments, first = nnx.List([]), 0
@@ -63,22 +65,22 @@ class Transformer(nnx.Module):
             self.segments.append(stack_of_blocks(make, graph, first, length))
             first += length
         if architecture.norm_first:
-            self.final_norm = Norm(config.model_dim, architecture.norm, eps=config.norm_eps)
+            self.final_norm = Norm(architecture.model_dim, architecture.norm, eps=architecture.norm_eps)
         if not architecture.tied:
-            self.unembed = table(config.vocab_size, rows="vocab", key=derive(key, "unembed"))
+            self.unembed = table(architecture.vocab_size, rows="vocab", key=derive(key, "unembed"))
         if architecture.masked_head:
             self.masked_head = MaskedHead(
-                config.model_dim,
-                config.vocab_size,
+                architecture.model_dim,
+                architecture.vocab_size,
                 activation=architecture.activation,
-                eps=config.norm_eps,
+                eps=architecture.norm_eps,
                 std=config.init_std,
                 key=derive(key, "masked_head"),
             )
         if architecture.pooler:
-            self.pooler = Pooler(config.model_dim, std=config.init_std, key=derive(key, "pooler"))
+            self.pooler = Pooler(architecture.model_dim, std=config.init_std, key=derive(key, "pooler"))
         if config.task == "classification":
-            shape = (config.model_dim, config.num_labels)
+            shape = (architecture.model_dim, config.num_labels)
             self.classifier = Linear(
                 shape,
                 ("embed", "labels"),
@@ -128,7 +130,7 @@ class Transformer(nnx.Module):
         token_types: Int[Array, "B T"] | None = None,
         keys: Key[Array, "B"] | None = None,
         dropping: Dropping | None = None,
-        layout: Layout | None = None,
+        layout: Layout = ONE_DEVICE,
     ) -> Float[Array, "B T D"]:
         """Hidden states after the last block.
 
@@ -139,7 +141,7 @@ class Transformer(nnx.Module):
             token_types: see `__call__`.
             keys: dropout keys, one a row (see layers/dropout.py); None for no dropout.
             dropping: the layers that see some tokens only, and how many; None: all see all.
-            layout: placement on a mesh; None on one device.
+            layout: placement on a mesh.
 
         Raises:
             ValueError: layers that drop tokens and layers that do not are in one segment.
@@ -149,8 +151,7 @@ class Transformer(nnx.Module):
         keys = keys if self.config.dropout or self.config.attention_dropout else None
         x_BTD = self.embedded(tokens, positions, token_types, layout=layout)
         x_BTD = dropout(x_BTD, fold(fold(keys, self.config.num_layers), 0), rate=self.config.dropout)
-        if layout is not None:
-            x_BTD = layout.activation(x_BTD, None, None)
+        x_BTD = layout.activation(x_BTD, None, None)
         visibility = self.visibility(tokens.shape[1], segments, positions)
         first = 0
         for stack in self.segments:
@@ -164,21 +165,21 @@ class Transformer(nnx.Module):
             def layer(x, inputs, graph=graph):
                 number, layer_parameters, kept = inputs
                 block = nnx.merge(graph, layer_parameters)
-                block = partial(block, number=number, keys=fold(keys, number), layout=layout)
+                context = Context(layout=layout, keys=fold(keys, number), number=number)
                 if kept is None:
-                    return block(x, visibility), None
+                    return block(x, visibility, context), None
                 seen = among_kept(visibility, kept, segments, num_positions=x.shape[1])
-                return around(lambda some: block(some, seen), x, kept, layout=layout), None
+                return around(lambda some: block(some, seen, context), x, kept, layout=layout), None
 
             # Below ZeRO 3 nothing needs gathering, but a scan would stack another copy of what the constraint gives.
-            gathered = layout is not None and (layout.zero_stage >= 3 or length > 1)
+            gathered = layout.places and (layout.zero_stage >= 3 or length > 1)
             body = rematerialised(layer, self.config.remat, gathered=gathered, scanned=length > 1)
             if length == 1:
                 x_BTD, _ = body(x_BTD, (numbers[0], *jax.tree.map(lambda p: p[0], (parameters, kept))))
             else:
                 x_BTD, _ = jax.lax.scan(body, x_BTD, (numbers, parameters, kept))
             first += length
-        return self.final_norm(x_BTD, layout=layout) if self.architecture.norm_first else x_BTD
+        return self.final_norm(x_BTD, Context(layout=layout)) if self.architecture.norm_first else x_BTD
 
     def embedded(
         self,
@@ -186,18 +187,18 @@ class Transformer(nnx.Module):
         positions: Int[Array, "B T"] | None,
         token_types: Int[Array, "B T"] | None = None,
         *,
-        layout: Layout | None = None,
+        layout: Layout = ONE_DEVICE,
     ) -> Float[Array, "B T D"]:
         """The first block's input, before dropout."""
-        dtype = jnp.dtype(self.config.compute_dtype)
-        x_BTD = self.embed(tokens, layout=layout, dtype=dtype)
+        dtype, context = jnp.dtype(self.config.compute_dtype), Context(layout=layout)
+        x_BTD = self.embed(tokens, context, dtype=dtype)
         if self.architecture.positions == "learned":
             where = jnp.arange(tokens.shape[1]) if positions is None else positions
-            x_BTD += self.positions(where, layout=layout, dtype=dtype)
+            x_BTD += self.positions(where, context, dtype=dtype)
         if self.architecture.token_types:
             types = jnp.zeros_like(tokens) if token_types is None else token_types
-            x_BTD += self.token_types(types, layout=layout, dtype=dtype)
-        return self.embed_norm(x_BTD, layout=layout) if self.architecture.embedding_norm else x_BTD
+            x_BTD += self.token_types(types, context, dtype=dtype)
+        return self.embed_norm(x_BTD, context) if self.architecture.embedding_norm else x_BTD
 
     def visibility(
         self, length: int, segments: Int[Array, "B T"] | None, positions: Int[Array, "B T"] | None = None
@@ -211,7 +212,7 @@ class Transformer(nnx.Module):
     def _bias(self, query_places: Int[Array, " T"], key_places: Int[Array, " S"]) -> Float[Array, "1 H T S"] | None:
         if self.architecture.positions != "alibi":
             return None
-        return alibi_bias(self.config.num_heads, query_places[None], key_places[None])
+        return alibi_bias(self.architecture.num_heads, query_places[None], key_places[None])
 
     def _rotation(self, positions: Int[Array, "B T"] | None, places: Int[Array, " T"]) -> Rotation | None:
         if self.architecture.positions != "rope":
@@ -231,7 +232,7 @@ class Transformer(nnx.Module):
         """
         x_BTD = self.embedded(tokens, positions)
         visibility = self.visibility(tokens.shape[1], valid.astype(jnp.int32), positions)
-        through = lambda block, x, _, number: block.prefill(x, visibility, num_places, number=number)
+        through = lambda block, x, _, number: block.prefill(x, visibility, num_places, Context(number=number))
         return self._blocks(through, x_BTD, (None,) * len(self.segments))
 
     def decode(
@@ -256,7 +257,7 @@ class Transformer(nnx.Module):
         places, key_places = start + jnp.arange(tokens.shape[1]), jnp.arange(valid.shape[1])
         mask = (places[:, None] >= key_places)[None, None] & valid[:, None, None, :]
         visibility = Visibility(mask, self._bias(places, key_places), rotation=self._rotation(positions, places))
-        through = lambda block, x, old, number: block.decode(x, visibility, old, start, number=number)
+        through = lambda block, x, old, number: block.decode(x, visibility, old, start, Context(number=number))
         return self._blocks(through, x_BTD, cache)
 
     def _blocks(
@@ -279,21 +280,21 @@ class Transformer(nnx.Module):
                 x_BTD, new = jax.lax.scan(layer, x_BTD, (parameters, old, numbers))
             first += length
             new_cache.append(new)
-        return self.final_norm(x_BTD, layout=None), tuple(new_cache)
+        return self.final_norm(x_BTD, Context()), tuple(new_cache)
 
-    def table(self, *, layout: Layout | None = None) -> Float[Array, "V D"]:
+    def table(self, *, layout: Layout = ONE_DEVICE) -> Float[Array, "V D"]:
         """The table of the logits in the compute dtype."""
         table = self.embed.table if self.architecture.tied else self.unembed.table
-        return use(table, layout, jnp.dtype(self.config.compute_dtype))
+        return use(table, Context(layout=layout), jnp.dtype(self.config.compute_dtype))
 
     def logit_inputs(
-        self, x_BTD: Float[Array, "B T D"], *, layout: Layout | None = None
+        self, x_BTD: Float[Array, "B T D"], *, layout: Layout = ONE_DEVICE
     ) -> tuple[Float[Array, "B T D"], Float[Array, "V D"], Float[Array, " V"] | None]:
         """What the logits x E^T + b are made of: x, E and b (None in most families)."""
-        table = self.table(layout=layout)
+        table, context = self.table(layout=layout), Context(layout=layout)
         if not self.architecture.masked_head:
             return x_BTD, table, None
-        return self.masked_head(x_BTD, layout=layout), table, use(self.masked_head.bias, layout, jnp.float32)
+        return self.masked_head(x_BTD, context), table, use(self.masked_head.bias, context, jnp.float32)
 
     def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         """Logits of hidden states, float32."""
@@ -306,17 +307,17 @@ class Transformer(nnx.Module):
         mask: Bool[Array, "B T"],
         *,
         keys: Key[Array, "B"] | None = None,
-        layout: Layout | None = None,
+        layout: Layout = ONE_DEVICE,
     ) -> Float[Array, "B C"]:
         """Logits of the classes, float32: from the first real token through the pooler, else from the last one."""
         last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
         place = jnp.argmax(mask, axis=1) if self.architecture.pooler else last
         pooled = jnp.take_along_axis(x_BTD, place[:, None, None], axis=1)[:, 0]
         if self.architecture.pooler:
-            pooled = self.pooler(pooled, layout=layout)
+            pooled = self.pooler(pooled, Context(layout=layout))
         keys = keys if self.config.dropout else None
         pooled = dropout(pooled, fold(fold(keys, self.config.num_layers), 1), rate=self.config.dropout)
-        return self.classifier(pooled, layout=layout).astype(jnp.float32)
+        return self.classifier(pooled, Context(layout=layout)).astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnames="graph")

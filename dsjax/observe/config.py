@@ -1,4 +1,4 @@
-"""What a run writes down about itself, beside metrics.jsonl, which is always written."""
+"""Settings of trackers and traces, beside metrics.jsonl, which is always written."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What an accelerator can do, for the planner and for model FLOPs utilisation.
+"""Peak rates and memory of accelerators, for the planner and for model FLOPs utilisation.
 
 Peaks are dense (NVIDIA's sheets print twice as much for sparse ones), from the vendor's data sheets. Memory is the
 sheet's figure in decimal gigabytes; a real device shows a little more or less (an H100 of 80 GB: 79.6 GiB), so ask the

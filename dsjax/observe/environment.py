@@ -1,4 +1,4 @@
-"""What a run ran on: packages, Python, machine, devices, and the settings that change what XLA does."""
+"""The environment of a run: packages, Python, machine, devices, and the settings that change what XLA does."""
 
 import importlib.metadata
 import os
@@ -21,7 +21,7 @@ _VARIABLES = re.compile(
 
 
 def versions() -> dict[str, object]:
-    """What a run folder's versions.json holds. Starts the JAX backend.
+    """The content of a run folder's versions.json. Starts the JAX backend.
 
     Returns:
         packages: {name: version}; python, platform: strings; cpu_cores: those this process may use; processor,

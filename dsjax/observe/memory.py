@@ -13,7 +13,7 @@ _UNLIMITED_V1 = 1 << 60
 
 
 class Device(Protocol):
-    """What is asked of a jax.Device."""
+    """The part of jax.Device that is used here."""
 
     platform: str
     id: int
@@ -109,7 +109,7 @@ def format_bytes(size: int | None) -> str:
 
 
 def _cgroup_headrooms(root: Path) -> list[int]:
-    """What each cgroup that holds this process leaves below its limit."""
+    """Bytes below its limit of each cgroup that holds this process."""
     membership = root / "proc/self/cgroup"
     if not membership.exists():
         return []

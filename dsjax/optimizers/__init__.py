@@ -1,6 +1,7 @@
-"""Optimizers. The names here are optax transforms that talk in bits, and what a training step of one's own needs.
+"""Optimizers: optax transforms with compressed communication, and helpers for your own training step.
 
-They are looked up when they are used: whoever reads only `dsjax.optimizers.config` does not import jax.
+Imports collectives, mesh and observe; setup and above may import it. Names are looked up when they are used, so that
+`dsjax.optimizers.config` alone does not import jax.
 """
 
 import importlib

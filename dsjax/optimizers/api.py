@@ -1,4 +1,4 @@
-"""What a training step needs to know of an optimizer, and nothing else.
+"""The interface between an optimizer and a training step.
 
 An optimizer here may run in several *stages* (1-bit Adam: full, compressed): each is its own compiled update, chosen
 on the host by the step's number, so that a stage never carries the communication of another. Any optax transform is an
@@ -14,11 +14,14 @@ import optax
 from jax.sharding import PartitionSpec
 
 Tree = Any
+Kind = Literal["full", "compressed", "sync", "local"]
+"""Communication of a stage over the workers' axis: mean gradients in float32; compressed gradients or momenta; a
+compressed sync of parameters, each worker with its own gradient; or none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class UpdateInputs:
-    """What an update gets beside gradients and its own state.
+    """Inputs of an update beside gradients and its own state.
 
     Attributes:
         params: the parameters, float32.
@@ -36,7 +39,7 @@ Update = Callable[[Tree, Tree, UpdateInputs], tuple[Tree, Tree]]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What a step found in its gradients: scalars, or [W] where workers do not talk to each other.
+    """Measurements of a step's gradients: scalars, or [W] in stages without communication.
 
     Attributes:
         norm: the norm that clipping goes by, before it, float32.
@@ -71,12 +74,10 @@ class StagedTransform:
             `data`; it reduces, clips and skips by itself.
         state_specs: (abstract state, tree of params' specs) -> tree of the state's specs.
         rounds: steps of a run -> stage -> how many of them run in it.
-        local: stages in which workers do not talk to each other: a worker takes its gradient at its own parameters,
-            and loss and metrics are [W].
-        no_collectives: those of them in which nothing at all crosses the workers' axis.
-        shift: state -> what a worker's parameters in these stages differ by from the shared ones, [W, ...] ([S, W, ...]
-            for a stack of layers).
-        freeze: how a freeze may be decided during the run, or None.
+        kinds: stage -> its communication.
+        shift: state -> difference of each worker's parameters from the shared ones in local stages, [W, ...]
+            ([S, W, ...] for a stack of layers); None of an optimizer without such stages.
+        freeze: rule by which the freeze may be decided during the run, or None.
     """
 
     init: Callable[[Tree], Tree]
@@ -85,10 +86,19 @@ class StagedTransform:
     gradients: Literal["mean", "per_worker"]
     state_specs: Callable[[Tree, Tree], Tree]
     rounds: Callable[[int], dict[str, int]] = lambda steps: {"full": steps}
-    local: frozenset[str] = frozenset()
-    no_collectives: frozenset[str] = frozenset()
+    kinds: Mapping[str, Kind] = dataclasses.field(default_factory=lambda: {"full": "full"})
     shift: Callable[[Tree], Tree] | None = None
     freeze: "FreezeRule | None" = None
+
+    @property
+    def local(self) -> frozenset[str]:
+        """Stages in which a worker takes its gradient at its own parameters, and loss and metrics are [W]."""
+        return frozenset(stage for stage, kind in self.kinds.items() if kind in ("sync", "local"))
+
+    @property
+    def no_collectives(self) -> frozenset[str]:
+        """Stages in which nothing crosses the workers' axis."""
+        return frozenset(stage for stage, kind in self.kinds.items() if kind == "local")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,4 +144,10 @@ def lift(transform: optax.GradientTransformation) -> StagedTransform:
             is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
         )
 
-    return StagedTransform(transform.init, {"full": update}, lambda step, freeze: "full", "mean", state_specs)
+    return StagedTransform(
+        init=transform.init,
+        updates={"full": update},
+        stage=lambda step, freeze: "full",
+        gradients="mean",
+        state_specs=state_specs,
+    )

@@ -6,6 +6,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from dsjax.collectives.one_bit import Scheme
 from dsjax.mesh.config import AXES
+from dsjax.optimizers.algorithms.algorithm import Algorithm
 from dsjax.optimizers.algorithms.onebit_adam import Moments, OneBitAdam
 from dsjax.optimizers.algorithms.onebit_lamb import OneBitLamb
 from dsjax.optimizers.algorithms.zero_one_adam import ZeroOneAdam
@@ -20,7 +21,7 @@ from dsjax.optimizers.config import (
     ZeroOneAdamConfig,
 )
 from dsjax.optimizers.lamb import scale_by_layer_trust_ratio
-from dsjax.optimizers.staged import Algorithm, staged
+from dsjax.optimizers.staged import staged
 from dsjax.optimizers.workers import Workers
 
 ONE_DEVICE = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -41,7 +42,7 @@ def create_optimizer(
         config: which, and its constants.
         params: the parameters or their shapes.
         stacked: tree of bools, True where the first dimension counts layers.
-        mesh: the devices; optimizers that talk in bits count their workers along `data`.
+        mesh: the devices; those with compressed communication count their workers along `data`.
         specs: tree of the specs of the optimizer's state of each parameter; None: whole on every device.
         steps: of the whole run: where a freeze is given as 0, it is a share of them.
     """
@@ -88,7 +89,7 @@ def _freeze_rule(config: OneBitAdamConfig | OneBitLambConfig | ZeroOneAdamConfig
 
 
 def advice(config: OptimizerConfig, *, workers: int, steps: int, growing_until: int = 0) -> list[str]:
-    """What a user may not have meant.
+    """Warnings about settings that a user may not have meant.
 
     Args:
         config: the optimizer.

@@ -21,7 +21,7 @@ from dsjax.optimizers.config import Clock, ScheduleConfig
 
 @dataclasses.dataclass(frozen=True)
 class Clocks:
-    """How far training is: steps done, effective tokens and layer tokens seen, as exact Python ints."""
+    """Progress of training: steps done, effective tokens and layer tokens seen, as exact Python ints."""
 
     steps: int = 0
     tokens: int = 0

@@ -1,4 +1,4 @@
-"""What a training step of one's own needs inside `jax.shard_map`, beside an optimizer of transforms.py.
+"""Helpers for your own training step inside `jax.shard_map`, beside an optimizer of transforms.py.
 
 The gradient of this worker alone, the specs of a state that is partly each worker's own, and the parameters at which a
 worker takes its gradient.

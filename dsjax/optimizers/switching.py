@@ -12,14 +12,12 @@ import optax
 from jax.sharding import Mesh
 
 from dsjax.collectives.one_bit import Scheme
-from dsjax.optimizers.algorithms.onebit_adam import Moments, OneBitAdam
-from dsjax.optimizers.algorithms.onebit_lamb import OneBitLamb
-from dsjax.optimizers.algorithms.zero_one_adam import ZeroOneAdam, ZeroOneAdamState
+from dsjax.optimizers.algorithms.algorithm import Algorithm, stages_of
+from dsjax.optimizers.algorithms.onebit_adam import Moments
 from dsjax.optimizers.guard import guarded
 from dsjax.optimizers.workers import Granularity, Tree, Workers
 
 PARITY = "deepspeed-0.19.6"
-Algorithm = OneBitAdam | OneBitLamb | ZeroOneAdam
 Scale = Literal["l2", "l1"]
 Mask = Tree | Callable[[Tree], Tree]
 """A tree like the parameters, or a function that makes it from them, as optax has masks; None: no mask."""
@@ -51,7 +49,7 @@ def switching(
         learning_rate: number or schedule, for an algorithm that needs it; -1 gives a direction to be scaled later.
     """
     workers, freeze_step = algorithm.workers, algorithm.last_full
-    names = [name for name in algorithm.names if name != "noop" or algorithm.moments.deepspeed_parity]
+    names = stages_of(algorithm)
 
     def init(params: Tree) -> Any:
         return SwitchState(jnp.zeros((), jnp.int32), _with_masks(algorithm, params).init(params))
@@ -66,10 +64,7 @@ def switching(
                 "the gradients of one worker: see docs/training_step.md"
             )
         _check_float32(state.inner)
-        if (
-            isinstance(state.inner, ZeroOneAdamState)
-            and jax.typeof(state.inner.displaced.rates).manual_axis_type.varying
-        ):
+        if any(jax.typeof(x).manual_axis_type.varying for x in jax.tree.leaves(algorithm.shift(state.inner))):
             raise ValueError("0/1 Adam needs jax.shard_map(..., check_vma=False): see docs/training_step.md")
         chosen = _with_masks(algorithm, params)
         rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
@@ -135,7 +130,7 @@ def static_step(name: str, value: Any) -> int:
     return int(value)
 
 
-def _with_masks(algorithm: Algorithm, params: Tree) -> Algorithm:
+def _with_masks[A: Algorithm](algorithm: A, params: Tree) -> A:
     """The algorithm with its masks as trees, which must fit the parameters."""
     found = {}
     for option, name in (("momentum_mask", "mask"), ("decay_mask", "decays")):

@@ -1,4 +1,4 @@
-"""What the optimizers that talk in bits share: trees of tensors on one device of a mesh, seen as workers' parts.
+"""Compressed communication of the 1-bit optimizers: trees of tensors on one device, seen as workers' parts.
 
 All of it runs inside a manual shard_map: an array is this device's part. A tensor is one layer's tensor also where a
 stack of layers is one array; `rows` makes [S, n] of every leaf, S layers (1 if it is no stack) of n values.
@@ -68,7 +68,7 @@ class Workers:
         return jax.tree.unflatten(treedef, [jnp.full(shape, value, jnp.float32) for shape in shapes])
 
     def shards(self, tree: Tree) -> Shards:
-        """How the leaves are split over model_axes."""
+        """The split of the leaves over model_axes."""
         return Shards.of(self.spec_leaves(tree), self.model_axes)
 
     def rows(self, tree: Tree) -> Rows:

@@ -18,14 +18,17 @@ from jax.sharding import PartitionSpec
 from dsjax.collectives.hlo import count_collectives, table, total_bytes
 from dsjax.config.load import from_dict, to_dict
 from dsjax.config.run import RunConfig
+from dsjax.data.rows.formats import row_format
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.layout import Layout
 from dsjax.models.adapter_training import split_model
-from dsjax.plan.trace import batch_shapes, is_spec
+from dsjax.objectives.registry import objective_of
+from dsjax.plan.trace import is_spec
 from dsjax.runs.folder import resolved, schedule_of
+from dsjax.setup.placement import batch_shapes
 from dsjax.setup.programs import make_programs
 from dsjax.setup.state import abstract_state, make_optimizer, state_shardings
-from dsjax.setup.step import BATCH_SPEC
+from dsjax.setup.step import BATCH_SPEC, GradientInputs, StepOptions
 
 
 def lower_programs(config: RunConfig, layout: Layout) -> dict[str, Any]:
@@ -40,22 +43,25 @@ def lower_programs(config: RunConfig, layout: Layout) -> dict[str, Any]:
         optimizer,
         layout,
         shardings,
-        clip_norm=train.clip_norm,
-        ema_decay=train.ema_decay,
-        dropout=config.model.dropout > 0 or config.model.attention_dropout > 0,
+        StepOptions(
+            objective=objective_of(config.data.task),
+            clip_norm=train.clip_norm,
+            ema_decay=train.ema_decay,
+            dropout=config.model.dropout > 0 or config.model.attention_dropout > 0,
+        ),
     )
     state = abstract_state(model, optimizer, shardings)
     workers = layout.mesh.shape["data"]
-    shapes = batch_shapes(config.data, train.batch_size, workers=workers, accumulation=train.accumulation)
+    shapes = batch_shapes(row_format(config.data), train.batch_size, workers=workers, accumulation=train.accumulation)
     rows = layout.named(BATCH_SPEC)
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in shapes.items()}
     placed = lambda shapes, specs: jax.tree.map(
         lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.named(spec)), shapes, specs
     )
     untrained = None if frozen is None else placed(frozen.shapes, frozen.specs(layout.parameter))
-    arguments = (state.params, state.key, state.step, batch, untrained)
-    gradient = programs.gradient.lower(*arguments)
-    shapes, metrics = jax.eval_shape(programs.gradient, *arguments)
+    inputs = GradientInputs(state.params, state.key, state.step, batch, untrained)  # pyright: ignore
+    gradient = programs.gradient.lower(inputs)
+    shapes, metrics = jax.eval_shape(programs.gradient, inputs)
     specs = model.specs(layout.gradient)
     if optimizer.gradients == "per_worker":
         specs = jax.tree.map(lambda s: PartitionSpec("data", *s), specs, is_leaf=is_spec)

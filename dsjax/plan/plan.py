@@ -15,26 +15,28 @@ from typing import Any
 import jax
 
 from dsjax.config.run import ResolvedRunConfig, RunConfig
+from dsjax.data.rows.formats import row_format
 from dsjax.mesh.build import resolve_sizes
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import BATCH_AXES, Layout
 from dsjax.models.adapter_training import split_model
 from dsjax.models.families.registry import check_divisible, check_length
 from dsjax.models.tree import count_parameters
+from dsjax.objectives.registry import objective_of
 from dsjax.observe.devices import DeviceSpec
 from dsjax.observe.memory import available_memory_bytes, device_memory_report, format_bytes
 from dsjax.plan.cost import Cost
 from dsjax.plan.preflight import advise, check_end, missing_tools, refuse_all
 from dsjax.plan.rounds import Round, predict_rounds
 from dsjax.plan.schedule import schedule_rows
-from dsjax.plan.trace import OneDevice, Traced, abstract_layout, batch_shapes, shard_bytes, state_specs, trace
+from dsjax.plan.trace import OneDevice, Traced, abstract_layout, shard_bytes, state_specs, trace
 from dsjax.plan.traffic import Traffic, predict_traffic
 from dsjax.runs.disk import checkpoints_at_once, disk_problem, tensor_bytes
 from dsjax.runs.folder import resolved, schedule_of
-from dsjax.setup.placement import evaluation_placement, training_placement
+from dsjax.setup.placement import batch_shapes, evaluation_placement, training_placement
 from dsjax.setup.schedule import StepSchedule
 from dsjax.setup.state import abstract_state, make_optimizer, state_shardings
-from dsjax.setup.step import BATCH_SPEC
+from dsjax.setup.step import BATCH_SPEC, StepOptions
 
 _SCALARS = 12  # step and key
 
@@ -236,12 +238,16 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
     cost = Cost.of(
         config.model, model, frozen, schedule, config.random_ltd, rows=train.batch_size, sequence_length=length
     )
-    batch = batch_shapes(config.data, train.batch_size, workers=sizes["data"], accumulation=train.accumulation)
-    dropout = config.model.dropout > 0 or config.model.attention_dropout > 0
-    one = OneDevice.of(config.model, model, layout, batch, frozen=frozen, lora=config.lora)
-    traced = trace(
-        one, optimizer, (model, layout), clip_norm=train.clip_norm, ema_decay=train.ema_decay, dropout=dropout
+    rows = row_format(config.data)
+    batch = batch_shapes(rows, train.batch_size, workers=sizes["data"], accumulation=train.accumulation)
+    options = StepOptions(
+        objective=objective_of(config.data.task),
+        clip_norm=train.clip_norm,
+        ema_decay=train.ema_decay,
+        dropout=config.model.dropout > 0 or config.model.attention_dropout > 0,
     )
+    one = OneDevice.of(config.model, model, layout, batch, frozen=frozen, lora=config.lora)
+    traced = trace(one, optimizer, (model, layout), options)
 
     shardings = state_shardings(layout, model, optimizer, ema=train.ema_decay > 0)
     state = abstract_state(model, optimizer, shardings)
@@ -252,10 +258,12 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
     gradients = size(model.shapes, model.specs(layout.gradient))
     opt_state = size(state.opt_state, specs.opt_state)
     ema = size(state.ema, specs.ema) if state.ema is not None else 0
-    rows = size(batch, dict.fromkeys(batch, BATCH_SPEC))
+    batch_bytes = size(batch, dict.fromkeys(batch, BATCH_SPEC))
 
     whole = parameters + opt_state + ema + _SCALARS
-    gradient = ProgramBytes(arguments=parameters + untrained + _SCALARS + rows, temporary=traced.gradient_temporary)
+    gradient = ProgramBytes(
+        arguments=parameters + untrained + _SCALARS + batch_bytes, temporary=traced.gradient_temporary
+    )
     update = ProgramBytes(arguments=whole + gradients + 8, temporary=traced.update_temporary)
     temporary = max(gradient.temporary, update.temporary)
     # Outside a scan XLA computes some of them again where they are read, and then holds less than all of them.
@@ -266,7 +274,7 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
         gradients=gradients,
         optimizer=opt_state,
         ema=ema,
-        batch=rows,
+        batch=batch_bytes,
         residuals=residuals,
         working=temporary - residuals,
     )

@@ -1,4 +1,4 @@
-"""What crosses `data` over a whole run, stage by stage: the point of optimizers that talk in bits.
+"""What crosses `data` over a whole run, stage by stage: the point of compressed communication.
 
 With g the bytes of a device's gradients (float32, in the optimizer's shards), N its values padded to 8 W for each
 tensor, R its tensors (layers of a stack one by one) and W workers, a step's messages are
@@ -70,7 +70,7 @@ def predict_rounds(
             buffers = reduced = 0
         elif stage in optimizer.local:
             buffers, reduced = bits[0], bits[1] + 8
-        elif mean or stage in ("full", "freeze"):
+        elif optimizer.kinds[stage] == "full":
             buffers, reduced = 0, gradients + _LOSS_AND_TOKENS
         else:
             buffers, reduced = bits[0] + 8 * workers, bits[1] + _LOSS_AND_TOKENS

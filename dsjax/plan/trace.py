@@ -13,18 +13,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from dsjax.data.config import DataConfig
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import ZERO_AXES, Layout
 from dsjax.models.adapters import with_adapters
-from dsjax.models.config import LlamaConfig, LoRAConfig, ModelConfig
+from dsjax.models.config import LoRAConfig, ModelConfig
 from dsjax.models.families.registry import abstract
 from dsjax.models.tree import ModelTree, joined
 from dsjax.optimizers.api import StagedTransform, Tree, UpdateInputs
 from dsjax.plan.jaxpr import aval_bytes, dot_flops, flatten
 from dsjax.plan.memory import peak_bytes, residual_bytes
 from dsjax.setup.state import TrainState, abstract_state
-from dsjax.setup.step import batch_loss, make_gradient, make_update
+from dsjax.setup.step import GradientInputs, StepOptions, make_gradient, make_update
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
 _SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
@@ -34,23 +33,6 @@ def abstract_layout(sizes: dict[str, int], zero_stage: int) -> Layout:
     """A Layout on a mesh without devices."""
     mesh = AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     return Layout(mesh, zero_stage)
-
-
-def batch_shapes(config: DataConfig, batch_size: int, *, workers: int, accumulation: int) -> Shapes:
-    """The arrays [W, A, b, T] of a step's batch, of the task classification also [W, A, b]."""
-    rows = (workers, accumulation, batch_size // (workers * accumulation))
-    shape = (*rows, config.sequence_length)
-    array = jax.ShapeDtypeStruct
-    if config.task == "classification":
-        names = ("tokens", "segments", *(("token_types",) if config.has_pairs else ()))
-        of_rows = {"labels": array(rows, jnp.int32), "loss_mask": array(rows, jnp.bool_)}
-        return {name: array(shape, jnp.int32) for name in names} | of_rows
-    names = ("tokens", "targets")
-    if config.isolate_documents and config.pack != "none":
-        names += ("segments", "positions")
-    elif config.task == "masked":
-        names += ("segments",)
-    return {name: array(shape, jnp.int32) for name in names} | {"loss_mask": array(shape, jnp.bool_)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +67,7 @@ class OneDevice:
         tensor = sizes["tensor"]
         graph = model.graph
         if tensor > 1:
-            narrow = abstract(_narrow(config, tensor))
+            narrow = abstract(config, tensor=tensor)
             graph = ModelTree.of(narrow if lora is None else with_adapters(narrow, lora)).graph
         divided = lambda part: dataclasses.replace(
             part, graph=graph, shapes=local_shapes(part.shapes, part.specs(layout.gathered), sizes)
@@ -103,20 +85,6 @@ class OneDevice:
             rows,
             None if frozen is None else divided(frozen),
         )
-
-
-def _narrow(config: ModelConfig, tensor: int) -> ModelConfig:
-    """The config of the part of a model that one device of `tensor` computes; its head size is the whole model's."""
-    changes: dict[str, int] = {
-        "num_heads": config.num_heads // tensor,
-        "mlp_dim": config.hidden_dim // tensor,
-        "vocab_size": config.vocab_size // tensor,
-    }
-    if isinstance(config, LlamaConfig):
-        # Fewer heads of keys and values than devices stay whole; the shapes of the parameters say so to the layer.
-        split = config.kv_heads % tensor == 0
-        changes |= {"head_dim": config.head_size, "num_kv_heads": config.kv_heads // tensor if split else 0}
-    return dataclasses.replace(config, **changes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,18 +108,15 @@ def trace(
     one: OneDevice,
     optimizer: StagedTransform,
     whole: tuple[ModelTree, Layout],
-    *,
-    clip_norm: float,
-    ema_decay: float,
-    dropout: bool,
+    options: StepOptions,
 ) -> Traced:
     """Trace the gradient, the loss's vjp and the updates of one device; `whole`: model and layout, not divided."""
-    model, layout = one.model, one.layout
+    model, layout, clip_norm, ema_decay = one.model, one.layout, options.clip_norm, options.ema_decay
     key, step = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
     # Gradients per worker only leave out the sum over the first dimension, which is 1 here.
-    gradient = make_gradient(model, layout, per_worker=False, dropout=dropout)
+    gradient = make_gradient(model, layout, options, per_worker=False)
     frozen, frozen_divisors = _frozen(one)
-    jaxpr = jax.make_jaxpr(gradient)(model.shapes, key, step, one.batch, frozen).jaxpr
+    jaxpr = jax.make_jaxpr(gradient)(GradientInputs(model.shapes, key, step, one.batch, frozen)).jaxpr  # pyright: ignore
     parameters = zero_divisors(model.specs(layout.parameter), layout)
     rest = [*[1] * (len(jaxpr.invars) - len(parameters) - len(frozen_divisors)), *frozen_divisors]
     if optimizer.gradients == "mean":
@@ -161,7 +126,7 @@ def trace(
     # In local stages workers compute with parameters of their own.
     own = shard_bytes(whole[0].shapes, whole[0].specs(whole[1].parameter), dict(whole[1].mesh.shape))
     return Traced(
-        residuals=_residuals(one, parameters, dropout=dropout),
+        residuals=_residuals(one, parameters, options),
         gradient_temporary=peak_bytes(flatten(jaxpr, [*parameters, *rest])) + (own if optimizer.local else 0),
         update_temporary=update,
         flops=dot_flops(jaxpr),
@@ -175,15 +140,18 @@ def _frozen(one: OneDevice) -> tuple[Tree, list[int]]:
     return one.frozen.shapes, zero_divisors(one.frozen.specs(one.layout.parameter), one.layout)
 
 
-def _residuals(one: OneDevice, parameters: list[int], *, dropout: bool) -> int:
+def _residuals(one: OneDevice, parameters: list[int], options: StepOptions) -> int:
     """Bytes of what the backward pass of a micro-batch needs of the forward pass, from the results of its vjp."""
     rows = {name: jax.ShapeDtypeStruct(x.shape[2:], x.dtype) for name, x in one.batch.items()}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows["tokens"].shape[0]))
 
     def forward(params: Tree, batch: Any, keys: jax.Array, frozen: Tree):
-        loss = lambda p: batch_loss(
-            nnx.merge(one.model.graph, joined(p, frozen)), batch, keys=keys if dropout else None, layout=one.layout
-        )[0]
+        drawn = keys if options.dropout else None
+
+        def loss(params: Tree) -> jax.Array:
+            model = nnx.merge(one.model.graph, joined(params, frozen))
+            return options.objective.sums(model, batch, keys=drawn, layout=one.layout)[0]["loss"]
+
         return jax.vjp(loss, params)[1]
 
     frozen, frozen_divisors = _frozen(one)

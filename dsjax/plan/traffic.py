@@ -90,10 +90,10 @@ def _backward_sums(config: ModelConfig, layout: Layout) -> float:
     mlp = 2 if architecture.gated else 1
     if architecture.fused_qkv:
         return mlp + 1
-    heads = architecture.num_kv_heads or config.num_heads
+    heads = architecture.num_kv_heads
     if layout.is_split("kv_heads", heads):
         return mlp + 3
-    return mlp + 1 + 2 * heads * config.head_size / config.model_dim
+    return mlp + 1 + 2 * heads * architecture.head_dim / architecture.model_dim
 
 
 def _zero(

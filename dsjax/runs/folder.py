@@ -27,8 +27,8 @@ from dsjax.data.config import BPETokenizer, TokensSource
 from dsjax.data.curriculum.draw import check_curriculum
 from dsjax.mesh.processes import barrier, from_first
 from dsjax.models.config import check_dropping
-from dsjax.models.families.registry import training_task
 from dsjax.models.formats.pretrained import resolve
+from dsjax.objectives.registry import chosen_objective
 from dsjax.observe.environment import versions
 from dsjax.observe.untrusted import decode_text
 from dsjax.optimizers.config import frozen_at
@@ -179,12 +179,7 @@ def resolved(config: RunConfig) -> ResolvedRunConfig:
     if isinstance(config, ResolvedRunConfig):
         return config
     model = resolve(config.model)
-    task = training_task(model)
-    if config.data.task not in ("from_model", task):
-        raise ValueError(
-            f"data.task is {config.data.task}, but a {model.kind} model of the task {model.task} learns from rows of "
-            f"the task {task}; leave data.task out"
-        )
+    task = chosen_objective(model, config.data.task).name
     if config.sample.prompt and task != "language_model":
         raise ValueError(f"sample.prompt needs a model that predicts the next token; this one's task is {task}")
     trained_anew = isinstance(config.data.tokenizer, BPETokenizer) and not any(

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from dsjax.objectives.api import Batch
 from dsjax.optimizers.api import StagedTransform, Tree
 from dsjax.setup.compile_ahead import Ahead
 from dsjax.setup.programs import Programs
 from dsjax.setup.schedule import Bucket, StepSchedule
 from dsjax.setup.state import TrainState
-from dsjax.setup.step import Batch
 
 Key = tuple[bool, Bucket]
 """Whether a program is of a local stage, and its size."""
@@ -49,13 +49,13 @@ class Gradients:
         counts = None
         if bucket.num_kept is not None:
             counts = np.array([self._schedule.length[step], self._schedule.kept[step]], np.int32)
-        arguments = self._programs.gradient_arguments(self._optimizer, stage, state, batch, counts=counts)
+        inputs = self._programs.gradient_inputs(self._optimizer, stage, state, batch, counts=counts)
         if self._ahead is None:
             program, stall = self._programs.gradient_for(self._optimizer, stage, num_kept=bucket.num_kept), 0.0
         else:
             self._shapes = self._shapes or (_shapes_of(state), dict(_shapes_of(batch)))
             program, stall = self._ahead.get(step)
-        gradients, metrics = program(*arguments)
+        gradients, metrics = program(inputs)
         return gradients, metrics, stall
 
     def look_ahead(self, step: int, *, step_seconds: float | None) -> None:
@@ -73,8 +73,8 @@ class Gradients:
         state, batch = self._shapes
         sized: Any = {name: _sized(x, bucket) for name, x in batch.items()}
         counts: Any = None if bucket.num_kept is None else jax.ShapeDtypeStruct((2,), np.int32)
-        arguments = self._programs.gradient_arguments(self._optimizer, stage, state, sized, counts=counts)
-        return self._programs.gradient_for(self._optimizer, stage, num_kept=bucket.num_kept).lower(*arguments)
+        inputs = self._programs.gradient_inputs(self._optimizer, stage, state, sized, counts=counts)
+        return self._programs.gradient_for(self._optimizer, stage, num_kept=bucket.num_kept).lower(inputs)
 
     def close(self) -> None:
         """Leave what is not compiled yet."""

@@ -7,18 +7,17 @@ dropped; how many tokens are kept in these slots, and how many of a row are real
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
 from dsjax.mesh.layout import Layout
-from dsjax.models.config import RandomLTDConfig
 from dsjax.models.tree import ModelTree
+from dsjax.objectives.api import Batch
 from dsjax.optimizers.api import StagedTransform, Tree
 from dsjax.setup.state import TrainState
-from dsjax.setup.step import Batch, make_evaluate, make_gradient, make_update
+from dsjax.setup.step import GradientInputs, StepOptions, make_evaluate, make_gradient, make_update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +25,10 @@ class Programs:
     """The jitted programs of a run.
 
     Attributes:
-        gradient: (params, key, step, batch, frozen) -> (gradients, metrics), with nothing dropped.
+        gradient: GradientInputs -> (gradients, metrics), with nothing dropped.
         updates: stage -> (state, gradients, loss, learning rate) -> (state, metrics); the state is donated.
         evaluate: (params, batch) -> sums over the real targets.
-        local: (params, key, step, batch, shift, frozen) -> (gradients, metrics), of workers that do not talk; None if
-            there is no such stage.
+        local: as gradient, of workers that do not talk; None if there is no such stage.
         dropping: num_kept -> (gradient, local) with as many slots, made by the first call; None without random-LTD.
         frozen: parameters that are not trained, None if there are none.
     """
@@ -63,7 +61,7 @@ class Programs:
             counts: int32 [2], how many positions of a row are real and how many of these are kept; with num_kept.
         """
         program = self.gradient_for(optimizer, stage, num_kept=num_kept)
-        return program(*self.gradient_arguments(optimizer, stage, state, batch, counts=counts))
+        return program(self.gradient_inputs(optimizer, stage, state, batch, counts=counts))
 
     def gradient_for(self, optimizer: StagedTransform, stage: str, *, num_kept: int | None = None) -> Callable:
         """The jitted program of `gradient_of`, the same object for the same stage and num_kept.
@@ -81,7 +79,7 @@ class Programs:
         assert local is not None
         return local
 
-    def gradient_arguments(
+    def gradient_inputs(
         self,
         optimizer: StagedTransform,
         stage: str,
@@ -89,13 +87,13 @@ class Programs:
         batch: Batch,
         *,
         counts: jax.Array | np.ndarray | None = None,
-    ) -> tuple[Any, ...]:
-        """What `gradient_for`'s program is called with; also for lowering it."""
-        first = (state.params, state.key, state.step, batch)
-        if stage not in optimizer.local:
-            return *first, self.frozen, None, counts
-        assert optimizer.shift is not None
-        return *first, optimizer.shift(state.opt_state), self.frozen, counts
+    ) -> GradientInputs:
+        """Arguments of `gradient_for`'s program; of shapes too, to lower it."""
+        shift = None
+        if stage in optimizer.local:
+            assert optimizer.shift is not None
+            shift = optimizer.shift(state.opt_state)
+        return GradientInputs(state.params, state.key, state.step, batch, self.frozen, shift, counts)
 
     def with_frozen(self, frozen: Tree | None) -> "Programs":
         """The same with parameters that are not trained, which gradient_of and evaluate take beside params."""
@@ -106,47 +104,33 @@ class Programs:
 
 
 def make_programs(
-    model: ModelTree,
-    optimizer: StagedTransform,
-    layout: Layout,
-    shardings: TrainState,
-    *,
-    clip_norm: float,
-    ema_decay: float,
-    dropout: bool,
-    random_ltd: RandomLTDConfig | None = None,
+    model: ModelTree, optimizer: StagedTransform, layout: Layout, shardings: TrainState, options: StepOptions
 ) -> Programs:
     """Jit the programs with their layouts; nothing is compiled until the first call."""
     whole, each = layout.named(PartitionSpec()), layout.named(PartitionSpec("data"))
 
     @functools.cache
     def gradients(num_kept: int | None) -> tuple[Callable, Callable | None]:
-        return _gradient_programs(model, optimizer, layout, dropout=dropout, random_ltd=random_ltd, num_kept=num_kept)
+        return _gradient_programs(model, optimizer, layout, options, num_kept)
 
     updates = {}
     for stage in optimizer.updates:
-        update = make_update(model, optimizer, stage, clip_norm=clip_norm, ema_decay=ema_decay)
+        update = make_update(model, optimizer, stage, clip_norm=options.clip_norm, ema_decay=options.ema_decay)
         metrics = whole
         if stage in optimizer.local:
             metrics = dict.fromkeys(("grad_norm", "finite", "first_bad"), each)
             metrics |= {} if stage in optimizer.no_collectives else {"worker_skips": whole}
         updates[stage] = jax.jit(update, donate_argnums=0, out_shardings=(shardings, metrics))
-    evaluate = jax.jit(make_evaluate(model, layout), out_shardings=whole)
+    evaluate = jax.jit(make_evaluate(model, layout, options.objective), out_shardings=whole)
     gradient, local = gradients(None)
-    return Programs(gradient, updates, evaluate, local, None if random_ltd is None else gradients)
+    return Programs(gradient, updates, evaluate, local, None if options.random_ltd is None else gradients)
 
 
 def _gradient_programs(
-    model: ModelTree,
-    optimizer: StagedTransform,
-    layout: Layout,
-    *,
-    dropout: bool,
-    random_ltd: RandomLTDConfig | None,
-    num_kept: int | None,
+    model: ModelTree, optimizer: StagedTransform, layout: Layout, options: StepOptions, num_kept: int | None
 ) -> tuple[Callable, Callable | None]:
     """The gradient program, and that of workers which do not talk, if there is such a stage."""
-    make = functools.partial(make_gradient, model, layout, dropout=dropout, random_ltd=random_ltd, num_kept=num_kept)
+    make = functools.partial(make_gradient, model, layout, options, num_kept=num_kept)
     per_worker = optimizer.gradients == "per_worker"
     gradient_shardings = jax.tree.map(
         lambda spec: layout.named(PartitionSpec("data", *spec) if per_worker else spec),
@@ -158,17 +142,5 @@ def _gradient_programs(
     gradient = jax.jit(make(per_worker=per_worker), out_shardings=(gradient_shardings, metrics))
     if not optimizer.local:
         return gradient, None
-    by_itself = make(per_worker=True, local=True)
-
-    def of_one(
-        params: Tree,
-        key: jax.Array,
-        step: jax.Array,
-        batch: Batch,
-        shift: Tree,
-        frozen: Tree | None = None,
-        counts: jax.Array | None = None,
-    ):
-        return by_itself(params, key, step, batch, frozen, shift, counts)
-
-    return gradient, jax.jit(of_one, out_shardings=(gradient_shardings, {"loss": each, "tokens": each}))
+    local = make(per_worker=True, local=True)
+    return gradient, jax.jit(local, out_shardings=(gradient_shardings, {"loss": each, "tokens": each}))

@@ -9,174 +9,119 @@ Optimizers that talk in bits get the gradient of every worker, and reduce, clip 
 which workers do not talk at all ("local") a worker's gradient is taken at its own parameters and is the mean over its
 own targets: to know the others' number would be a message.
 
-Otherwise the loss is the sum over all real target tokens of the global batch, divided by their number N, however the
-batch is cut: worker w holds W/N times the gradient of its own sum, so that the mean over workers is the gradient. Of a
-classifier the targets are the rows' labels, and N is the number of rows.
+Otherwise the loss is the sum over all real targets of the global batch, divided by their number N, however the batch is
+cut: worker w holds W/N times the gradient of its own sum, so that the mean over workers is the gradient.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from dsjax.layers.cross_entropy import summed_loss
 from dsjax.layers.dropout import sample_keys
 from dsjax.layers.random_ltd import Dropping
 from dsjax.mesh.layout import BATCH_AXES, Layout
 from dsjax.models.config import RandomLTDConfig
 from dsjax.models.tree import ModelTree, joined
+from dsjax.objectives.api import Batch, Objective
 from dsjax.optimizers.api import Measured, StagedTransform, Tree, UpdateInputs
 from dsjax.optimizers.guard import first_not_finite
 from dsjax.optimizers.workers import keep
 from dsjax.setup.state import TrainState
 
 BATCH_SPEC = PartitionSpec("data", None, BATCH_AXES)
-Batch = Mapping[str, jax.Array]
 
 
-def batch_loss(
-    model: Any,
-    batch: Batch,
-    *,
-    keys: jax.Array | None = None,
-    dropping: Dropping | None = None,
-    layout: Layout | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Sum of the losses over real targets (float32) and their number (int32), for rows [B, T].
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GradientInputs:
+    """Arguments of a gradient program, one pytree.
 
-    Args:
-        model: a Transformer.
-        batch: tokens, targets [B, T] int32, loss_mask [B, T] bool; in packed rows also segments and positions. Of the
-            task classification tokens, segments [B, T] int32, labels [B] int32, loss_mask [B] bool; of pairs of texts
-            also token_types [B, T] int32.
-        keys: dropout keys [B], or None.
-        dropping: the layers that see some tokens only, and how many; None: all see all.
-        layout: placement, or None on one device.
+    Attributes:
+        params: what is trained.
+        key: of the run.
+        step: number of the step.
+        batch: [W, A, b, ...].
+        frozen: parameters that have no gradient; None when there are none.
+        shift: difference between each worker's parameters and `params`, [W, ...] ([S, W, ...] for a stack); None when
+            all have the same.
+        counts: int32 [2], how many positions of a row are real and how many of these are kept; None when nothing is
+            dropped.
     """
-    features = _features(model, batch, keys, layout, dropping)
-    if model.config.task == "classification":
-        losses, _ = _label_losses(model, features, batch, keys, layout)
-        return losses.sum(), batch["loss_mask"].sum(dtype=jnp.int32)
-    inputs, table, bias = model.logit_inputs(features, layout=layout)
-    loss = summed_loss(inputs, table, batch["targets"], batch["loss_mask"], bias, layout)
-    return loss, batch["loss_mask"].sum(dtype=jnp.int32)
+
+    params: Tree
+    key: jax.Array
+    step: jax.Array
+    batch: Batch
+    frozen: Tree | None = None
+    shift: Tree | None = None
+    counts: jax.Array | np.ndarray | None = None
 
 
-def _features(
-    model: Any, batch: Batch, keys: jax.Array | None, layout: Layout | None, dropping: Dropping | None = None
-) -> jax.Array:
-    return model.features(
-        batch["tokens"],
-        segments=batch.get("segments"),
-        positions=batch.get("positions"),
-        token_types=batch.get("token_types"),
-        keys=keys,
-        dropping=dropping,
-        layout=layout,
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """Choices of a run that change what a step computes.
 
+    Attributes:
+        objective: what is minimised.
+        clip_norm: largest norm of the gradient, 0 for no bound.
+        ema_decay: of the averaged parameters, 0 for none.
+        dropout: whether to draw dropout keys.
+        random_ltd: which layers drop tokens, None for none.
+    """
 
-def _label_losses(
-    model: Any, features: jax.Array, batch: Batch, keys: jax.Array | None, layout: Layout | None
-) -> tuple[jax.Array, jax.Array]:
-    """A classifier's loss of every row [B], 0 for rows that do not exist, and whether its likeliest class is right."""
-    z_BC = model.classify(features, batch["segments"] > 0, keys=keys, layout=layout)
-    onehot_BC = jnp.arange(z_BC.shape[-1]) == batch["labels"][:, None]
-    losses = jax.nn.logsumexp(z_BC, axis=-1) - jnp.where(onehot_BC, z_BC, 0).sum(-1)
-    right = (z_BC.argmax(-1) == batch["labels"]) & batch["loss_mask"]
-    return jnp.where(batch["loss_mask"], losses, 0), right
+    objective: Objective
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    dropout: bool = False
+    random_ltd: RandomLTDConfig | None = None
 
 
 def make_gradient(
     model: ModelTree,
     layout: Layout,
+    options: StepOptions,
     *,
     per_worker: bool,
-    dropout: bool,
     local: bool = False,
-    random_ltd: RandomLTDConfig | None = None,
     num_kept: int | None = None,
-) -> Callable[..., tuple[Tree, dict[str, jax.Array]]]:
-    """The gradient program: (params, run key, step, batch [W, A, b, T], frozen, shift, counts) -> (gradients, metrics).
-
-    `frozen` are parameters that have no gradient, None when there are none; `shift` is what every worker's parameters
-    differ by from `params`, [W, ...] ([S, W, ...] for a stack), None when they do not; `counts` is int32 [2], how many
-    positions of a row are real and how many of these are kept, None when nothing is dropped.
+) -> Callable[[GradientInputs], tuple[Tree, dict[str, jax.Array]]]:
+    """Make the gradient program: GradientInputs -> (gradients, metrics).
 
     Args:
         model: the model taken apart.
         layout: the mesh and its ZeRO stage.
+        options: what is minimised, and how.
         per_worker: True: gradients keep their first dimension W, sharded over `data`, and nothing but scalars crosses
             `data`. False: they are averaged over it.
-        dropout: whether to draw dropout keys.
         local: workers do not talk: loss and tokens are [W], a worker's gradient the mean over its own targets.
-        random_ltd: which layers drop tokens.
-        num_kept: slots for the tokens that these see, at most T; None: nothing is dropped.
+        num_kept: slots for the tokens that the layers of random-LTD see, at most T; None: nothing is dropped.
 
     Returns:
         gradients in their ZeRO shards, and metrics: loss (mean over targets), worker_loss [W], tokens (number of real
         targets, int32).
     """
-    gradient_specs, parameter_specs = model.specs(layout.gradient), model.specs(layout.parameter)
+    sharded = _sharded(model, layout)
+    worker = _worker_gradient(model, layout, _micro_batch_loss(model, layout, options, num_kept))
 
-    def sharded(tree: Tree) -> Tree:
-        return jax.tree.map(lambda x, s: jax.lax.with_sharding_constraint(x, layout.named(s)), tree, gradient_specs)
-
-    def loss(
-        params: Tree, part: Batch, key: jax.Array, step: jax.Array, frozen: Tree | None, counts: jax.Array | None
-    ) -> jax.Array:
-        merged = nnx.merge(model.graph, joined(params, frozen))
-        keys = sample_keys(key, step, part["sample_ids"]) if dropout or num_kept is not None else None
-        dropping = None
-        if num_kept is not None:
-            assert keys is not None and random_ltd is not None and counts is not None
-            layers = random_ltd.layers(merged.config.num_layers)
-            dropping = Dropping(keys, layers, num_kept, length=counts[0], kept=counts[1])
-        return batch_loss(merged, part, keys=keys if dropout else None, dropping=dropping, layout=layout)[0]
-
-    def shifted(param: jax.Array, shift: jax.Array, spec: PartitionSpec) -> jax.Array:
-        return jax.lax.with_sharding_constraint(param + shift, layout.named(spec))
-
-    def worker(params: Tree, parts: Batch, shift: Tree | None, *same: Any) -> tuple[Tree, jax.Array]:
-        """Gradient and loss of one worker's rows [A, b, T], as sums over its tokens; `same` as `loss` wants it."""
-        if shift is not None:
-            params = jax.tree.map(shifted, params, shift, parameter_specs)
-        value_and_grad = jax.value_and_grad(loss)
-        if parts["tokens"].shape[0] == 1:
-            value, gradient = value_and_grad(params, {name: x[0] for name, x in parts.items()}, *same)
-            return sharded(gradient), value
-
-        def accumulate(total, part):
-            value, gradient = value_and_grad(params, part, *same)
-            return sharded(jax.tree.map(jnp.add, total, sharded(gradient))), value
-
-        zeros = sharded(jax.tree.map(jnp.zeros_like, params))
-        total, values = jax.lax.scan(accumulate, zeros, parts)
-        return total, values.sum()
-
-    def gradient(
-        params: Tree,
-        key: jax.Array,
-        step: jax.Array,
-        batch: Batch,
-        frozen: Tree | None = None,
-        shift: Tree | None = None,
-        counts: jax.Array | None = None,
-    ):
+    def gradient(inputs: GradientInputs) -> tuple[Tree, dict[str, jax.Array]]:
+        batch = inputs.batch
         num_workers, num_parts, rows = batch["tokens"].shape[:3]
-        if dropout or num_kept is not None:
+        if options.dropout or num_kept is not None:
             ids = jnp.arange(num_workers * num_parts * rows, dtype=jnp.int32).reshape(num_workers, num_parts, rows)
             batch = {**batch, "sample_ids": jax.lax.with_sharding_constraint(ids, layout.named(BATCH_SPEC))}
         counted = tuple(range(int(local), batch["loss_mask"].ndim))
         tokens = batch["loss_mask"].sum(axis=counted, dtype=jnp.int32)
         per_token = 1 / jnp.maximum(tokens, 1).astype(jnp.float32)
-        workers_dim = None if shift is None else jax.tree.map(int, model.stacked)
-        each_worker = jax.vmap(worker, in_axes=(None, 0, workers_dim, *[None] * 4), spmd_axis_name="data")
-        gradients, losses = each_worker(params, batch, shift, key, step, frozen, counts)
+        workers_dim = None if inputs.shift is None else jax.tree.map(int, model.stacked)
+        mapped = GradientInputs(None, None, None, 0, shift=workers_dim)  # pyright: ignore
+        each_worker = jax.vmap(worker, in_axes=(mapped,), spmd_axis_name="data")
+        gradients, losses = each_worker(dataclasses.replace(inputs, batch=batch))
         if local:
             each = lambda g: g * per_token.reshape(-1, *[1] * (g.ndim - 1))
             return jax.tree.map(each, gradients), {"loss": losses * per_token, "tokens": tokens}
@@ -188,6 +133,59 @@ def make_gradient(
         return gradients, metrics
 
     return gradient
+
+
+def _sharded(model: ModelTree, layout: Layout) -> Callable[[Tree], Tree]:
+    """Make the function that constrains gradients to their ZeRO shards."""
+    specs = model.specs(layout.gradient)
+    return lambda tree: jax.tree.map(lambda x, s: jax.lax.with_sharding_constraint(x, layout.named(s)), tree, specs)
+
+
+def _micro_batch_loss(
+    model: ModelTree, layout: Layout, options: StepOptions, num_kept: int | None
+) -> Callable[[Tree, Batch, GradientInputs], jax.Array]:
+    """Make the loss of one micro-batch [b, T]: a sum over its real targets."""
+
+    def loss(params: Tree, part: Batch, inputs: GradientInputs) -> jax.Array:
+        merged = nnx.merge(model.graph, joined(params, inputs.frozen))
+        drawn = options.dropout or num_kept is not None
+        keys = sample_keys(inputs.key, inputs.step, part["sample_ids"]) if drawn else None
+        dropping = None
+        if num_kept is not None:
+            assert keys is not None and options.random_ltd is not None and inputs.counts is not None
+            layers, counts = options.random_ltd.layers(merged.config.num_layers), inputs.counts
+            dropping = Dropping(keys, layers, num_kept, length=counts[0], kept=counts[1])
+        keys = keys if options.dropout else None
+        return options.objective.sums(merged, part, keys=keys, dropping=dropping, layout=layout)[0]["loss"]
+
+    return loss
+
+
+def _worker_gradient(
+    model: ModelTree, layout: Layout, loss: Callable[[Tree, Batch, GradientInputs], jax.Array]
+) -> Callable[[GradientInputs], tuple[Tree, jax.Array]]:
+    """Make the gradient and loss of one worker's rows [A, b, T], as sums over its targets; `loss`: of a micro-batch."""
+    sharded, specs, value_and_grad = _sharded(model, layout), model.specs(layout.parameter), jax.value_and_grad(loss)
+
+    def shifted(param: jax.Array, shift: jax.Array, spec: PartitionSpec) -> jax.Array:
+        return jax.lax.with_sharding_constraint(param + shift, layout.named(spec))
+
+    def worker(inputs: GradientInputs) -> tuple[Tree, jax.Array]:
+        params, parts = inputs.params, inputs.batch
+        if inputs.shift is not None:
+            params = jax.tree.map(shifted, params, inputs.shift, specs)
+        if parts["tokens"].shape[0] == 1:
+            value, gradient = value_and_grad(params, {name: x[0] for name, x in parts.items()}, inputs)
+            return sharded(gradient), value
+
+        def accumulate(total: Tree, part: Batch) -> tuple[Tree, jax.Array]:
+            value, gradient = value_and_grad(params, part, inputs)
+            return sharded(jax.tree.map(jnp.add, total, sharded(gradient))), value
+
+        total, values = jax.lax.scan(accumulate, sharded(jax.tree.map(jnp.zeros_like, params)), parts)
+        return total, values.sum()
+
+    return worker
 
 
 def squared_norms(model: ModelTree, gradients: Tree) -> Tree:
@@ -241,21 +239,14 @@ def make_update(
     return update
 
 
-def make_evaluate(model: ModelTree, layout: Layout) -> Callable[[Tree, Batch], dict[str, jax.Array]]:
-    """The evaluation program: (params, rows [B, T] over data, fsdp, expert) -> sums over the real targets.
-
-    These are loss, count (the number of targets) and, of a classifier, correct (how many are the likeliest class).
-    """
+def make_evaluate(
+    model: ModelTree, layout: Layout, objective: Objective
+) -> Callable[[Tree, Batch], dict[str, jax.Array]]:
+    """Make the evaluation program: (params, rows [B, T] over data, fsdp, expert) -> the objective's sums."""
     rows_everywhere = dataclasses.replace(layout, batch_axes=("data", *BATCH_AXES))
 
     def evaluate(params: Tree, batch: Batch, frozen: Tree | None = None) -> dict[str, jax.Array]:
         merged = nnx.merge(model.graph, joined(params, frozen))
-        if merged.config.task != "classification":
-            loss, count = batch_loss(merged, batch, layout=rows_everywhere)
-            return {"loss": loss, "count": count}
-        features = _features(merged, batch, None, rows_everywhere)
-        losses, right = _label_losses(merged, features, batch, None, rows_everywhere)
-        sums = {"count": batch["loss_mask"], "correct": right}
-        return {"loss": losses.sum(), **{name: x.sum(dtype=jnp.int32) for name, x in sums.items()}}
+        return objective.sums(merged, batch, layout=rows_everywhere)[0]
 
     return evaluate

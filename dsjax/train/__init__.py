@@ -1,4 +1,7 @@
-"""Training. `run(config) -> RunResult`."""
+"""Training: the loop, its steps, the recorder and the summary. `run(config) -> RunResult`.
+
+Imports plan, inference, evaluate, runs and below; compression, rlhf, graph and cli may import it.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any

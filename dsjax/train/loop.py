@@ -29,6 +29,7 @@ from dsjax.models import adapter_training
 from dsjax.models.families.registry import abstract, check_divisible, check_length, initial_params
 from dsjax.models.formats.pretrained import initial_weights
 from dsjax.models.tree import ModelTree, count_parameters
+from dsjax.objectives.registry import objective_of
 from dsjax.observe.progress import Progress
 from dsjax.observe.trackers import METRICS_FILE, make_trackers
 from dsjax.optimizers.api import StagedTransform, Tree
@@ -45,6 +46,7 @@ from dsjax.setup.placement import Placement, training_placements
 from dsjax.setup.programs import Programs, make_programs
 from dsjax.setup.schedule import StepSchedule
 from dsjax.setup.state import TrainState, abstract_state, init_state, make_optimizer, state_around, state_shardings
+from dsjax.setup.step import StepOptions
 from dsjax.train import summary as run_summary
 from dsjax.train.recorder import Recorder, tensor_names
 from dsjax.train.signals import StopRequest
@@ -150,10 +152,13 @@ def run(
         optimizer,
         layout,
         shardings,
-        clip_norm=config.train.clip_norm,
-        ema_decay=config.train.ema_decay,
-        dropout=config.model.dropout > 0 or config.model.attention_dropout > 0,
-        random_ltd=config.random_ltd,
+        StepOptions(
+            objective=objective_of(config.data.task),
+            clip_norm=config.train.clip_norm,
+            ema_decay=config.train.ema_decay,
+            dropout=config.model.dropout > 0 or config.model.attention_dropout > 0,
+            random_ltd=config.random_ltd,
+        ),
     )
 
     folder = find_folder(corpus.hash, report=report)

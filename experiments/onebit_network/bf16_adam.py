@@ -5,6 +5,7 @@ gather that the one-bit mean uses too; each worker sums what it has got in float
 much as a bfloat16 all-reduce would.
 """
 
+import dataclasses
 import itertools
 
 import jax
@@ -59,4 +60,4 @@ def averaged_in_bf16(adam: StagedTransform, mesh: Mesh | AbstractMesh) -> Staged
         changes, new = adam.updates["full"](gradients, state, inputs)
         return changes, keep(finite, new, state), Measured(norm, finite, first_not_finite(squares))
 
-    return StagedTransform(adam.init, {"full": update}, adam.stage, "per_worker", adam.state_specs, adam.rounds)
+    return dataclasses.replace(adam, updates={"full": update}, gradients="per_worker")

@@ -21,12 +21,14 @@ from dsjax.mesh.processes import start_processes
 from dsjax.models.config import GPT2Config
 from dsjax.models.families.registry import abstract, initial_params
 from dsjax.models.tree import ModelTree, count_parameters
+from dsjax.objectives.registry import objective_of
 from dsjax.optimizers.api import StagedTransform
 from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
 from dsjax.plan.rounds import predict_rounds
 from dsjax.setup.placement import training_placement
 from dsjax.setup.programs import make_programs
 from dsjax.setup.state import init_state, make_optimizer, state_shardings
+from dsjax.setup.step import StepOptions
 
 BF16 = "bf16_adam"
 # What a device sends of a buffer, in (W - 1) / W of it.
@@ -44,9 +46,8 @@ class Trainer:
         self.optimizer = self._optimizer(optimizer, steps)
         self.kind, self.total = optimizer["kind"], steps
         self.shardings = state_shardings(self.layout, self.model, self.optimizer, ema=False)
-        self.programs = make_programs(
-            self.model, self.optimizer, self.layout, self.shardings, clip_norm=clip, ema_decay=0.0, dropout=False
-        )
+        options = StepOptions(objective=objective_of("language_model"), clip_norm=clip)
+        self.programs = make_programs(self.model, self.optimizer, self.layout, self.shardings, options)
         self.rate = np.float32(optimizer["learning_rate"])
         self.state = init_state(partial(initial_params, config), self.optimizer, self.shardings, seed=0)
         self.batches = [self._batch(config, rows, number) for number in range(4)]
@@ -74,16 +75,11 @@ class Trainer:
 
     def compiled(self, stage: str) -> tuple[Any, Any]:
         """The gradient and the update program of a stage, compiled once; most stages share the gradient."""
-        local = stage in self.optimizer.local
-        state, source = self.state, "local" if local else "gradient"
+        state, source = self.state, "local" if stage in self.optimizer.local else "gradient"
         if source not in self.programs_done:
-            arguments = [state.params, state.key, state.step, self.batches[0]]
-            program = self.programs.gradient
-            if local:
-                assert self.programs.local is not None and self.optimizer.shift is not None
-                program = self.programs.local
-                arguments.append(self.optimizer.shift(state.opt_state))
-            self.programs_done[source] = program.lower(*arguments).compile()
+            inputs = self.programs.gradient_inputs(self.optimizer, stage, state, self.batches[0])
+            program = self.programs.gradient_for(self.optimizer, stage)
+            self.programs_done[source] = program.lower(inputs).compile()
         gradient = self.programs_done[source]
         if stage not in self.programs_done:
             gradients, figures = gradient.out_info
@@ -100,11 +96,7 @@ class Trainer:
             gradient, update = self.compiled(stage)
             batch = self.batches[self.done % len(self.batches)]
             before, began = own_counters(), time.perf_counter()
-            arguments = [self.state.params, self.state.key, self.state.step, batch]
-            if stage in self.optimizer.local:
-                assert self.optimizer.shift is not None
-                arguments.append(self.optimizer.shift(self.state.opt_state))
-            gradients, figures = gradient(*arguments)
+            gradients, figures = gradient(self.programs.gradient_inputs(self.optimizer, stage, self.state, batch))
             self.state, _ = update(self.state, gradients, figures["loss"], self.rate)
             del gradients
             jax.block_until_ready(self.state)

@@ -17,11 +17,12 @@ from dsjax.models.config import GPT2Config
 from dsjax.models.families.registry import abstract, create
 from dsjax.models.formats.pretrained import load_pretrained
 from dsjax.models.tree import ModelTree
+from dsjax.objectives.registry import objective_of
 from dsjax.optimizers.config import AdamWConfig
 from dsjax.optimizers.create import create_optimizer
 from dsjax.setup.programs import make_programs
 from dsjax.setup.state import TrainState, init_state, state_shardings
-from dsjax.setup.step import BATCH_SPEC
+from dsjax.setup.step import BATCH_SPEC, GradientInputs, StepOptions
 
 
 class JaxTrainer:
@@ -45,9 +46,8 @@ class JaxTrainer:
         adamw = AdamWConfig(**job.optimizer)  # pyright: ignore[reportArgumentType]
         self.optimizer = create_optimizer(adamw, model.shapes, model.stacked)
         self.shardings = state_shardings(self.layout, model, self.optimizer, ema=False)
-        self.programs = make_programs(
-            model, self.optimizer, self.layout, self.shardings, clip_norm=0.0, ema_decay=0.0, dropout=False
-        )
+        options = StepOptions(objective=objective_of("language_model"))
+        self.programs = make_programs(model, self.optimizer, self.layout, self.shardings, options)
         self.learning_rate = jnp.float32(adamw.learning_rate)
         self.batches = [self._place(rows) for rows in np.load(job.tokens)]
         self.reset()
@@ -73,7 +73,7 @@ class JaxTrainer:
             batch = self.batches[self.at % len(self.batches)]
             self.at += 1
             state = self.state
-            gradients, metrics = self.programs.gradient(state.params, state.key, state.step, batch)
+            gradients, metrics = self.programs.gradient(GradientInputs(state.params, state.key, state.step, batch))
             self.state, _ = self.programs.updates["full"](state, gradients, metrics["loss"], self.learning_rate)
             losses.append(metrics["loss"])
         jax.block_until_ready(self.state.params)
@@ -90,7 +90,7 @@ class JaxTrainer:
     def inspect(self) -> dict[str, Any]:
         """Also how many calls of cuDNN's fused attention the compiled gradient holds (forward and backward)."""
         state = self.state
-        lowered = self.programs.gradient.lower(state.params, state.key, state.step, self.batches[0])
+        lowered = self.programs.gradient.lower(GradientInputs(state.params, state.key, state.step, self.batches[0]))
         stats = jax.devices()[0].memory_stats() or {}
         return {
             "peak_bytes": stats.get("peak_bytes_in_use", 0),

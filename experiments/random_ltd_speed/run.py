@@ -24,6 +24,7 @@ from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
 from dsjax.models.adapter_training import split_model
 from dsjax.models.families.registry import initial_params
+from dsjax.objectives.registry import objective_of
 from dsjax.observe.environment import versions
 from dsjax.observe.host import restart_with_huge_pages
 from dsjax.plan.cost import Cost
@@ -32,6 +33,7 @@ from dsjax.setup.placement import training_placement
 from dsjax.setup.programs import make_programs
 from dsjax.setup.schedule import Bucket, StepSchedule
 from dsjax.setup.state import init_state, make_optimizer, state_shardings
+from dsjax.setup.step import StepOptions
 
 HERE = Path(__file__).parent
 REPEATS, STEPS = 3, 2
@@ -45,10 +47,8 @@ class Trainer:
         self.model, _ = split_model(config.model, None)
         self.optimizer = make_optimizer(config.optimizer, self.model, self.layout, steps=schedule.num_steps)
         shardings = state_shardings(self.layout, self.model, self.optimizer, ema=False)
-        self.programs = make_programs(
-            self.model, self.optimizer, self.layout, shardings, clip_norm=1.0, ema_decay=0.0, dropout=False,
-            random_ltd=config.random_ltd,
-        )  # fmt: skip
+        options = StepOptions(objective=objective_of("language_model"), clip_norm=1.0, random_ltd=config.random_ltd)
+        self.programs = make_programs(self.model, self.optimizer, self.layout, shardings, options)
         make = lambda key: initial_params(config.model, key)
         self.state = init_state(make, self.optimizer, shardings, seed=0)
         self.vocab = config.model.vocab_size
@@ -65,17 +65,17 @@ class Trainer:
         """A gradient program, the seconds that it took to compile, and its temporary bytes."""
         counts = None if bucket.num_kept is None else np.array([bucket.width, bucket.num_kept], np.int32)
         batch = self.batch(bucket)
-        arguments = self.programs.gradient_arguments(self.optimizer, "full", self.state, batch, counts=counts)
+        inputs = self.programs.gradient_inputs(self.optimizer, "full", self.state, batch, counts=counts)
         began = time.perf_counter()
-        program = self.programs.gradient_for(self.optimizer, "full", num_kept=bucket.num_kept).lower(*arguments)
+        program = self.programs.gradient_for(self.optimizer, "full", num_kept=bucket.num_kept).lower(inputs)
         compiled = program.compile()
         seconds = time.perf_counter() - began
 
         def step() -> float:
             start = time.perf_counter()
             for _ in range(STEPS):
-                arguments = self.programs.gradient_arguments(self.optimizer, "full", self.state, batch, counts=counts)
-                gradients, metrics = compiled(*arguments)
+                inputs = self.programs.gradient_inputs(self.optimizer, "full", self.state, batch, counts=counts)
+                gradients, metrics = compiled(inputs)
                 self.state, _ = self.update(self.state, gradients, metrics["loss"], np.float32(1e-4))
             jax.block_until_ready(self.state.params)
             return (time.perf_counter() - start) / STEPS

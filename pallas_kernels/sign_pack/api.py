@@ -123,7 +123,7 @@ def unpack_average(
 def unpack(
     bits: UInt8[Array, "W S K/8"], scales: Float32[Array, "W S"], *, implementation: str = "auto"
 ) -> Float32[Array, "S W*K"]:
-    """What the servers send back: chunk w of tensor s is scales[w, s] * (2 bit - 1).
+    """Unpack the servers' answers: chunk w of tensor s is scales[w, s] * (2 bit - 1).
 
     Args:
         bits: the packed signs of chunk w from server w.

@@ -1,4 +1,4 @@
-"""How fast the three phases are, beside a copy in the same process and the memory's own speed.
+"""Benchmark of the three phases, beside a copy in the same process and the memory's own speed.
 
     python -m pallas_kernels.sign_pack.bench                                    # CPU: 16.7 million values, XLA
     python -m pallas_kernels.sign_pack.bench --values 268435456 --implementations xla mosaic --peak 4800    # H200
@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
 
 class Row(NamedTuple):
-    """What was measured: the median of a step in ms, and unavoidable bytes over time."""
+    """One measurement: the median of a step in ms, and unavoidable bytes over time."""
 
     op: str
     implementation: str

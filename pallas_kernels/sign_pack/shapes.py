@@ -1,4 +1,4 @@
-"""What the three phases accept: every mistake in a shape or a dtype is named here, before anything is traced."""
+"""Checks of the three phases' arguments: every mistake in a shape or dtype is named before anything is traced."""
 
 import math
 from typing import NamedTuple
@@ -53,7 +53,7 @@ def check_mask(mask: jax.Array | None, length: int | jax.Array | None, shape: tu
 
 
 class Tiling(NamedTuple):
-    """How a thread block of the Mosaic kernel walks a tensor: `per_block` tiles of `rows` rows of 8 values."""
+    """Walk of a thread block of the Mosaic kernel over a tensor: `per_block` tiles of `rows` rows of 8 values."""
 
     rows: int
     per_block: int

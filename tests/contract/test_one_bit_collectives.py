@@ -139,10 +139,7 @@ def test_a_stage_sends_what_is_accounted_for(mesh, optimizer, stage):
 def test_a_gradient_of_workers_that_are_alone_sends_nothing_over_data(mesh):
     training = make_training(MESHES[mesh], SMALL, ZERO_ONE, steps=STEPS)
     state = abstract_state(training.model, training.optimizer, training.shardings)
-    program, shift = training.programs.local, training.optimizer.shift
-    assert program is not None and shift is not None
-    batch = training.place(make_rows())
-    found = counted(
-        program, state.params, state.key, state.step, batch, shift(state.opt_state), sizes=training.layout.mesh.shape
-    )
+    inputs = training.programs.gradient_inputs(training.optimizer, "local", state, training.place(make_rows()))
+    assert training.programs.local is not None and inputs.shift is not None
+    found = counted(training.programs.local, inputs, sizes=training.layout.mesh.shape)
     assert over_data(found) == []

@@ -7,6 +7,7 @@ import pytest
 from dsjax.optimizers.config import ScheduleConfig
 from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.setup.placement import evaluation_placement
+from dsjax.setup.step import GradientInputs
 from tests.helpers import MESHES, make_rows, make_training
 
 
@@ -18,7 +19,7 @@ def test_the_second_step_compiles_nothing():
     for step in range(3):
         rate = learning_rate(schedule, 1e-3, after=Clocks(step + 1), end=Clocks(10))
         batch = training.place(make_rows(seed=step), accumulation=2)
-        gradients, metrics = programs.gradient(state.params, state.key, state.step, batch)
+        gradients, metrics = programs.gradient(GradientInputs(state.params, state.key, state.step, batch))
         state, _ = programs.updates["full"](state, gradients, metrics["loss"], jnp.float32(rate))
         programs.evaluate(state.params, evaluation_placement(training.layout, batch_size=16)(make_rows(seed=step)))
         assert programs.gradient._cache_size() == 1

@@ -26,8 +26,7 @@ from dsjax.models import load_pretrained
 from dsjax.models.families.registry import FAMILIES
 from dsjax.models.transformer import Transformer
 from dsjax.optimizers.config import AdamWConfig
-from dsjax.setup.step import batch_loss
-from tests.helpers import FAST, ONE, assert_close, make_training
+from tests.helpers import FAST, ONE, assert_close, batch_loss, make_training
 
 ROOT = Path(os.environ.get("DSJAX_GOLDEN_BLOOM", Path(__file__).parent / "bloom"))
 FOLDERS = sorted(path.parent for path in ROOT.rglob("golden.npz"))

@@ -18,12 +18,12 @@ import pytest
 from flax import nnx
 
 from dsjax.checkpoint.safetensors_folder import open_folder, write_tree
+from dsjax.layers.context import Context
 from dsjax.models import load_pretrained
 from dsjax.models.families.registry import FAMILIES, config_from_hf
 from dsjax.models.formats.pretrained import save_pretrained
 from dsjax.models.transformer import Transformer
-from dsjax.setup.step import batch_loss
-from tests.helpers import FAST, ONE, assert_close, make_training
+from tests.helpers import FAST, ONE, assert_close, batch_loss, make_training
 
 ROOT = Path(__file__).parent / "families"
 NAMES = sorted(path.parent.name for path in ROOT.glob("*/golden.npz"))
@@ -75,7 +75,7 @@ def outputs(model: Transformer, batch) -> dict[str, jax.Array]:
     if model.config.task == "classification":
         return {"logits": model.classify(features, mask)}
     first = jnp.take_along_axis(features, jnp.argmax(mask, axis=1)[:, None, None], axis=1)[:, 0]
-    return {"hidden": features, "pooled": model.pooler(first, layout=None)}
+    return {"hidden": features, "pooled": model.pooler(first, Context())}
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import pytest
 from dsjax.data.config import FileTokenizer
 from dsjax.data.tokenizers.load import load_tokenizer
 from dsjax.models import load_pretrained
-from dsjax.setup.step import batch_loss
+from tests.helpers import batch_loss
 
 FOLDER = Path(__file__).parent / "real"
 WINDOW = 1024

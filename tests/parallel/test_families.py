@@ -13,8 +13,7 @@ from flax import nnx
 
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import BertConfig, LlamaConfig
-from dsjax.setup.step import batch_loss
-from tests.helpers import FAST, ONE, assert_close, make_rows, make_training
+from tests.helpers import FAST, ONE, assert_close, batch_loss, make_rows, make_training
 
 TOLERANCE = 1e-5
 SMALL = {"vocab_size": 64, "num_layers": 2, "segments": (2,), "model_dim": 32, "num_heads": 8, "mlp_dim": 64}

@@ -17,8 +17,7 @@ from flax import nnx
 from dsjax.layers.dropout import sample_keys
 from dsjax.mesh.config import AXES, MeshConfig
 from dsjax.models.config import GPT2Config
-from dsjax.setup.step import batch_loss
-from tests.helpers import FAST, MESHES, ONE, TINY, assert_close, make_rows, make_training
+from tests.helpers import FAST, MESHES, ONE, TINY, assert_close, batch_loss, make_rows, make_training
 
 TOLERANCE = 1e-5
 KEY, STEP = jax.random.key(5), jnp.int32(3)

@@ -16,11 +16,13 @@ from dsjax.models.config import BertConfig, LlamaConfig, LoRAConfig
 from dsjax.models.families.registry import create
 from dsjax.models.formats.pretrained import save_pretrained
 from dsjax.models.naming import to_named
+from dsjax.objectives.registry import chosen_objective
 from dsjax.optimizers.config import AdamWConfig
 from dsjax.optimizers.create import create_optimizer
 from dsjax.setup.placement import training_placement
 from dsjax.setup.programs import make_programs
 from dsjax.setup.state import state_around, state_shardings
+from dsjax.setup.step import GradientInputs, StepOptions
 from tests.helpers import FAST, assert_close, make_rows
 
 SIZES = {"vocab_size": 64, "num_layers": 2, "model_dim": 32, "num_heads": 8, "mlp_dim": 48, "segments": (2,)}
@@ -47,14 +49,13 @@ class Run:
         shardings = state_shardings(self.layout, self.model, optimizer, ema=False)
         params, self.frozen = lora.first_params(config, self.model, self.layout, seed=0)
         self.state = state_around(params, optimizer, shardings, seed=0)
-        self.programs = make_programs(
-            self.model, optimizer, self.layout, shardings, clip_norm=1.0, ema_decay=0, dropout=False
-        )
+        options = StepOptions(objective=chosen_objective(config), clip_norm=1.0)
+        self.programs = make_programs(self.model, optimizer, self.layout, shardings, options)
 
     def step(self, rows, *, accumulation=1):
         batch = training_placement(self.layout, batch_size=len(rows["tokens"]), accumulation=accumulation)(rows)
-        arguments = (self.state.params, self.state.key, self.state.step, batch, self.frozen)
-        gradients, metrics = _fast(self.programs.gradient, *arguments)
+        inputs = GradientInputs(self.state.params, self.state.key, self.state.step, batch, self.frozen)
+        gradients, metrics = _fast(self.programs.gradient, inputs)
         update = (self.state, gradients, metrics["loss"], jnp.float32(1e-2))
         self.state, _ = _fast(self.programs.updates["full"], *update)
         return float(metrics["loss"]), self.named(gradients)

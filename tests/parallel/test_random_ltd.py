@@ -68,8 +68,8 @@ def test_what_is_computed_again_draws_no_tokens_again():
     sorts = {}
     for num_kept, counts in ((None, None), (8, np.array(LTD_COUNTS, np.int32))):
         program = training.programs.gradient_for(training.optimizer, "full", num_kept=num_kept)
-        arguments = training.programs.gradient_arguments(training.optimizer, "full", state, batch, counts=counts)
-        sorts[num_kept] = program.lower(*arguments).as_text().count("stablehlo.sort")
+        inputs = training.programs.gradient_inputs(training.optimizer, "full", state, batch, counts=counts)
+        sorts[num_kept] = program.lower(inputs).as_text().count("stablehlo.sort")
     assert sorts == {None: 0, 8: 2}
 
 
@@ -80,8 +80,8 @@ def test_when_nothing_is_dropped_it_is_the_program_without_random_ltd():
         training = make_training(ONE, dataclasses.replace(TINY, remat="full"), random_ltd=dropping)
         program = training.programs.gradient_for(training.optimizer, "full", num_kept=None)
         batch = training.place(make_rows())
-        arguments = training.programs.gradient_arguments(training.optimizer, "full", training.state(), batch)
-        texts.append(program.lower(*arguments).as_text())
+        inputs = training.programs.gradient_inputs(training.optimizer, "full", training.state(), batch)
+        texts.append(program.lower(inputs).as_text())
         evaluations.append(training.programs.evaluate.lower(training.params(), make_rows()).as_text())
     assert texts[0] == texts[1]
     assert evaluations[0] == evaluations[1]  # never drops, whatever training does

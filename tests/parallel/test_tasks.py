@@ -11,8 +11,7 @@ from flax import nnx
 
 from dsjax.models.config import BertConfig
 from dsjax.setup.placement import evaluation_placement
-from dsjax.setup.step import batch_loss
-from tests.helpers import MESHES, ONE, assert_close, make_params, make_rows, make_training
+from tests.helpers import MESHES, ONE, assert_close, batch_loss, make_params, make_rows, make_training
 
 SIZES = {"vocab_size": 64, "num_layers": 2, "model_dim": 32, "num_heads": 8, "mlp_dim": 64, "max_positions": 16}
 MODELS = {

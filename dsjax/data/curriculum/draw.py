@@ -29,6 +29,7 @@ from jaxtyping import Int64
 
 from dsjax.data.config import CurriculumConfig, CustomSchedule, DataConfig, DifficultyConfig, FixedDiscrete
 from dsjax.data.curriculum.difficulty import difficulty
+from dsjax.data.rows.formats import row_format
 from dsjax.data.rows.permute import fold, fold_each, mix, permute_each
 
 _CLUSTER, _WITHIN = 21, 22
@@ -274,7 +275,7 @@ def check_curriculum(config: CurriculumConfig, data: DataConfig) -> None:
             f"data.sources have the weights {weights}, but curriculum.difficulty draws rows by their difficulty, all "
             "visible ones alike: give all sources one weight, or leave difficulty out"
         )
-    if config.length is not None and config.length.how == "reshape" and data.task == "classification":
+    if config.length is not None and config.length.how == "reshape" and not row_format(data).divisible:
         raise ValueError(
             "curriculum.length.how = reshape cuts rows into pieces, but a labelled text is one row: use how: truncate"
         )

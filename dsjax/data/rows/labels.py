@@ -5,15 +5,18 @@ Labels are whole numbers, which are taken as they are, or strings, which are num
 B rows, T tokens.
 """
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
+from dsjax.data.config import DataConfig
 from dsjax.data.corpus.store import TokenStore
+from dsjax.data.rows.format import ArraySpec, Batch, specs_of
 from dsjax.data.rows.single_rows import encode_rows
 from dsjax.data.text.document import Document
 from dsjax.data.tokenizers.tokenizer import Tokenizer
@@ -65,8 +68,9 @@ def number_labels(part: Any, names: Sequence[str]) -> Int32[np.ndarray, "N 3"]:
     return np.column_stack([np.array(labels, np.int32).reshape(-1, 1), part["rows"]])
 
 
-class LabelledRows:
-    """The rows of one store of labelled texts: a text a row, padded on the right.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledFormat:
+    """Rows of a classifier: a text a row with its label, padded on the right; nothing is packed.
 
     A batch has the keys
         tokens int32 [B, T]        0 where there is no token
@@ -74,6 +78,44 @@ class LabelledRows:
         token_types int32 [B, T]   1 in the second text; only `with_pairs`
         labels int32 [B]           number of the class
         loss_mask bool [B]         True: a row that exists
+
+    Attributes:
+        sequence_length: T.
+        with_pairs: whether rows tell the two texts of a pair apart.
+    """
+
+    sequence_length: int
+    with_pairs: bool = False
+    divisible: ClassVar[bool] = False
+    """See `RowFormat`."""
+
+    @classmethod
+    def of(cls, config: DataConfig, tokenizer: Tokenizer | None) -> Self:
+        """The format that a config asks for."""
+        return cls(sequence_length=config.sequence_length, with_pairs=config.has_pairs)
+
+    def spec(self, rows: tuple[int, ...]) -> dict[str, ArraySpec]:
+        """See `RowFormat`."""
+        types: dict[str, type] = dict.fromkeys(("tokens", "segments"), np.int32)
+        types |= {"token_types": np.int32} if self.with_pairs else {}
+        of_rows = specs_of(rows, (), {"labels": np.int32, "loss_mask": np.bool_})
+        return specs_of(rows, (self.sequence_length,), types) | of_rows
+
+    def open(self, store: TokenStore, cache_dir: Path | None) -> "LabelledRows":
+        """See `RowFormat`."""
+        return LabelledRows(store, self.sequence_length, with_pairs=self.with_pairs)
+
+    def training(self, batch: Batch, draws: Int64[np.ndarray, " B"]) -> Batch:
+        """See `RowFormat`."""
+        return batch
+
+    def fixed(self, batch: Batch, rows: Int64[np.ndarray, " B"]) -> Batch:
+        """See `RowFormat`."""
+        return batch
+
+
+class LabelledRows:
+    """The rows of one store of labelled texts; for the keys of a batch see `LabelledFormat`.
 
     Example:
         >>> classes = np.array([[1, 1, 0], [0, 0, 0]])

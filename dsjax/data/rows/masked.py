@@ -8,18 +8,52 @@ run, so their numbers stand for step, epoch and row.)
 B rows, T tokens, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar, Self
 
 import numpy as np
 from jaxtyping import Bool, Int64
 
 from dsjax.data.config import DataConfig
+from dsjax.data.rows.format import Batch
+from dsjax.data.rows.packed import PackedFormat
 from dsjax.data.rows.permute import fold, mix
 from dsjax.data.tokenizers.tokenizer import Tokenizer
 
 _TRAINING, _FIXED = 11, 12
 _CHOICE, _KIND, _TOKEN = 1, 2, 3
 _HIDDEN, _OTHER = 0.8, 0.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedFormat(PackedFormat):
+    """Rows of an encoder: as PackedFormat's, but targets and loss_mask are the hidden tokens.
+
+    `segments` are there in any case, and tokens are what is left of the text.
+
+    Attributes:
+        masker: hides the tokens; None when only the arrays' shapes are asked for.
+    """
+
+    masker: "Masker | None" = None
+    all_tokens: ClassVar[bool] = True
+
+    @classmethod
+    def of(cls, config: DataConfig, tokenizer: Tokenizer | None) -> Self:
+        """The format that a config asks for."""
+        masker = None if tokenizer is None else Masker.of(tokenizer, config)
+        return dataclasses.replace(super().of(config, tokenizer), masker=masker)
+
+    def training(self, batch: Batch, draws: Int64[np.ndarray, " B"]) -> Batch:
+        """See `RowFormat`."""
+        assert self.masker is not None
+        return self.masker.training(batch, draws)
+
+    def fixed(self, batch: Batch, rows: Int64[np.ndarray, " B"]) -> Batch:
+        """See `RowFormat`."""
+        assert self.masker is not None
+        return self.masker.fixed(batch, rows)
 
 
 class Masker:

@@ -5,8 +5,8 @@ Training draws rows one after another: draw k = step * batch_size + position. Wh
     k -> source s and j, the number of earlier draws from s       a shuffled pattern of fixed counts per block of draws
     j -> epoch e = j // rows of s, place j % rows of s
     -> row = permutation(seed, s, e)[place]                       a keyed bijection, nothing is stored
-    -> pieces (document, start, length) -> tokens                 PackedRows; LabelledRows of the task classification
-    -> tokens that are hidden                                     Masker, by k, of the task masked
+    -> pieces (document, start, length) -> tokens                 the reader of the row format (formats.py)
+    -> the batch of training (tokens are hidden, by k)            the row format
 
 B rows, T tokens.
 """
@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
@@ -24,39 +24,22 @@ from jaxtyping import Bool, Int32, Int64
 from dsjax.data.config import DataConfig
 from dsjax.data.corpus.build import Corpus
 from dsjax.data.corpus.store import TokenStore
-from dsjax.data.rows.labels import LabelledRows
-from dsjax.data.rows.masked import Masker
-from dsjax.data.rows.pack import Pack, PackIndex
-from dsjax.data.rows.packed import PackedRows
+from dsjax.data.rows.format import Batch, RowFormat
+from dsjax.data.rows.formats import row_format
 from dsjax.data.rows.permute import fold, mix, permute
 
-Batch = dict[str, np.ndarray]
 _MAX_BLOCK = 1 << 16
 _MIN_BLOCK = 1 << 8
 _ORDER, _MIXTURE, _VALIDATION = 1, 2, 3
 
 
-class _How(TypedDict):
-    pack: Pack
-    isolate_documents: bool
-    all_tokens: bool
-
-
 class Rows:
-    """The rows of one split: its stores, how they are packed and mixed, and in which order they are drawn.
-
-    A batch has the keys
-        tokens int32 [B, T], targets int32 [B, T]   0 where there is no token
-        loss_mask bool [B, T]                       where the target counts
-    and, when documents are isolated in packed rows (segments for the task masked in any case),
-        segments int32 [B, T]                       1, 2, ... for the pieces of a row, 0 where there is no token
-        positions int32 [B, T]                      0, 1, ... from the beginning of each piece
-    For the task masked, tokens is what is left of the text, targets and loss_mask are the hidden tokens. For the keys
-    of the task classification see `LabelledRows`.
+    """The rows of one split: its stores, how they are mixed, and in which order they are drawn.
 
     Example:
+        >>> from dsjax.data.rows.packed import PackedFormat
         >>> store = TokenStore(tokens=np.array([5, 6, 7, 0, 8, 9, 0]), offsets=np.array([0, 4, 7]), hash="x")
-        >>> rows = Rows([store], sequence_length=4, pack="stream", isolate_documents=True)
+        >>> rows = Rows([store], PackedFormat(sequence_length=4, pack="stream"))
         >>> batch = rows.read(np.array([0, 0]), np.array([0, 1]))
         >>> batch["tokens"].tolist(), batch["targets"].tolist()
         ([[5, 6, 7, 8], [9, 0, 0, 0]], [[6, 7, 0, 9], [0, 0, 0, 0]])
@@ -67,55 +50,27 @@ class Rows:
     def __init__(
         self,
         stores: Sequence[TokenStore],
+        format: RowFormat,
         *,
-        sequence_length: int,
-        pack: Pack = "best_fit",
-        isolate_documents: bool = True,
         weights: Sequence[float] | None = None,
         seed: int = 0,
         cache_dir: Path | None = None,
-        masker: Masker | None = None,
-        labelled: bool = False,
-        with_pairs: bool = False,
     ) -> None:
-        """Pack `stores`, keeping the indices in `cache_dir` if one is given; equal weights if none are given.
+        """Open `stores`, keeping what is computed of them in `cache_dir` if one is given.
 
         Args:
             stores: of each source.
-            sequence_length: T.
-            pack: how documents become rows.
-            isolate_documents: see DataConfig.
-            weights: of each source.
+            format: of the rows.
+            weights: of each source; equal if none are given.
             seed: of the order.
             cache_dir: where indices are kept.
-            masker: hides tokens, for the task masked.
-            labelled: one text a row with its label, for the task classification; nothing is packed.
-            with_pairs: rows tell the two texts of a pair apart.
 
         Raises:
             ValueError: no store, a store without a pair of tokens, weights that do not fit.
         """
-        self.sequence_length, self.labelled = sequence_length, labelled
+        self.format, self.sequence_length = format, format.sequence_length
         self._seed = seed
-        self._masker = masker
-
-        def packed(store: TokenStore) -> PackedRows:
-            how: _How = {"pack": pack, "isolate_documents": isolate_documents, "all_tokens": masker is not None}
-            return PackedRows(
-                store,
-                PackIndex.build(store.offsets, sequence_length, **how)
-                if cache_dir is None
-                else PackIndex.cached(store, sequence_length, **how, cache_dir=cache_dir),
-                isolated=isolate_documents and pack != "none",
-                # In rows that are not isolated end-of-text is an input; only in a stream is there a next token for it.
-                mask_ends=not isolate_documents and pack == "best_fit" and masker is None,
-                all_tokens=masker is not None,
-            )
-
-        self._readers: list[PackedRows | LabelledRows] = [
-            LabelledRows(store, sequence_length, with_pairs=with_pairs) if labelled else packed(store)
-            for store in stores
-        ]
+        self._readers = [format.open(store, cache_dir) for store in stores]
         self._sizes = np.array([reader.num_rows for reader in self._readers], np.int64)
         if not self._readers or not self._sizes.all():
             raise ValueError("every source needs at least one document of two tokens; none is left after tokenising")
@@ -129,15 +84,10 @@ class Rows:
         """The rows of one split of a corpus as the config packs, mixes and shuffles them."""
         return cls(
             corpus.train if split == "train" else corpus.validation,
-            sequence_length=config.sequence_length,
-            pack=config.pack,
-            isolate_documents=config.isolate_documents,
+            row_format(config, corpus.tokenizer),
             weights=corpus.train_weights if split == "train" else None,
             seed=config.shuffle_seed,
             cache_dir=corpus.cache_dir,
-            masker=Masker.of(corpus.tokenizer, config) if config.task == "masked" else None,
-            labelled=config.task == "classification",
-            with_pairs=config.has_pairs,
         )
 
     @property
@@ -153,8 +103,7 @@ class Rows:
 
     def rows(self, draws: Int64[np.ndarray, " B"]) -> Batch:
         """The rows of draws k = step * batch_size + position, in any order."""
-        batch = self.read(*self.locate(draws))
-        return batch if self._masker is None else self._masker.training(batch, draws)
+        return self.format.training(self.read(*self.locate(draws)), draws)
 
     def numbers(self, draws: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
         """The row of each draw, numbered over all sources: those of the first source, then those of the second, ..."""
@@ -163,8 +112,7 @@ class Rows:
 
     def drawn(self, draws: Int64[np.ndarray, " B"], numbers: Int64[np.ndarray, " B"]) -> Batch:
         """The rows `numbers` (over all sources), as they are when something else than `locate` chose them for draws."""
-        batch = self.read(*self._place(numbers))
-        return batch if self._masker is None else self._masker.training(batch, draws)
+        return self.format.training(self.read(*self._place(numbers)), draws)
 
     def plain(self, numbers: Int64[np.ndarray, " B"]) -> tuple[Int32[np.ndarray, "B T"], Bool[np.ndarray, "B T"]]:
         """Tokens of the rows `numbers` (over all sources) before any is hidden, and where there are tokens."""
@@ -184,8 +132,7 @@ class Rows:
     def fixed(self, places: Int64[np.ndarray, " B"]) -> Batch:
         """Rows 0 <= place < num_rows of all sources together, in an order that depends on nothing but their number."""
         at = permute(places, self.num_rows, key=fold(_VALIDATION))
-        batch = self.read(*self._place(at))
-        return batch if self._masker is None else self._masker.fixed(batch, at)
+        return self.format.fixed(self.read(*self._place(at)), at)
 
     def locate(self, draws: Int64[np.ndarray, " B"]) -> tuple[Int64[np.ndarray, " B"], Int64[np.ndarray, " B"]]:
         """The source of each draw and its row in that source."""

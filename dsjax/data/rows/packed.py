@@ -3,15 +3,96 @@
 B rows, T tokens.
 """
 
+import dataclasses
+from pathlib import Path
+from typing import ClassVar, Self, TypedDict
+
 import numpy as np
 from jaxtyping import Int64
 
+from dsjax.data.config import DataConfig
 from dsjax.data.corpus.store import TokenStore
-from dsjax.data.rows.pack import PackIndex
+from dsjax.data.rows.format import ArraySpec, Batch, specs_of
+from dsjax.data.rows.pack import Pack, PackIndex
+from dsjax.data.tokenizers.tokenizer import Tokenizer
+
+
+class _PackOptions(TypedDict):
+    pack: Pack
+    isolate_documents: bool
+    all_tokens: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PackedFormat:
+    """Rows of a language model: documents, packed, each token with the next one as its target.
+
+    A batch has the keys
+        tokens int32 [B, T], targets int32 [B, T]   0 where there is no token
+        loss_mask bool [B, T]                       where the target counts
+    and, when documents are isolated in packed rows,
+        segments int32 [B, T]                       1, 2, ... for the pieces of a row, 0 where there is no token
+        positions int32 [B, T]                      0, 1, ... from the beginning of each piece
+
+    Attributes:
+        sequence_length: T.
+        pack: how documents become rows.
+        isolate_documents: see DataConfig.
+    """
+
+    sequence_length: int
+    pack: Pack = "best_fit"
+    isolate_documents: bool = True
+    all_tokens: ClassVar[bool] = False
+    """Whether every token is an input and its own target."""
+    divisible: ClassVar[bool] = True
+    """See `RowFormat`."""
+
+    @classmethod
+    def of(cls, config: DataConfig, tokenizer: Tokenizer | None) -> Self:
+        """The format that a config asks for."""
+        return cls(sequence_length=config.sequence_length, pack=config.pack, isolate_documents=config.isolate_documents)
+
+    @property
+    def _isolated(self) -> bool:
+        return self.isolate_documents and self.pack != "none"
+
+    def spec(self, rows: tuple[int, ...]) -> dict[str, ArraySpec]:
+        """See `RowFormat`."""
+        # Who sees what comes after must not see padding.
+        where = ("segments", "positions") if self._isolated else ("segments",) if self.all_tokens else ()
+        types = dict.fromkeys(("tokens", "targets", *where), np.int32)
+        return specs_of(rows, (self.sequence_length,), {**types, "loss_mask": np.bool_})
+
+    def open(self, store: TokenStore, cache_dir: Path | None) -> "PackedRows":
+        """See `RowFormat`."""
+        options: _PackOptions = {
+            "pack": self.pack,
+            "isolate_documents": self.isolate_documents,
+            "all_tokens": self.all_tokens,
+        }
+        return PackedRows(
+            store,
+            PackIndex.build(store.offsets, self.sequence_length, **options)
+            if cache_dir is None
+            else PackIndex.cached(store, self.sequence_length, **options, cache_dir=cache_dir),
+            isolated=self._isolated,
+            # In rows that are not isolated end-of-text is an input; only in a stream is there a next token for it.
+            mask_ends=not self.isolate_documents and self.pack == "best_fit" and not self.all_tokens,
+            all_tokens=self.all_tokens,
+        )
+
+    def training(self, batch: Batch, draws: Int64[np.ndarray, " B"]) -> Batch:
+        """See `RowFormat`."""
+        return batch
+
+    def fixed(self, batch: Batch, rows: Int64[np.ndarray, " B"]) -> Batch:
+        """See `RowFormat`."""
+        return batch
 
 
 class PackedRows:
-    """The rows of one store; for the keys of a batch see `dsjax.data.rows.mixture.Rows`.
+    """The rows of one store; for the keys of a batch see `PackedFormat`.
 
     Example:
         >>> store = TokenStore(tokens=np.array([5, 6, 0, 7, 0]), offsets=np.array([0, 3, 5]), hash="x")

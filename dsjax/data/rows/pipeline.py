@@ -18,7 +18,8 @@ from jaxtyping import Int64
 from dsjax.data.config import DataConfig
 from dsjax.data.corpus.build import Corpus
 from dsjax.data.curriculum.draw import Curriculum
-from dsjax.data.rows.mixture import Batch, Rows
+from dsjax.data.rows.format import Batch
+from dsjax.data.rows.mixture import Rows
 
 
 class FixedBatches:
@@ -28,8 +29,9 @@ class FixedBatches:
 
     Example:
         >>> from dsjax.data.corpus.store import TokenStore
+        >>> from dsjax.data.rows.packed import PackedFormat
         >>> store = TokenStore(tokens=np.arange(100), offsets=np.array([0, 100]), hash="x")
-        >>> rows = Rows([store], sequence_length=4, pack="stream", isolate_documents=False)
+        >>> rows = Rows([store], PackedFormat(sequence_length=4, pack="stream", isolate_documents=False))
         >>> batches = FixedBatches(rows, batch_size=3, num_rows=4)
         >>> len(batches), [batch["loss_mask"].any(axis=1).tolist() for batch in batches]
         (2, [[True, True, True], [True, False, False]])
@@ -153,8 +155,9 @@ class Batches:
 
     Example:
         >>> from dsjax.data.corpus.store import TokenStore
+        >>> from dsjax.data.rows.packed import PackedFormat
         >>> store = TokenStore(tokens=np.arange(100), offsets=np.array([0, 100]), hash="x")
-        >>> rows = Rows([store], sequence_length=4, pack="stream", isolate_documents=False)
+        >>> rows = Rows([store], PackedFormat(sequence_length=4, pack="stream", isolate_documents=False))
         >>> with Batches(rows, batch_size=2, start_step=7) as batches:
         ...     step, batch = next(batches)
         >>> step, batch["tokens"].shape, bool((batch["tokens"] == rows.rows(np.array([14, 15]))["tokens"]).all())
@@ -215,7 +218,7 @@ class Batches:
         pieces = -(-shape.rows // self._batch_size)
         if pieces == 1:
             return step, _truncated(self._read(step, positions), shape)
-        if self._rows.labelled:
+        if not self._rows.format.divisible:
             raise ValueError("labelled texts cannot be cut into pieces: use curriculum.length.how = truncate")
         assert shape.length <= length // pieces, f"rows of {length} do not have {pieces} pieces of {shape.length}"
         drawn, piece = np.divmod(positions, pieces)

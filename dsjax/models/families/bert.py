@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from dsjax.checkpoint.tensor_map import IDENTITY, TRANSPOSE, Entry, Transform, Unread
-from dsjax.models.block import Architecture
+from dsjax.models.architecture import Architecture, sizes
 from dsjax.models.config import BertConfig, Task
 from dsjax.models.families.llama import split_heads
 from dsjax.models.settings import Settings
@@ -32,6 +32,7 @@ FIXED: dict[str, tuple[Any, ...]] = {"hidden_act": ("gelu",), "position_embeddin
 def architecture(config: BertConfig) -> Architecture:
     """Both directions, norms after the residuals; a head for masked words, or a pooler for all else."""
     return Architecture(
+        **sizes(config),
         positions="learned",
         max_positions=config.max_positions,
         causal=False,

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from dsjax.checkpoint.tensor_map import IDENTITY, TRANSPOSE, Entry, Transform, Unread
-from dsjax.models.block import Architecture
+from dsjax.models.architecture import Architecture, sizes
 from dsjax.models.config import BloomConfig, Task
 from dsjax.models.families.tied import copied_head, untied_head
 from dsjax.models.settings import Settings
@@ -32,6 +32,7 @@ FIXED: dict[str, tuple[Any, ...]] = {"n_inner": (None,)}
 def architecture(config: BloomConfig) -> Architecture:
     """ALiBi, a LayerNorm after the embedding."""
     return Architecture(
+        **sizes(config),
         positions="alibi",
         embedding_norm=True,
         residual_after_norm=config.residual_after_norm,

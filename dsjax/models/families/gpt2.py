@@ -5,7 +5,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dsjax.checkpoint.tensor_map import IDENTITY, TRANSPOSE, Entry, Transform, Unread
-from dsjax.models.block import Architecture
+from dsjax.models.architecture import Architecture, sizes
 from dsjax.models.config import GPT2Config, Task
 from dsjax.models.families.tied import copied_head, untied_head
 from dsjax.models.settings import Settings
@@ -56,6 +56,7 @@ _LAYER = {
 def architecture(config: GPT2Config) -> Architecture:
     """Learned positions."""
     return Architecture(
+        **sizes(config),
         positions="learned",
         max_positions=config.max_positions,
         activation=config.activation,

@@ -6,7 +6,7 @@ import numpy as np
 
 from dsjax.checkpoint.tensor_map import IDENTITY, TRANSPOSE, Entry, Transform, Unread
 from dsjax.layers.positions import rope_frequencies
-from dsjax.models.block import Architecture
+from dsjax.models.architecture import Architecture, sizes
 from dsjax.models.config import LlamaConfig, Task
 from dsjax.models.families.tied import copied_head, untied_head
 from dsjax.models.settings import Settings, shown
@@ -43,6 +43,7 @@ def architecture(config: LlamaConfig) -> Architecture:
         high=config.rope_high,
     )
     return Architecture(
+        **sizes(config),
         positions="rope",
         max_positions=config.max_positions,
         frequencies=tuple(frequencies.tolist()),
@@ -51,8 +52,6 @@ def architecture(config: LlamaConfig) -> Architecture:
         gated=True,
         use_bias=False,
         fused_qkv=False,
-        num_kv_heads=config.kv_heads,
-        head_dim=config.head_size,
         tied=config.tied_embedding or config.task != "language_model",  # no logits, no table of theirs
     )
 

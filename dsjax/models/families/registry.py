@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from flax import nnx
@@ -30,19 +30,25 @@ def initial_params(config: ModelConfig, key: jax.Array) -> dict[str, Any]:
     return nnx.to_pure_dict(nnx.state(_build(config, key), nnx.Param))
 
 
-def abstract(config: ModelConfig) -> Transformer:
-    """The model with ShapeDtypeStructs for parameters; nothing is allocated."""
-    return nnx.merge(*_abstract_parts(config))
+def abstract(config: ModelConfig, *, tensor: int = 1) -> Transformer:
+    """The model with ShapeDtypeStructs for parameters; nothing is allocated.
+
+    Args:
+        config: the model.
+        tensor: more than 1 gives the part of it that one of so many devices of this mesh axis computes.
+    """
+    return nnx.merge(*_abstract_parts(config, tensor))
 
 
 @functools.lru_cache(maxsize=16)
-def _abstract_parts(config: ModelConfig) -> tuple[Any, Any]:
+def _abstract_parts(config: ModelConfig, tensor: int) -> tuple[Any, Any]:
     """Kept, since tracing a deep model takes seconds and whoever loads one asks more than once."""
-    return nnx.split(nnx.eval_shape(lambda: _build(config, jax.random.key(0))))
+    return nnx.split(nnx.eval_shape(lambda: _build(config, jax.random.key(0), tensor=tensor)))
 
 
-def _build(config: ModelConfig, key: jax.Array) -> Transformer:
-    return Transformer(config, FAMILIES[config.kind].architecture(config), key=key)
+def _build(config: ModelConfig, key: jax.Array, *, tensor: int = 1) -> Transformer:
+    architecture = FAMILIES[config.kind].architecture(config)
+    return Transformer(config, architecture if tensor == 1 else architecture.on_one_device(tensor), key=key)
 
 
 def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
@@ -129,28 +135,15 @@ def config_to_hf(config: ModelConfig) -> dict[str, Any]:
     return hf
 
 
-def training_task(config: ModelConfig) -> Literal["language_model", "masked", "classification"]:
-    """What rows a model is trained on: a language model that sees both sides learns hidden tokens.
-
-    Raises:
-        ValueError: the family lacks the task, or nothing here trains it.
+def is_causal(config: ModelConfig) -> bool:
+    """Whether a position of the model sees only those before it.
 
     Example:
-        >>> from dsjax.models.config import BertConfig
-        >>> training_task(BertConfig()), training_task(BertConfig(task="classification"))
-        ('masked', 'classification')
+        >>> from dsjax.models.config import BertConfig, GPT2Config
+        >>> is_causal(GPT2Config()), is_causal(BertConfig())
+        (True, False)
     """
-    family = FAMILIES[config.kind]
-    known = sorted({*family.ARCHITECTURES.values()} - {"embedding"})
-    if config.task == "embedding" or config.task not in known:
-        raise ValueError(
-            f"a {config.kind} model cannot be trained for model.task = {config.task}; it can for {', '.join(known)}"
-        )
-    if config.task == "classification":
-        if config.num_labels < 2:
-            raise ValueError(f"classification needs model.num_labels of at least 2; got {config.num_labels}")
-        return "classification"
-    return "language_model" if family.architecture(config).causal else "masked"
+    return FAMILIES[config.kind].architecture(config).causal
 
 
 def check_divisible(config: ModelConfig, mesh_shape: Mapping[str, int]) -> None:
@@ -168,7 +161,7 @@ def check_divisible(config: ModelConfig, mesh_shape: Mapping[str, int]) -> None:
         >>> check_divisible(GPT2Config(num_heads=12, vocab_size=50304), {"tensor": 4})
     """
     tensor = mesh_shape["tensor"]
-    dims = {"num_heads": config.num_heads, "mlp_dim": config.hidden_dim, "vocab_size": config.vocab_size}
+    dims = FAMILIES[config.kind].architecture(config).divided_by_tensor
     bad = {name: size for name, size in dims.items() if size % tensor}
     if not bad:
         return

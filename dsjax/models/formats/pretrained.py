@@ -20,7 +20,7 @@ from dsjax.checkpoint.finite import finite
 from dsjax.checkpoint.gguf_file import is_gguf
 from dsjax.checkpoint.safetensors_folder import open_folder, write_folder
 from dsjax.checkpoint.tensor_map import LazyTree, TensorSource, read_tree, write_tree
-from dsjax.models.config import AnyModelConfig, LlamaConfig, ModelConfig, PretrainedConfig
+from dsjax.models.config import AnyModelConfig, ModelConfig, PretrainedConfig
 from dsjax.models.families.registry import FAMILIES, abstract, config_from_hf, config_to_hf, initial_params
 from dsjax.models.formats.gguf import open_gguf_weights
 from dsjax.models.naming import from_named, leaf_names, to_named
@@ -265,10 +265,8 @@ _FREE = (
 def _architecture(config: ModelConfig) -> dict[str, Any]:
     """What decides the numbers that a model computes, with defaults filled in."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    filled = {"mlp_dim": config.hidden_dim}
-    if isinstance(config, LlamaConfig):
-        filled |= {"num_kv_heads": config.kv_heads, "head_dim": config.head_size}
-    return {name: value for name, value in (values | filled).items() if name not in _FREE}
+    filled = {"mlp_dim": config.hidden_dim, "num_kv_heads": config.kv_heads, "head_dim": config.head_size}
+    return {name: filled.get(name, value) for name, value in values.items() if name not in _FREE}
 
 
 def save_pretrained(model: Transformer, path: str | Path, *, max_shard_bytes: float = 5e9) -> None:

@@ -13,12 +13,14 @@ gradient; its m would be divided by eps alone, so it takes no part in the one-bi
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from dsjax.collectives.one_bit import Feedback
+from dsjax.optimizers.api import Kind
 from dsjax.optimizers.workers import Tree, Workers, keep, only_if
 
 
@@ -46,7 +48,7 @@ jax.tree_util.register_dataclass(OneBitAdamState)
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """What the three optimizers have in common with Adam.
+    """Adam's moments, which the three optimizers share.
 
     Attributes:
         b1, b2: decay rates of momentum and variance.
@@ -127,8 +129,8 @@ class OneBitAdam:
     moments: Moments
     freeze_step: int
 
-    names = ("full", "compressed", "noop")
-    kinds = {"full": "full", "compressed": "compressed", "noop": "full"}  # noqa: RUF012
+    names: ClassVar[tuple[str, ...]] = ("full", "compressed", "noop")
+    kinds: ClassVar[Mapping[str, Kind]] = {"full": "full", "compressed": "compressed", "noop": "full"}
 
     @property
     def last_full(self) -> int:
@@ -150,6 +152,9 @@ class OneBitAdam:
         """The number in `names` of the stage of a step (from 0): with numpy on the host, with jax.numpy traced."""
         stage = xp.where(step < freeze_step, 0, 1)
         return xp.where(step == 0, 2, stage) if self.moments.deepspeed_parity else stage
+
+    def shift(self, state: OneBitAdamState) -> None:
+        """None: the workers' parameters are equal in every stage."""
 
     def update(
         self, stage: str, gradients: Tree, state: OneBitAdamState, params: Tree, learning_rate: Any, accept: jax.Array

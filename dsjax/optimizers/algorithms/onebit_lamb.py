@@ -18,7 +18,8 @@ multiplied by s_l = R / r_l on their way, with r_l = |m| / sqrt(n) and R the mea
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from jax.sharding import PartitionSpec
 
 from dsjax.collectives.one_bit import Feedback
 from dsjax.optimizers.algorithms.onebit_adam import Moments
+from dsjax.optimizers.api import Kind
 from dsjax.optimizers.workers import Tree, Workers, keep, only_if
 
 
@@ -73,8 +75,8 @@ class OneBitLamb:
     factor_min: Any = 0.5
     factor_threshold: Any = 0.1
 
-    names = ("full", "freeze", "compressed", "noop")
-    kinds = {"full": "full", "freeze": "full", "compressed": "compressed", "noop": "full"}  # noqa: RUF012
+    names: ClassVar[tuple[str, ...]] = ("full", "freeze", "compressed", "noop")
+    kinds: ClassVar[Mapping[str, Kind]] = {"full": "full", "freeze": "full", "compressed": "compressed", "noop": "full"}
 
     @property
     def last_full(self) -> int:
@@ -107,6 +109,9 @@ class OneBitLamb:
         """As in OneBitAdam; the last step of the warm-up is a stage of its own."""
         stage = xp.where(step < freeze_step - 1, 0, xp.where(step < freeze_step, 1, 2))
         return xp.where(step == 0, 3, stage) if self.moments.deepspeed_parity else stage
+
+    def shift(self, state: OneBitLambState) -> None:
+        """None: the workers' parameters are equal in every stage."""
 
     def update(
         self, stage: str, gradients: Tree, state: OneBitLambState, params: Tree, learning_rate: Any, accept: jax.Array

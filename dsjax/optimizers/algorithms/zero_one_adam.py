@@ -21,7 +21,8 @@ every worker's u_i and m_i beside it.
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +31,13 @@ from jax.sharding import PartitionSpec
 
 from dsjax.collectives.one_bit import Feedback
 from dsjax.optimizers.algorithms.onebit_adam import Moments
+from dsjax.optimizers.api import Kind
 from dsjax.optimizers.workers import Tree, Workers, keep, only_if
 
 
 @dataclasses.dataclass(frozen=True)
 class Displaced:
-    """What differs between workers; every array has a dimension W, sharded over their axis.
+    """State that differs between workers; every array has a dimension W, sharded over their axis.
 
     Attributes:
         mu: momentum m_i, float32 (before the freeze equal on all workers).
@@ -101,8 +103,8 @@ class ZeroOneAdam:
     local_step_scaler: int = 32678
     local_step_clipper: int = 16
 
-    names = ("full", "compressed", "first_sync", "sync", "local", "noop")
-    kinds = {  # noqa: RUF012
+    names: ClassVar[tuple[str, ...]] = ("full", "compressed", "first_sync", "sync", "local", "noop")
+    kinds: ClassVar[Mapping[str, Kind]] = {
         "full": "full", "compressed": "compressed", "first_sync": "sync", "sync": "sync", "local": "local",
         "noop": "full",
     }  # fmt: skip
@@ -141,6 +143,10 @@ class ZeroOneAdam:
         later = xp.where(done == 0, 2, xp.where(t % interval == 0, 3, 4))
         stage = xp.where(t <= last, learning, later)
         return xp.where(step == 0, 5, stage) if deepspeed_parity else stage
+
+    def shift(self, state: ZeroOneAdamState) -> Tree:
+        """u_i of the workers, [W, ...]."""
+        return state.displaced.shift
 
     def update(
         self, stage: str, gradients: Tree, state: ZeroOneAdamState, params: Tree, learning_rate: Any, accept: jax.Array

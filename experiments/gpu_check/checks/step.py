@@ -20,11 +20,12 @@ from dsjax.mesh.layout import Layout
 from dsjax.models.config import GPT2Config
 from dsjax.models.families.registry import abstract
 from dsjax.models.tree import ModelTree, count_parameters
+from dsjax.objectives.registry import objective_of
 from dsjax.optimizers.config import AdamWConfig
 from dsjax.optimizers.create import create_optimizer
 from dsjax.setup.programs import make_programs
 from dsjax.setup.state import abstract_state, state_shardings
-from dsjax.setup.step import BATCH_SPEC
+from dsjax.setup.step import BATCH_SPEC, GradientInputs, StepOptions
 
 STEPS = 3
 FIGURES = 4096
@@ -89,8 +90,8 @@ def gradient_text(model: ModelTree, layout: Layout, *, length: int) -> str:
     """The compiled gradient program of 2 workers, each of which accumulates 2 parts of 2 rows."""
     optimizer = create_optimizer(AdamWConfig(), model.shapes, model.stacked)
     shardings = state_shardings(layout, model, optimizer, ema=False)
-    programs = make_programs(model, optimizer, layout, shardings, clip_norm=0.0, ema_decay=0.0, dropout=False)
+    programs = make_programs(model, optimizer, layout, shardings, StepOptions(objective=objective_of("language_model")))
     state = abstract_state(model, optimizer, shardings)
     array = lambda dtype: jax.ShapeDtypeStruct((2, 2, 2, length), dtype, sharding=layout.named(BATCH_SPEC))
     batch = {"tokens": array(jnp.int32), "targets": array(jnp.int32), "loss_mask": array(jnp.bool_)}
-    return programs.gradient.lower(state.params, state.key, state.step, batch).compile().as_text()
+    return programs.gradient.lower(GradientInputs(state.params, state.key, state.step, batch)).compile().as_text()

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsjax.layers.context import Context
 from dsjax.layers.dropout import dropout, fold, sample_keys
 from dsjax.layers.norm import Norm
 
@@ -59,7 +60,7 @@ def test_layer_norm_is_the_formula(dtype):
     exact = np.asarray(x, np.float64)
     centred = exact - exact.mean(-1, keepdims=True)
     want = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * scale + bias
-    got = norm(x, layout=None)
+    got = norm(x, Context())
     assert got.dtype == x.dtype
     # float32: rounding of the mean, 50 * 6e-8, beside a spread of 1; bfloat16: the result's 8 bits.
     np.testing.assert_allclose(np.asarray(got, np.float64), want, atol=5e-5 if dtype == "float32" else 0.03)

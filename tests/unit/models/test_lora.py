@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.checkpoint.safetensors_file import read_header, read_tensor, write_file
+from dsjax.layers.context import Context
 from dsjax.layers.linear import Linear
 from dsjax.models.adapters import Adapter, initial_adapters, is_adapter, merged, with_adapters
 from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig, LoRAConfig
@@ -76,11 +77,11 @@ def test_a_layer_is_the_definition_in_float64():
     )
     layer.lora_scale = 0.7
     graph, state = nnx.split(layer)
-    run = lambda state: jnp.sum(nnx.merge(graph, state)(jnp.float32(x), layout=None) * jnp.float32(g))
+    run = lambda state: jnp.sum(nnx.merge(graph, state)(jnp.float32(x), Context()) * jnp.float32(g))
     gradient = nnx.to_pure_dict(jax.grad(run)(state))
     w = np.asarray(layer.kernel[...], np.float64)
     want = np.tensordot(x, w, 1) + 0.7 * np.tensordot(x @ a, b, 1)
-    np.testing.assert_allclose(layer(jnp.float32(x), layout=None), want, atol=2e-6)
+    np.testing.assert_allclose(layer(jnp.float32(x), Context()), want, atol=2e-6)
     back = np.tensordot(g, b, ((1, 2), (1, 2)))  # [4, 3]: g B^T
     np.testing.assert_allclose(gradient["lora_a"], 0.7 * x.T @ back, atol=2e-5)
     np.testing.assert_allclose(gradient["lora_b"], 0.7 * np.tensordot((x @ a).T, g, 1), atol=2e-5)

@@ -1,14 +1,18 @@
 """FLOPs and tokens of steps with random-LTD: against published numbers, and against the matrix products of a trace."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dsjax.data.curriculum.difficulty import grown
 from dsjax.models.config import GPT2Config, RandomLTDConfig
+from dsjax.objectives.registry import objective_of
 from dsjax.observe.flops import layer_tokens, model_flops_per_token, training_flops
 from dsjax.plan.jaxpr import dot_flops
-from dsjax.setup.step import make_gradient
+from dsjax.setup.step import GradientInputs, StepOptions, make_gradient
 from tests.helpers import make_rows, make_training
 
 
@@ -55,15 +59,14 @@ def test_a_step_is_its_programs_matrix_products():
     """Traced, not compiled, and to the last multiplication: with all 16 tokens, and with 6 in the middle layers."""
     config = GPT2Config(vocab_size=64, num_layers=4, model_dim=32, num_heads=4, max_positions=16, mlp_dim=80)
     training = make_training(config=config)
-    arguments = (training.model.shapes, jax.random.key(0), 0, training.place(make_rows()), None, None)
+    inputs = GradientInputs(training.model.shapes, jax.random.key(0), jnp.int32(0), training.place(make_rows()))
     random_ltd = RandomLTDConfig(steps=1, min_kept=1, quantum=1)
     products = {}
     for kept in (None, 6):
-        program = make_gradient(
-            training.model, training.layout, per_worker=False, dropout=False, random_ltd=random_ltd, num_kept=kept
-        )
+        options = StepOptions(objective=objective_of("language_model"), random_ltd=random_ltd)
+        program = make_gradient(training.model, training.layout, options, per_worker=False, num_kept=kept)
         counts = None if kept is None else np.array([16, kept], np.int32)
-        products[kept] = dot_flops(jax.make_jaxpr(program)(*arguments, counts).jaxpr)
+        products[kept] = dot_flops(jax.make_jaxpr(program)(dataclasses.replace(inputs, counts=counts)).jaxpr)
     layer = 32 * 3 * 32 + 32 * 32 + 2 * 32 * 80
     shape = {"num_layers": 4, "dropping_layers": 2, "attention_dim": 32, "rows": 16, "length": 16}
     flops = training_flops(layer_parameters=layer, other_parameters=64 * 32, kept=np.array([16, 6]), **shape)

@@ -47,6 +47,7 @@ jax.config.update("jax_compilation_cache_dir", "{cache}")
 import numpy as np
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import GPT2Config
+from dsjax.setup.step import GradientInputs
 from tests.helpers import make_rows, make_training
 config = GPT2Config(vocab_size=256, num_layers=2, model_dim=64, num_heads=2, max_positions=256, segments=(2,))
 training = make_training(MeshConfig(data=1), config)
@@ -54,7 +55,7 @@ state, batch = training.fresh_state(), training.place(make_rows(16, 256, vocab=2
 faults = []
 for _ in range(8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    gradients, figures = training.programs.gradient(state.params, state.key, state.step, batch)
+    gradients, figures = training.programs.gradient(GradientInputs(state.params, state.key, state.step, batch))
     state, _ = training.programs.updates["full"](state, gradients, figures["loss"], np.float32(1e-3))
     jax.block_until_ready(state)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)

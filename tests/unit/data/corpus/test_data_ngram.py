@@ -13,6 +13,7 @@ from dsjax.data.corpus import ngram
 from dsjax.data.corpus.ngram import baseline
 from dsjax.data.corpus.store import TokenStore
 from dsjax.data.rows.mixture import Rows
+from dsjax.data.rows.packed import PackedFormat
 from dsjax.data.rows.pipeline import FixedBatches
 
 
@@ -80,7 +81,7 @@ def test_evaluates_exactly_the_masked_targets_of_batches():
     random = np.random.default_rng(1)
     documents = [[*random.integers(1, 9, 12).tolist(), 0] for _ in range(60)]
     train, validation = store_of(documents[:40]), store_of(documents[40:])
-    rows = Rows([validation], sequence_length=10)
+    rows = Rows([validation], PackedFormat(sequence_length=10))
     options = {"vocab_size": 9, "byte_lengths": np.ones(9, int)}
     whole = baseline([train], [validation], **options)
     assert baseline([train], FixedBatches(rows, batch_size=7), **options).bigram_nats == pytest.approx(

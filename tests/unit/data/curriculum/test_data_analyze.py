@@ -25,7 +25,7 @@ from dsjax.data.corpus.store import TokenStore
 from dsjax.data.curriculum import analyze
 from dsjax.data.curriculum.analyze import metrics_of, open_index
 from dsjax.data.curriculum.metrics import metric_of, surprisals
-from dsjax.data.rows.masked import Masker
+from dsjax.data.rows.masked import MaskedFormat, Masker
 from dsjax.data.rows.mixture import Rows
 
 ROOT = Path(__file__).parents[4]
@@ -103,7 +103,7 @@ def test_metrics_are_what_counting_gives(tmp_path, pack, isolate):
 def test_hidden_tokens_are_measured_as_they_were(tmp_path):
     store = TokenStore(tokens=np.array([5, 6, 6, 7, 7, 7, 8, 9]), offsets=np.array([0, 4, 8]), hash="x")
     masker = Masker(mask_token=1, ordinary=np.arange(10) > 1, share=0.9, seed=0)
-    rows = Rows([store], sequence_length=5, pack="none", masker=masker)
+    rows = Rows([store], MaskedFormat(sequence_length=5, pack="none", masker=masker))
     tokens, mask = rows.plain(np.arange(2))
     assert tokens.tolist() == [[5, 6, 6, 7, 0], [7, 7, 8, 9, 0]]
     rarity = metric_of("vocab_rarity", [store], vocab_size=10, sequence_length=5)(tokens, mask)
@@ -157,7 +157,8 @@ import os, signal, sys
 from dsjax.data import analyze
 from dsjax.data.build import build_corpus
 from dsjax.data.config import ByteTokenizer, DataConfig, JsonlSource
-from dsjax.data.rows import Rows
+from dsjax.data.rows.mixture import Rows
+from dsjax.data.rows.packed import PackedFormat
 analyze._BLOCK_POSITIONS = 64
 save, saved = analyze.np.save, []
 def save_some(file, values):
@@ -169,7 +170,7 @@ path, cache = sys.argv[1:]
 config = DataConfig(sources=(JsonlSource(path=path),), tokenizer=ByteTokenizer(), validation_fraction=0.0,
                     sequence_length=16, cache_dir=cache)
 corpus = build_corpus(config)
-rows = Rows([corpus.train[0]], sequence_length=16)  # keeps no index of its own
+rows = Rows([corpus.train[0]], PackedFormat(sequence_length=16))  # keeps no index of its own
 analyze.open_index(corpus, rows, config=config, metrics=["vocab_rarity"], workers=1)
 """
 

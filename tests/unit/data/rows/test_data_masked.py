@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dsjax.data.config import BPETokenizer, ByteTokenizer, DataConfig, FileTokenizer, JsonlSource
 from dsjax.data.corpus.build import build_corpus
 from dsjax.data.corpus.store import TokenStore
-from dsjax.data.rows.masked import Masker
+from dsjax.data.rows.masked import MaskedFormat, Masker
 from dsjax.data.rows.mixture import Rows
 from dsjax.data.rows.pack import PackIndex
 from tests.wordpiece import CLS, MASK, SEP, tokenizer
@@ -99,7 +99,9 @@ def test_padding_is_never_seen_and_places_count_in_the_document(pack):
     tokens = np.array([CLS, 7, 8, SEP, CLS, 9, SEP])
     store = TokenStore(tokens=tokens, offsets=np.array([0, 4, 7]), hash="x")
     for isolate in (True, False):
-        rows = Rows([store], sequence_length=5, pack=pack, isolate_documents=isolate, masker=make_masker(0.5))
+        rows = Rows(
+            [store], MaskedFormat(sequence_length=5, pack=pack, isolate_documents=isolate, masker=make_masker(0.5))
+        )
         batch = rows.rows(np.arange(rows.num_rows))
         real = batch["segments"] > 0
         assert real.sum() == 7 and not batch["loss_mask"][~real].any()

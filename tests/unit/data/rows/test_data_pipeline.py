@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.data.corpus.store import TokenStore
-from dsjax.data.rows.masked import Masker
+from dsjax.data.rows.labels import LabelledFormat
+from dsjax.data.rows.masked import MaskedFormat, Masker
 from dsjax.data.rows.mixture import Rows
+from dsjax.data.rows.packed import PackedFormat
 from dsjax.data.rows.pipeline import Batches, FixedBatches
 
 quick = settings(deadline=None, max_examples=50)
@@ -49,7 +51,7 @@ def pairs_in(store):
 )
 def test_an_epoch_holds_every_pair_once(sizes, length, pack, isolate, epoch):
     store = store_of(sizes)
-    rows = Rows([store], sequence_length=length, pack=pack, isolate_documents=isolate, seed=9)
+    rows = Rows([store], PackedFormat(sequence_length=length, pack=pack, isolate_documents=isolate), seed=9)
     batch = rows.rows(epoch * rows.num_rows + np.arange(rows.num_rows))
     expected = pairs_in(store)
     if pack == "stream" and not isolate:
@@ -80,7 +82,7 @@ def check_segments(batch):
 
 def test_best_fit_that_runs_on_keeps_the_separators():
     store = store_of([4, 4])
-    batch = Rows([store], sequence_length=8, pack="best_fit", isolate_documents=False).rows(np.arange(1))
+    batch = Rows([store], PackedFormat(sequence_length=8, isolate_documents=False)).rows(np.arange(1))
     tokens = batch["tokens"][0].tolist()
     assert sorted([tokens[:4], tokens[4:]]) == [[1, 2, 3, END], [5, 6, 7, END]]
     assert batch["loss_mask"][0].tolist() == [True, True, True, False] * 2
@@ -99,7 +101,7 @@ def test_random_access_is_reading_on(a, b, weights, batch_size, seed, data):
     stores = [store_of(a), store_of(b, base=1000, name="t")]
 
     def fresh():
-        return Rows(stores, sequence_length=5, weights=weights, seed=seed)
+        return Rows(stores, PackedFormat(sequence_length=5), weights=weights, seed=seed)
 
     draws = data.draw(st.integers(0, 2000)) * batch_size + np.arange(40 * batch_size)
     whole = fresh().rows(draws)
@@ -113,7 +115,10 @@ def test_random_access_is_reading_on(a, b, weights, batch_size, seed, data):
 
 def test_epochs_are_different_permutations_that_follow_the_seed():
     store = store_of([6] * 30)
-    orders = [Rows([store], sequence_length=5, seed=seed).locate(np.arange(90))[1].reshape(3, 30) for seed in (1, 1, 2)]
+    orders = [
+        Rows([store], PackedFormat(sequence_length=5), seed=seed).locate(np.arange(90))[1].reshape(3, 30)
+        for seed in (1, 1, 2)
+    ]
     assert all(sorted(epoch.tolist()) == list(range(30)) for order in orders for epoch in order)
     assert np.array_equal(orders[0], orders[1]) and not np.array_equal(orders[0], orders[2])
     assert len({tuple(epoch) for epoch in orders[0].tolist()}) == 3
@@ -125,7 +130,7 @@ def test_epochs_are_different_permutations_that_follow_the_seed():
 )
 def test_mixtures_follow_the_weights_exactly_in_every_block(weights, block, counts):
     stores = [store_of([3] * (5 + n), base=1000 * n + 1, name=str(n)) for n in range(len(weights))]
-    rows = Rows(stores, sequence_length=2, weights=weights, seed=3)
+    rows = Rows(stores, PackedFormat(sequence_length=2), weights=weights, seed=3)
     sources, where = rows.locate(np.arange(20 * block))
     for part in sources.reshape(20, block):
         assert tuple(np.bincount(part, minlength=len(weights))) == counts
@@ -137,7 +142,7 @@ def test_mixtures_follow_the_weights_exactly_in_every_block(weights, block, coun
 
 def test_weights_without_a_small_denominator_are_nearest():
     stores = [store_of([3] * 5000), store_of([3] * 5000, name="t")]
-    rows = Rows(stores, sequence_length=2, weights=(np.pi, np.e))
+    rows = Rows(stores, PackedFormat(sequence_length=2), weights=(np.pi, np.e))
     sources, _ = rows.locate(np.arange(1 << 16))
     assert abs((sources == 0).mean() - np.pi / (np.pi + np.e)) <= 1 / 65536
 
@@ -145,16 +150,16 @@ def test_weights_without_a_small_denominator_are_nearest():
 def test_bad_stores_and_weights():
     store = store_of([3] * 5)
     with pytest.raises(ValueError, match="two tokens"):
-        Rows([store_of([1])], sequence_length=4)
+        Rows([store_of([1])], PackedFormat(sequence_length=4))
     with pytest.raises(ValueError, match="as many weights"):
-        Rows([store], sequence_length=4, weights=(1, 2))
+        Rows([store], PackedFormat(sequence_length=4), weights=(1, 2))
     with pytest.raises(ValueError, match="above 0"):
-        Rows([store, store], sequence_length=4, weights=(1, 0))
+        Rows([store, store], PackedFormat(sequence_length=4), weights=(1, 0))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_batches_from_any_step_are_the_rows_of_that_step(threads):
-    rows = Rows([store_of([9] * 40)], sequence_length=4, seed=1)
+    rows = Rows([store_of([9] * 40)], PackedFormat(sequence_length=4), seed=1)
     positions = np.array([5, 0, 2])
     for start in (0, 1, 17):
         with Batches(rows, batch_size=6, positions=positions, threads=threads, start_step=start) as batches:
@@ -165,7 +170,7 @@ def test_batches_from_any_step_are_the_rows_of_that_step(threads):
 
 
 def test_closing_ends_the_threads():
-    rows = Rows([store_of([9] * 40)], sequence_length=4)
+    rows = Rows([store_of([9] * 40)], PackedFormat(sequence_length=4))
     before = set(threading.enumerate())
     batches = Batches(rows, batch_size=6, threads=3)
     next(batches)
@@ -178,14 +183,14 @@ def test_closing_ends_the_threads():
 
 
 def test_an_error_in_a_thread_reaches_the_reader(monkeypatch):
-    rows = Rows([store_of([9] * 4)], sequence_length=4)
+    rows = Rows([store_of([9] * 4)], PackedFormat(sequence_length=4))
     monkeypatch.setattr(rows, "rows", lambda draws: (_ for _ in ()).throw(OSError("the disk went away")))
     with Batches(rows, batch_size=2) as batches, pytest.raises(OSError, match="went away"):
         next(batches)
 
 
 def test_fixed_batches_are_the_same_rows_each_time_padded():
-    rows = Rows([store_of([9] * 20), store_of([9] * 3, base=1000, name="t")], sequence_length=4)
+    rows = Rows([store_of([9] * 20), store_of([9] * 3, base=1000, name="t")], PackedFormat(sequence_length=4))
     assert rows.num_rows == 46
     everything = FixedBatches(rows, batch_size=8)
     batches = list(everything)
@@ -210,9 +215,14 @@ def test_a_process_without_rows_in_the_last_batch_pads_like_the_others(kind):
     store = store_of([5] * 6)
     if kind == "labelled":
         store = dataclasses.replace(store, classes=np.zeros((6, 3), np.int32))
-    masker = Masker(mask_token=9, ordinary=np.ones(64, bool), share=0.5, seed=0) if kind == "masked" else None
-    pack = "none" if kind == "none" else "best_fit"
-    rows = Rows([store], sequence_length=5, pack=pack, masker=masker, labelled=kind == "labelled")
+    masker = Masker(mask_token=9, ordinary=np.ones(64, bool), share=0.5, seed=0)
+    formats = {
+        "best_fit": PackedFormat(sequence_length=5),
+        "none": PackedFormat(sequence_length=5, pack="none"),
+        "masked": MaskedFormat(sequence_length=5, masker=masker),
+        "labelled": LabelledFormat(sequence_length=5),
+    }
+    rows = Rows([store], formats[kind])
     size = rows.num_rows + 3
     (whole,) = FixedBatches(rows, batch_size=size)
     (share,) = FixedBatches(rows, batch_size=size, positions=np.arange(rows.num_rows, size))
@@ -225,6 +235,6 @@ def test_packing_many_documents_is_fast():
     sizes = np.clip(np.random.default_rng(0).lognormal(6, 1.3, 200_000).astype(int), 2, None)
     store = TokenStore(tokens=np.zeros(1, np.uint16), offsets=np.concatenate([[0], np.cumsum(sizes)]), hash="x")
     begin = time.perf_counter()
-    rows = Rows([store], sequence_length=1024)
+    rows = Rows([store], PackedFormat(sequence_length=1024))
     assert time.perf_counter() - begin < 5  # 0.15 s when nothing else runs
     assert rows.fill > 0.999

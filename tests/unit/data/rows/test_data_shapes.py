@@ -8,19 +8,21 @@ from hypothesis import strategies as st
 from dsjax.data.config import DifficultyConfig, FixedLinear
 from dsjax.data.corpus.store import TokenStore
 from dsjax.data.curriculum.draw import Curriculum
-from dsjax.data.rows.masked import Masker
+from dsjax.data.rows.labels import LabelledFormat
+from dsjax.data.rows.masked import MaskedFormat, Masker
 from dsjax.data.rows.mixture import Rows
+from dsjax.data.rows.packed import PackedFormat
 from dsjax.data.rows.pipeline import Batches, BatchShape, longest_row
 
 quick = settings(deadline=None, max_examples=25)
 
 
-def rows_of(sizes, length, **options):
+def rows_of(sizes, length, kind=PackedFormat, **options):
     tokens = np.arange(1, sum(sizes) + 1, dtype=np.uint16)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
-    classes = np.zeros((len(sizes), 3), np.int32) if options.get("labelled") else None
+    classes = np.zeros((len(sizes), 3), np.int32) if kind is LabelledFormat else None
     store = TokenStore(tokens=tokens, offsets=offsets, hash="s" * 64, classes=classes)
-    return Rows([store], sequence_length=length, seed=4, **options)
+    return Rows([store], kind(sequence_length=length, **options), seed=4)
 
 
 def read(rows, num_steps, **options):
@@ -92,7 +94,7 @@ def test_rows_are_cut_into_pieces(sizes, length, batch_size, isolate, data):
 
 def test_the_rows_of_a_curriculum_with_their_own_masks():
     mask = {"mask_token": 0, "ordinary": np.arange(400) > 0, "share": 0.5, "seed": 2}
-    rows = rows_of([7] * 40, 7, masker=Masker(**mask))
+    rows = rows_of([7] * 40, 7, MaskedFormat, masker=Masker(**mask))
     growth = DifficultyConfig(metric="a", min=20, max=100, schedule=FixedLinear(steps=30, quantum=1))
     order = Curriculum({"a": np.arange(rows.num_rows)}, [growth], batch_size=4, seed=1)
     found = read(rows, 12, batch_size=4, order=order, start_step=3)
@@ -108,7 +110,7 @@ def test_the_rows_of_a_curriculum_with_their_own_masks():
 
 
 def test_labelled_texts_are_cut_short_but_not_into_pieces():
-    rows = rows_of([3, 9, 5, 2], 9, labelled=True)
+    rows = rows_of([3, 9, 5, 2], 9, LabelledFormat)
     ((_, batch),) = read(rows, 1, batch_size=4, shape_at=lambda _: BatchShape(4, 4, 6))
     assert batch["tokens"].shape == (4, 6) and not batch["tokens"][:, 4:].any() and batch["labels"].shape == (4,)
     assert batch["loss_mask"].all() and (batch["segments"].sum(axis=1) == [min(4, n) for n in _lengths(rows)]).all()
@@ -132,7 +134,7 @@ def test_the_longest_row_of_a_step(sizes, length, batch_size, step):
     assert longest(step) == batch["loss_mask"].sum(axis=1).max()  # nothing but padding has no target
 
 
-@pytest.mark.parametrize("options", [{"pack": "stream"}, {"isolate_documents": False}, {"labelled": True}])
+@pytest.mark.parametrize("options", [{"pack": "stream"}, {"isolate_documents": False}, {"kind": LabelledFormat}])
 def test_plain_rows_say_where_tokens_are(options):
     rows = rows_of([3, 9, 5, 2, 4], 9, **options)
     tokens, mask = rows.plain(np.arange(rows.num_rows)[::-1])
@@ -142,7 +144,7 @@ def test_plain_rows_say_where_tokens_are(options):
 def test_numbers_run_over_all_sources():
     a, b = rows_of([5] * 6, 4), rows_of([9] * 5, 4)
     stores = [a._readers[0]._store, b._readers[0]._store]
-    rows = Rows(stores, sequence_length=4, seed=1)
+    rows = Rows(stores, PackedFormat(sequence_length=4), seed=1)
     draws = np.arange(64)
     assert equal(rows.drawn(draws, rows.numbers(draws)), rows.rows(draws))
     assert set(rows.numbers(draws).tolist()) == set(range(rows.num_rows))

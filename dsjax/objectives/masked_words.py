@@ -1,0 +1,16 @@
+"""Masked language modelling (arXiv 1810.04805): the cross-entropy of hidden tokens; data/rows/masked.py hides them."""
+
+from dsjax.models.config import ModelConfig
+from dsjax.models.families.registry import is_causal
+from dsjax.objectives.language_model import LanguageModel
+
+
+class MaskedWords(LanguageModel):
+    """The hidden tokens, which a model that sees both sides guesses: the loss of a language model on other rows."""
+
+    name = "masked"
+    targets = "hidden tokens"
+
+    def trains(self, config: ModelConfig) -> bool:
+        """See `Objective`."""
+        return config.task == "language_model" and not is_causal(config)

@@ -1,0 +1,47 @@
+"""The objectives that there are, by name, and which of them train a model."""
+
+from dsjax.models.config import ModelConfig
+from dsjax.models.families.registry import FAMILIES
+from dsjax.objectives.api import Objective
+from dsjax.objectives.labels import Labels
+from dsjax.objectives.language_model import LanguageModel
+from dsjax.objectives.masked_words import MaskedWords
+
+OBJECTIVES: dict[str, Objective] = {one.name: one for one in (LanguageModel(), MaskedWords(), Labels())}
+
+
+def objective_of(name: str) -> Objective:
+    """The objective of a run, by data.task.
+
+    Example:
+        >>> objective_of("classification").targets
+        'labels'
+    """
+    return OBJECTIVES["language_model" if name == "from_model" else name]
+
+
+def chosen_objective(config: ModelConfig, asked: str = "from_model") -> Objective:
+    """The objective of a run by data.task; `from_model` takes the first that trains the model.
+
+    Raises:
+        ValueError: the family lacks the model's task, nothing here trains it, or not what was asked for.
+
+    Example:
+        >>> from dsjax.models.config import BertConfig
+        >>> chosen_objective(BertConfig()).name, chosen_objective(BertConfig(task="classification")).name
+        ('masked', 'classification')
+    """
+    known = sorted({*FAMILIES[config.kind].ARCHITECTURES.values()} - {"embedding"})
+    found = {name: one for name, one in OBJECTIVES.items() if config.task in known and one.trains(config)}
+    if not found:
+        raise ValueError(
+            f"a {config.kind} model cannot be trained for model.task = {config.task}; it can for {', '.join(known)}"
+        )
+    if asked == "from_model":
+        return next(iter(found.values()))
+    if asked not in found:
+        raise ValueError(
+            f"data.task is {asked}, but a {config.kind} model of the task {config.task} learns from rows of the task "
+            f"{' or '.join(found)}; leave data.task out"
+        )
+    return found[asked]
