@@ -168,7 +168,7 @@ def _length(trained: "TrainedModel", arguments: argparse.Namespace) -> int:
 def _sources(arguments: argparse.Namespace) -> list:
     """Each PATH as a source of text: a .jsonl file (compressed or not) by its name, anything else as text."""
     from dsjax.data.config import JsonlSource, TextSource
-    from dsjax.data.text.sources import JSONL_ENDINGS
+    from dsjax.data.text.jsonl import JSONL_ENDINGS
 
     return [
         JsonlSource(path=path, field=arguments.field)

@@ -1,88 +1,14 @@
-"""Where text comes from and how it becomes rows of tokens."""
+"""Settings of data: sources, tokenizers, rows of tokens, curricula."""
 
 import dataclasses
 from typing import Literal
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class StdlibSource:
-    """The source text of Python's own standard library, from the running interpreter; a document is a file."""
-
-    kind: Literal["stdlib"] = "stdlib"
-    """The kind of source."""
-    weight: float = 1.0
-    """Share of this source's rows in the mixture, before normalisation."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TextSource:
-    """Text files in UTF-8, or what their byte-order mark says, compressed or not; a document is a file."""
-
-    path: str
-    """A file, or a folder that is searched recursively."""
-    kind: Literal["text"] = "text"
-    """The kind of source."""
-    glob: str = "*.txt"
-    """Which files of a folder count."""
-    separator: str = ""
-    """Cuts each file into documents and is dropped, such as "\\n\\n"; '' makes each file one document."""
-    weight: float = 1.0
-    """Share of this source's rows in the mixture, before normalisation."""
-
-    def __post_init__(self) -> None:
-        if not self.glob or self.glob.startswith("/"):
-            raise ValueError(f"glob must be a pattern for names in the folder, such as *.txt; got {self.glob!r}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class JsonlSource:
-    """One JSON object a line; a document is one line's field."""
-
-    path: str
-    """A .jsonl file (also .jsonl.gz, .bz2, .xz, .zst), or a folder of them."""
-    kind: Literal["jsonl"] = "jsonl"
-    """The kind of source."""
-    field: str = "text"
-    """The key that holds the text."""
-    text_pair: str = ""
-    """The key of a second text that belongs to the first, for the task classification; '' for none."""
-    label: str = ""
-    """The key of the label, a whole number from 0 or a string, for the task classification; '' for none."""
-    weight: float = 1.0
-    """Share of this source's rows in the mixture, before normalisation."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ParquetSource:
-    """Parquet files (needs the extra `parquet`); a document is one row's column."""
-
-    path: str
-    """A .parquet file or a folder of them."""
-    kind: Literal["parquet"] = "parquet"
-    """The kind of source."""
-    column: str = "text"
-    """The column that holds the text."""
-    text_pair: str = ""
-    """The column of a second text that belongs to the first, for the task classification; '' for none."""
-    label: str = ""
-    """The column of the label, a whole number from 0 or a string, for the task classification; '' for none."""
-    weight: float = 1.0
-    """Share of this source's rows in the mixture, before normalisation."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class TokensSource:
-    """Memory-mapped tokens written by `dsjax data build`, with their tokenizer and their own validation split."""
-
-    path: str
-    """The folder that `dsjax data build` wrote."""
-    kind: Literal["tokens"] = "tokens"
-    """The kind of source."""
-    weight: float = 1.0
-    """Share of this source's rows in the mixture, before normalisation."""
-
-
-SourceConfig = StdlibSource | TextSource | JsonlSource | ParquetSource | TokensSource
+from dsjax.data.text.source import TextSourceKind
+from dsjax.data.text.sources import JsonlSource as JsonlSource
+from dsjax.data.text.sources import ParquetSource as ParquetSource
+from dsjax.data.text.sources import SourceConfig, StdlibSource
+from dsjax.data.text.sources import TextSource as TextSource
+from dsjax.data.text.sources import TokensSource as TokensSource
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,14 +61,15 @@ class DataConfig:
     """From sources to rows of `sequence_length` tokens."""
 
     sources: tuple[SourceConfig, ...] = (StdlibSource(),)
-    """What is read; several are mixed by their weights."""
+    """The sources to read; several are mixed by their weights."""
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=BPETokenizer)
-    """How text becomes tokens."""
+    """The tokenizer."""
     task: Literal["from_model", "language_model", "masked", "classification"] = "from_model"
-    """What rows are for; from_model is settled by model.task when a run starts. language_model: the next token; masked:
-    tokens hidden from a model that reads both ways; classification: one text a row, cut to the row, with its label."""
+    """Purpose of the rows; from_model is settled by model.task when a run starts. language_model: the next token;
+    masked: tokens hidden from a model that reads both ways; classification: one text a row, cut to the row, with its
+    label."""
     mask_share: float = 0.15
-    """Of the task masked: the share of tokens that are hidden: 80% of them are [MASK], 10% another token, 10% as is."""
+    """Share of tokens that the task masked hides: 80% of them become [MASK], 10% another token, 10% stay."""
     sequence_length: int = 1024
     """Tokens in a row (T)."""
     pack: Literal["best_fit", "stream", "none"] = "best_fit"
@@ -155,9 +82,9 @@ class DataConfig:
     validation_sources: tuple[SourceConfig, ...] = ()
     """Validate on these instead of on a fraction."""
     undecodable: Literal["error", "replace", "skip"] = "error"
-    """What to do with bytes that are not UTF-8: stop and name the file, put U+FFFD, or leave the document out."""
+    """Treatment of bytes that are not UTF-8: stop and name the file, put U+FFFD, or leave the document out."""
     cache_dir: str = ""
-    """Where tokens and indices are kept; '' means $XDG_CACHE_HOME/dsjax or ~/.cache/dsjax."""
+    """Folder in which tokens and indices are kept; '' means $XDG_CACHE_HOME/dsjax or ~/.cache/dsjax."""
     shuffle_seed: int = 0
     """Seed of the order of rows."""
     read_threads: int = 2
@@ -181,15 +108,10 @@ class DataConfig:
             raise ValueError(f"read_threads and prefetch must be at least 1; got {self.read_threads}, {self.prefetch}")
 
     @property
-    def labelled(self) -> tuple[JsonlSource | ParquetSource, ...]:
-        """The sources that name a label or a second text, those of validation among them."""
-        every = self.sources + self.validation_sources
-        return tuple(s for s in every if isinstance(s, JsonlSource | ParquetSource) and (s.label or s.text_pair))
-
-    @property
     def has_pairs(self) -> bool:
         """Whether texts come in pairs."""
-        return any(source.text_pair for source in self.labelled)
+        texts = [s for s in self.sources + self.validation_sources if isinstance(s, TextSourceKind)]
+        return any(source.keys is not None and source.keys.pair for source in texts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -269,19 +191,19 @@ def _check_growth(steps: int, quantum: int) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DifficultyConfig:
-    """Which rows may be drawn: those that are not more difficult than the schedule says."""
+    """Rows that may be drawn: those that are not more difficult than the schedule says."""
 
     metric: str = "vocab_rarity"
-    """What makes a row difficult: vocab_rarity, length, length_then_rarity, or the dotted path of a function of your
+    """Metric of a row's difficulty: vocab_rarity, length, length_then_rarity, or the dotted path of a function of your
     own (tokens int32 [B, T], mask bool [B, T]) -> whole numbers [B]."""
     by: Literal["percentile", "value"] = "percentile"
-    """Whether min, max and the schedule count percent of the rows, easiest first, or values of the metric."""
+    """Unit of min, max and the schedule: percent of the rows, easiest first, or values of the metric."""
     min: int = 1
     """The first difficulty."""
     max: int = 100
     """The last difficulty; by value, the rows above it are never drawn."""
     schedule: DifficultySchedule
-    """How it grows."""
+    """Schedule of its growth."""
 
     def __post_init__(self) -> None:
         _check_bounds(self.min, self.max, self.schedule)
@@ -291,7 +213,7 @@ class DifficultyConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class LengthConfig:
-    """How long rows are: sequence-length warm-up (arXiv 2108.06084)."""
+    """Length of rows over time: sequence-length warm-up (arXiv 2108.06084)."""
 
     how: Literal["truncate", "reshape"] = "truncate"
     """truncate: the rest of each row is left out; reshape: rows are cut into more, shorter ones (in lengths of the
@@ -301,7 +223,7 @@ class LengthConfig:
     max: int = 0
     """Tokens of the last rows; 0 means data.sequence_length."""
     schedule: DifficultySchedule
-    """How they grow."""
+    """Schedule of their growth."""
 
     def __post_init__(self) -> None:
         _check_bounds(self.min, self.max, self.schedule)
@@ -312,9 +234,9 @@ class CurriculumConfig:
     """Easy before difficult (arXiv 2212.03597); a pure function of the step."""
 
     difficulty: tuple[DifficultyConfig, ...] = ()
-    """What may be drawn, of all sources alike; of several metrics a row must be easy enough by all."""
+    """Limits of difficulty, for all sources alike; of several metrics a row must be easy enough by all."""
     length: LengthConfig | None = None
-    """How long rows are; null leaves them at data.sequence_length."""
+    """Length of rows over time; null leaves them at data.sequence_length."""
     cut_to_longest: bool = False
     """Leave out the columns of a batch that hold padding in all its rows (for pack: none), in steps whose layers see
     all tokens. Counted neither in the tokens of a step, which follow from the schedules alone, nor in what these save;

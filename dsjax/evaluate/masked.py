@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from flax import nnx
 
-from dsjax.data.config import SourceConfig
 from dsjax.data.corpus.encode import encode_documents
 from dsjax.data.corpus.store import TokenStore
 from dsjax.data.rows.masked import MaskedFormat, Masker
@@ -20,6 +19,7 @@ from dsjax.data.rows.mixture import Rows
 from dsjax.data.rows.pipeline import FixedBatches
 from dsjax.data.text.document import Undecodable
 from dsjax.data.text.read import read_documents
+from dsjax.data.text.source import TextSourceKind
 from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.models.transformer import Transformer
 from dsjax.objectives.registry import OBJECTIVES
@@ -47,7 +47,7 @@ class MaskedScore:
 def score_masked(
     model: Transformer,
     tokenizer: Tokenizer,
-    sources: Iterable[SourceConfig],
+    sources: Iterable[TextSourceKind],
     *,
     length: int,
     seed: int = 0,

@@ -22,10 +22,10 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int64
 
-from dsjax.data.config import SourceConfig
 from dsjax.data.corpus.encode import encode_text
 from dsjax.data.text.document import Undecodable
 from dsjax.data.text.read import read_documents
+from dsjax.data.text.source import TextSourceKind
 from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.layers.cross_entropy import token_losses
 from dsjax.models.generate import bucket
@@ -67,7 +67,7 @@ class Score:
 
 
 def read_text(
-    sources: Iterable[SourceConfig], tokenizer: Tokenizer, *, score_first: bool, undecodable: Undecodable = "error"
+    sources: Iterable[TextSourceKind], tokenizer: Tokenizer, *, score_first: bool, undecodable: Undecodable = "error"
 ) -> Text:
     """Read and tokenise all documents of some sources.
 

@@ -134,10 +134,10 @@ def with_adapter(trained: TrainedModel, path: str | Path) -> TrainedModel:
 def _open_run(path: Path, report: Report) -> TrainedModel:
     config = read_config(path)
     tokenizer = Tokenizer.load(path / "tokenizer")
-    if tokenizer.passes_over:
+    if tokenizer.missing_tokens:
         report(
-            f"{path} was trained without the {tokenizer.passes_over} that its tokenizer puts around a text, as texts "
-            "were then; it is prompted and scored so as well"
+            f"{path} was trained without the {tokenizer.missing_tokens} that its tokenizer puts around a text, as "
+            "texts were then; it is prompted and scored so as well"
         )
     _check_vocabulary(path, config.model, tokenizer)
     tree = "ema" if config.train.ema_decay > 0 else "params"

@@ -2,10 +2,11 @@
 
 import jax
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from dsjax.layers.context import Context
-from dsjax.layers.parameter import normal, use
+from dsjax.layers.weight import FloatWeight, Weight
 
 
 class Embedding(nnx.Module):
@@ -18,10 +19,8 @@ class Embedding(nnx.Module):
     """
 
     def __init__(self, num_rows: int, *, dim: int, rows: str, key: jax.Array, std: float) -> None:
-        self.table = normal(key, (num_rows, dim), (rows, "embed"), std=std)
+        self.table: Weight = FloatWeight.normal(key, (num_rows, dim), (rows, "embed"), std=std)
 
-    def __call__(self, ids: Int[Array, "*batch"], context: Context, *, dtype) -> Float[Array, "*batch D"]:
+    def __call__(self, ids: Int[Array, "*batch"], context: Context, *, dtype: DTypeLike) -> Float[Array, "*batch D"]:
         """The rows `ids` of the table, in dtype."""
-        # This holds the table's gradient too, which is then summed and reduced into its shards like any other. Left to
-        # choose, XLA may gather the gradients of all devices' activations instead and sum them on each.
-        return context.layout.whole(use(self.table, context, dtype), self.table.get_metadata("axes"))[ids]
+        return self.table.rows(ids, context, dtype=dtype)

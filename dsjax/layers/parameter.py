@@ -29,12 +29,6 @@ def derive(key: jax.Array, name: str | jax.Array | int) -> jax.Array:
     return jax.random.wrap_key_data((words ^ (words >> 15)) * jnp.uint32(0x85EBCA6B) + (number + jnp.uint32(1)) * odd)
 
 
-def normal(key: jax.Array, shape: tuple[int, ...], axes: Axes, *, std: float) -> nnx.Param:
-    """A float32 parameter drawn from N(0, std^2), its dimensions named by `axes`."""
-    assert len(shape) == len(axes)
-    return nnx.Param(std * jax.random.normal(key, shape, jnp.float32), axes=axes)
-
-
 def constant(value: float, shape: tuple[int, ...], axes: Axes) -> nnx.Param:
     """A float32 parameter filled with one value, its dimensions named by `axes`."""
     assert len(shape) == len(axes)

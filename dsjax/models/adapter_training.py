@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from dsjax.checkpoint.manifest import read_json
+from dsjax.layers.weight import BASE
 from dsjax.mesh.layout import Layout
-from dsjax.models.adapters import A as LORA_A
-from dsjax.models.adapters import Adapter, initial_adapters, is_adapter, merged, with_adapters
-from dsjax.models.adapters import B as LORA_B
+from dsjax.models.adapters import Adapter, initial_adapters, is_adapter, merged, with_adapters, with_weights
 from dsjax.models.config import LoRAConfig, ModelConfig
 from dsjax.models.families.registry import abstract
 from dsjax.models.formats.pretrained import initial_weights, lacking, load_params, open_weights, weights_hash
@@ -64,27 +63,30 @@ def first_params(config: ModelConfig, trained: ModelTree, layout: Layout, *, see
         partial(initial_adapters, adapters.shapes, config.layer_runs),
         out_shardings=jax.tree.map(layout.named, adapters.specs(layout.parameter)),
     )
+    weights = _under_adapters(weights, adapters.shapes)
     heads = part_of(weights, is_trained)
     return joined(heads, draw(jax.random.key(seed))), part_of(weights, lambda name: not is_trained(name))
+
+
+def _under_adapters(weights: Tree, adapters: Tree) -> Tree:
+    """Parameters of a plain model where one with adapters has them."""
+    if isinstance(weights, dict):
+        return {key: _under_adapters(branch, adapters.get(key, {})) for key, branch in weights.items()}
+    return {BASE: weights} if adapters else weights
 
 
 def folded(
     config: ModelConfig, lora: LoRAConfig, params: Tree, frozen: Tree, *, layout: Layout
 ) -> tuple[ModelTree, Tree]:
     """The model without adapters, and its parameters with W + (alpha / r) A B in their place, in new buffers."""
-    model = ModelTree.of(abstract(config))
+    model, graph = ModelTree.of(abstract(config)), ModelTree.of(with_adapters(abstract(config), lora)).graph
     shardings = jax.tree.map(layout.named, model.specs(layout.parameter))
 
-    def fold(branch: Tree, stacked: Tree) -> Tree:
-        if LORA_A not in branch:
-            return {key: fold(b, stacked[key]) if isinstance(b, dict) else b for key, b in branch.items()}
-        product = partial(jnp.tensordot, axes=1)
-        both = (jax.vmap(product) if stacked["kernel"] else product)(branch[LORA_A], branch[LORA_B])
-        rest = {key: value for key, value in branch.items() if key not in (LORA_A, LORA_B)}
-        return rest | {"kernel": branch["kernel"] + lora.scale * both}
+    def fold(params: Tree, frozen: Tree) -> Tree:
+        whole = with_weights(nnx.merge(graph, joined(params, frozen)), lambda _: True, lambda weight: weight.merged())
+        return nnx.to_pure_dict(nnx.state(whole, nnx.Param))
 
-    run = jax.jit(lambda params, frozen: fold(joined(params, frozen), model.stacked), out_shardings=shardings)
-    return model, run(params, frozen)
+    return model, jax.jit(fold, out_shardings=shardings)(params, frozen)
 
 
 def base_of_run(config: ModelConfig, resumed: Path | None) -> dict[str, Any]:

@@ -1,13 +1,14 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on a model: h = W x + (alpha / r) B A x with W frozen.
+"""The weights of a model by name: stored otherwise, with low-rank adapters (LoRA, arXiv 2106.09685), or merged.
 
-Ours is x W + (alpha / r) (x A) B: A [D, r] is drawn, B [r, ...] begins at 0, so that the first step starts from the
-base model. Each takes the names of W's dimensions, so that tensor parallelism and ZeRO treat it as they treat W.
+LoRA is h = W x + (alpha / r) B A x with W frozen. Ours is x W + (alpha / r) (x A) B (`LowRank` of layers/weight.py):
+A [D, r] is drawn, B [r, ...] begins at 0, so that the first step starts from the base model.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dsjax.layers.embedding import Embedding
 from dsjax.layers.linear import Linear
 from dsjax.layers.parameter import derive
+from dsjax.layers.weight import A, B, LowRank, Weight, with_product
 from dsjax.models.config import LoRAConfig
 from dsjax.models.naming import leaf_names
 from dsjax.models.transformer import Transformer
 
 Tree = Any
-
-A, B = "lora_a", "lora_b"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,41 @@ class Adapter:
     scales: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
+def with_weights(model: Transformer, chosen: Callable[[str], bool], make: Callable[[Weight], Weight]) -> Transformer:
+    """The model itself, with some of its weights stored otherwise.
+
+    Args:
+        model: abstract or real.
+        chosen: sees names such as "attention.q.kernel" (that of all layers) and "embed.table".
+        make: a weight -> the one that takes its place.
+
+    Example:
+        >>> from dsjax.models.config import GPT2Config
+        >>> from dsjax.models.families.registry import abstract
+        >>> model = abstract(GPT2Config(vocab_size=11, num_layers=2, model_dim=8, num_heads=2))
+        >>> adapted = with_weights(model, lambda name: name == "embed.table", partial(LowRank.on, rank=2, scale=1.0))
+        >>> adapted.embed.table.lora_a.shape
+        (11, 2)
+    """
+    for name, owner in list(_owners(model)):
+        if chosen(name):
+            if isinstance(owner, Linear):
+                owner.kernel = make(owner.kernel)
+            else:
+                owner.table = make(owner.table)
+    return model
+
+
+def _owners(model: nnx.Module) -> Iterator[tuple[str, Linear | Embedding]]:
+    """Names of weights, without the numbers of layers, and the modules that hold them."""
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, Linear | Embedding):
+            last = "kernel" if isinstance(module, Linear) else "table"
+            yield ".".join([part for part in path if isinstance(part, str) and part != "segments"] + [last]), module
+
+
 def with_adapters(model: Transformer, lora: LoRAConfig) -> Transformer:
-    """The model itself, in which every Linear whose kernel matches `lora.targets` now has an A and a B.
+    """The model itself, in which every kernel that matches `lora.targets` now has an A and a B.
 
     Args:
         model: abstract (from `dsjax.models.families.registry.abstract`); the new parameters are abstract, too.
@@ -56,29 +90,18 @@ def with_adapters(model: Transformer, lora: LoRAConfig) -> Transformer:
         >>> from dsjax.models.config import GPT2Config
         >>> from dsjax.models.families.registry import abstract
         >>> model = abstract(GPT2Config(vocab_size=11, num_layers=2, model_dim=8, num_heads=2))
-        >>> with_adapters(model, LoRAConfig(rank=4)).segments[0].attention.qkv.lora_b.shape
+        >>> with_adapters(model, LoRAConfig(rank=4)).segments[0].attention.qkv.kernel.lora_b.shape
         (1, 4, 3, 8)
     """
-    linears: dict[str, list[Linear]] = {}
-    for path, module in nnx.iter_modules(model):
-        name = _kernel_name(path)
-        if isinstance(module, Linear) and name != "classifier.kernel":  # that one is trained itself
-            linears.setdefault(name, []).append(module)
-    chosen = [name for name in linears if re.fullmatch(lora.targets, name)]
+    # The classifier's is trained itself.
+    kernels = {name for name, owner in _owners(model) if isinstance(owner, Linear)} - {"classifier.kernel"}
+    chosen = {name for name in kernels if re.fullmatch(lora.targets, name)}
     if not chosen:
         raise ValueError(
             f"lora.targets = {lora.targets!r} matches no kernel (the whole name must match); there are: "
-            f"{', '.join(sorted(linears))}"
+            f"{', '.join(sorted(kernels))}"
         )
-    for module in (module for name in chosen for module in linears[name]):
-        axes = module.kernel.get_metadata("axes")
-        layers = module.kernel.shape[: module.kernel.ndim - len(axes)]  # of a stack
-        dim, *out = module.kernel.shape[len(layers) :]
-        make = lambda shape, names: nnx.data(nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=names))
-        module.lora_a = make((*layers, dim, lora.rank), (axes[0], "rank"))
-        module.lora_b = make((*layers, lora.rank, *out), ("rank", *axes[1:]))
-        module.lora_scale = lora.scale
-    return model
+    return with_weights(model, chosen.__contains__, partial(LowRank.on, rank=lora.rank, scale=lora.scale))
 
 
 def is_adapter(name: str) -> bool:
@@ -138,14 +161,9 @@ def merged(params: Tree, adapter: Adapter, runs: tuple[int, ...]) -> Tree:
     """
     used, leaves = set(), []
     for (names, is_stack), leaf in zip(leaf_names(params, runs), jax.tree.leaves(params), strict=True):
-        shape = leaf.shape[is_stack:]
-        changes = [_change(name, shape, adapter, used) for name in names]
-        if any(change is not None for change in changes):
-            parts = [leaf[i] if is_stack else leaf for i in range(len(names))]
-            parts = [
-                part if change is None else (part + change.delta if change.add else jnp.asarray(change.delta))
-                for part, change in zip(parts, changes, strict=True)
-            ]
+        parts = [_changed(name, leaf[i] if is_stack else leaf, adapter, used) for i, name in enumerate(names)]
+        if any(change is not None for change in parts):
+            parts = [leaf[i] if change is None else change for i, change in enumerate(parts)]
             leaf = jax.device_put((jnp.stack(parts) if is_stack else parts[0]).astype(leaf.dtype), leaf.sharding)
         leaves.append(leaf)
     if other := sorted(adapter.tensors.keys() - used):
@@ -153,31 +171,22 @@ def merged(params: Tree, adapter: Adapter, runs: tuple[int, ...]) -> Tree:
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Change:
-    delta: np.ndarray
-    add: bool
-
-
-def _change(name: str, shape: tuple[int, ...], adapter: Adapter, used: set[str]) -> _Change | None:
-    """What the adapter does to one tensor."""
+def _changed(name: str, tensor: jax.Array, adapter: Adapter, used: set[str]) -> jax.Array | None:
+    """One tensor as the adapter makes it, None if it leaves it as it is; notes in `used` what it took."""
     stem = name.removesuffix("kernel")
     if name in adapter.tensors:
         used.add(name)
-        change = _Change(adapter.tensors[name], add=False)
-    elif name.endswith(".kernel") and stem + A in adapter.tensors and stem + B in adapter.tensors:
-        used |= {stem + A, stem + B}
-        product = np.tensordot(adapter.tensors[stem + A], adapter.tensors[stem + B], axes=1)
-        scale = adapter.scales.get(stem.removesuffix("."), adapter.config.scale)
-        change = _Change(np.float32(scale) * product, add=True)
-    else:
+        whole = jnp.asarray(adapter.tensors[name])
+        _check_shape(name, whole.shape, tensor.shape)
+        return whole
+    if not (name.endswith(".kernel") and stem + A in adapter.tensors and stem + B in adapter.tensors):
         return None
-    if change.delta.shape != shape:
-        raise ValueError(f"the adapter's part for {name} has the shape {list(change.delta.shape)}, not {list(shape)}")
-    return change
+    used |= {stem + A, stem + B}
+    a, b = (jnp.asarray(adapter.tensors[stem + factor]) for factor in (A, B))
+    _check_shape(name, (a.shape[0], *b.shape[1:]), tensor.shape)
+    return with_product(tensor, a, b, adapter.scales.get(stem.removesuffix("."), adapter.config.scale))
 
 
-def _kernel_name(path: tuple[Any, ...]) -> str:
-    """'attention.q.kernel' of ('segments', 0, 'attention', 'q')."""
-    parts = path[2:] if path[:1] == ("segments",) else path
-    return ".".join(map(str, (*parts, "kernel")))
+def _check_shape(name: str, shape: tuple[int, ...], want: tuple[int, ...]) -> None:
+    if shape != want:
+        raise ValueError(f"the adapter's part for {name} has the shape {list(shape)}, not {list(want)}")

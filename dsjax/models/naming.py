@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
+from dsjax.layers.weight import tensor_path
+
 Tree = Any
 
 
@@ -22,7 +24,7 @@ def leaf_names(tree: Tree, runs: tuple[int, ...]) -> list[tuple[list[str], bool]
     starts = list(itertools.accumulate((0, *runs)))
     names = []
     for path, _ in jax.tree_util.tree_leaves_with_path(tree):
-        parts = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
+        parts = tensor_path(jax.tree_util.keystr(path, simple=True, separator=".").split("."))
         if "segments" not in parts:
             names.append(([".".join(parts)], False))
             continue

@@ -285,7 +285,7 @@ class Transformer(nnx.Module):
     def table(self, *, layout: Layout = ONE_DEVICE) -> Float[Array, "V D"]:
         """The table of the logits in the compute dtype."""
         table = self.embed.table if self.architecture.tied else self.unembed.table
-        return use(table, Context(layout=layout), jnp.dtype(self.config.compute_dtype))
+        return table.whole(Context(layout=layout), dtype=jnp.dtype(self.config.compute_dtype))
 
     def logit_inputs(
         self, x_BTD: Float[Array, "B T D"], *, layout: Layout = ONE_DEVICE

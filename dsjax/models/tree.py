@@ -9,6 +9,7 @@ import jax
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from dsjax.layers.weight import A, B, tensor_path
 from dsjax.models.transformer import Transformer
 
 Tree = Any
@@ -67,8 +68,8 @@ class ModelTree:
         tables = {"language_model": "unembed" if "unembed" in self.shapes else "embed"}
         in_layers = outside = 0
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.shapes):
-            names = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
-            kernel = names[-1] in ("kernel", "lora_a", "lora_b") and names[0] not in ("pooler", "classifier")
+            names = tensor_path(jax.tree_util.keystr(path, simple=True, separator=".").split("."))
+            kernel = names[-1] in ("kernel", A, B) and names[0] not in ("pooler", "classifier")
             if kernel and names[0] == "segments":
                 in_layers += math.prod(leaf.shape)
             elif kernel or names == [tables.get(task), "table"]:
@@ -95,7 +96,7 @@ def part_of(tree: Tree, keep: Callable[[str], bool], *, prefix: str = "") -> Tre
             branch = part_of(branch, keep, prefix=f"{name}.")
             if branch:
                 kept[key] = branch
-        elif keep(name):
+        elif keep(".".join(tensor_path(name.split(".")))):
             kept[key] = branch
     return kept
 

@@ -23,7 +23,7 @@ from dsjax.runs.folder import read_config
 ROOT = Path(__file__).parents[2]
 OWN_WORDS = {
     "plan/compile.py": "a child process of its own, through a pipe",
-    "data/tokenizers/chat.py": "a child process of its own, through a pipe",
+    "data/tokenizers/chat_process.py": "a child process of its own, through a pipe",
     "data/tokenizers/chat_child.py": "its parent, through a pipe",
     "data/tokenizers/pieces.py": "the tokenizers library's own state",
     "data/tokenizers/styles.py": "the tokenizers library's own state",

@@ -23,7 +23,7 @@ def load(path, case) -> Tokenizer:
     for name, content in case["files"].items():
         (path / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is said of such folders: tests/unit/data/test_tokenizer_settings.py
+        warnings.simplefilter("ignore")  # for warnings: tests/unit/data/tokenizers/test_tokenizer_settings.py
         return load_tokenizer(FileTokenizer(path=str(path)))
 
 
@@ -55,7 +55,7 @@ def test_what_is_saved_is_read_as_the_same_again(name, tmp_path):
     for one in again:
         assert (one.hash, one.text_frame, one.pieces) == (tokenizer.hash, tokenizer.text_frame, tokenizer.pieces)
         assert [one.encode_rendered(text) for text in FOLDERS[name]["rendered"]] == FOLDERS[name]["rendered_ids"]
-        assert not one.passes_over
+        assert not one.missing_tokens
 
 
 @pytest.mark.parametrize("name", CHATS)

@@ -111,8 +111,8 @@ def test_a_mesh_changes_nothing(base, mesh):
         # Sums in another order: 2e-5. After Adam's first step, whose size is that of the learning rate however small a
         # gradient is, the parameters themselves differ a little.
         assert_close(other, gradients, 2e-5 if seed == 0 else 2e-3, what=f"step {seed}")
-    a = many.state.params["segments"][0]["attention"]["out"]["lora_a"]
-    b = many.state.params["segments"][0]["attention"]["q"]["lora_b"]
+    a = many.state.params["segments"][0]["attention"]["out"]["kernel"]["lora_a"]
+    b = many.state.params["segments"][0]["attention"]["q"]["kernel"]["lora_b"]
     if mesh.tensor > 1 and mesh.zero_stage == 0:  # split as their kernels are: by rows and by heads
         assert a.sharding.spec == PartitionSpec(None, "tensor", None)
         assert b.sharding.spec == PartitionSpec(None, None, "tensor", None)

@@ -11,29 +11,23 @@ same way, and adding documents moves none.
 
 import dataclasses
 import functools
-import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from dsjax.data.config import (
-    BPETokenizer,
     DataConfig,
-    DataTask,
     FileTokenizer,
-    JsonlSource,
-    ParquetSource,
     SourceConfig,
     TokensSource,
 )
-from dsjax.data.corpus.assemble import BuildPlan, PlannedSource, Role, build_folder
+from dsjax.data.corpus.assemble import build_folder
 from dsjax.data.corpus.identity import identity, known_key
-from dsjax.data.corpus.store import FORMAT, CorpusFolder, TokenStore, hash_of, open_corpus_folder
+from dsjax.data.corpus.key import joined_hash, key_of, task_of
+from dsjax.data.corpus.parts import BuildPlan, PlannedSource, Role
+from dsjax.data.corpus.store import CorpusFolder, TokenStore, hash_of, open_corpus_folder
 from dsjax.data.rows.labels import CUT
 from dsjax.data.text.read import on_stderr
-from dsjax.data.text.sources import Source, open_source
 from dsjax.data.tokenizers.choice import choose_tokenizer, note_of
 from dsjax.data.tokenizers.load import load_as_before
 from dsjax.data.tokenizers.tokenizer import Tokenizer
@@ -53,13 +47,13 @@ class Corpus:
     hash: str
     """Identifies data, splits and tokenizer; not the weights, the row length or the order."""
     folder: Path
-    """Where the corpus lies (the first of several folders)."""
+    """Folder of the corpus (the first of several)."""
     cache_dir: Path
-    """Where indices derived from it are kept."""
+    """Folder of indices derived from it."""
     labels: tuple[str, ...] = ()
     """Names of the classes, of the task classification."""
     note: str = ""
-    """What is to be said of its ids; '' if they are as ever."""
+    """A remark on its ids, for the user; '' if there is none."""
 
     @property
     def train_tokens(self) -> int:
@@ -119,7 +113,7 @@ def build_corpus(
         out: put the corpus into this folder instead of the cache, to be read by a source of kind `tokens`.
         begun: the `hash` of the corpus of a run that goes on; one that was made when tokenizers were read otherwise is
             made, or opened, as it was then, and one of large files that were identified by their times keeps its hash.
-        report: told of files that are passed over, and of documents that are left out when they are tokenised.
+        report: told of files that are skipped, and of documents that are left out when they are tokenised.
 
     Raises:
         ValueError: a path that does not exist or is empty, text that cannot be read (with its place), a split that
@@ -142,7 +136,7 @@ def build_corpus(
     folders = {path: open_corpus_folder(Path(path).expanduser()) for path in _token_paths(config)}
     if out is not None and folders:
         raise ValueError("a source of kind tokens is built already: leave it out of what is built into a folder")
-    tokenizer, configured = choose_tokenizer(config.tokenizer, folders, task=_task(config))
+    tokenizer, configured = choose_tokenizer(config.tokenizer, folders, task=task_of(config))
     sources = _plan_sources(config)
     built, former = None, ""
     for planned in sources:
@@ -155,8 +149,8 @@ def build_corpus(
 
         def keys(tokenizer: Tokenizer | None) -> tuple[str, str]:
             """The corpus's key, and the one that it had when large files were identified by their times."""
-            key = _key(sources, config, tokenizer, contents)
-            earlier = _key(sources, config, tokenizer, times)
+            key = key_of(sources, config, tokenizer, contents)
+            earlier = key_of(sources, config, tokenizer, times)
             return (key if key == earlier else known_key(place, key, earlier)), earlier
 
         if begun and isinstance(config.tokenizer, FileTokenizer) and tokenizer is not None:
@@ -171,26 +165,22 @@ def build_corpus(
             cache_dir=cache_dir,
             folder=Path(out).expanduser() if out is not None else cache_dir / "corpora" / key[:32],
             report=report,
-            task=_task(config),
+            task=task_of(config),
             length=config.sequence_length,
         )
         built = build_folder(plan, progress=progress, workers=workers or os.cpu_count() or 1)
     corpus = _compose(config, built, folders, cache_dir)
     if former and built is not None:
         others = [folders[path].hash for path in _token_paths(config)]
-        if _joined([hash_of(former, built.tokenizer), *others]) == begun:
+        if joined_hash([hash_of(former, built.tokenizer), *others]) == begun:
             corpus = dataclasses.replace(corpus, hash=begun)
-    corpus = dataclasses.replace(corpus, note=note_of(corpus.tokenizer, configured, task=_task(config)))
-    if _task(config) == "masked" and corpus.tokenizer.mask_token is None:
+    corpus = dataclasses.replace(corpus, note=note_of(corpus.tokenizer, configured, task=task_of(config)))
+    if task_of(config) == "masked" and corpus.tokenizer.mask_token is None:
         raise ValueError(
             f"the task masked needs a tokenizer with a token [MASK] or <mask>; the one of kind {config.tokenizer.kind} "
             "has none: take an encoder's own, data.tokenizer={kind: file, path: MODEL}"
         )
     return corpus
-
-
-def _task(config: DataConfig) -> DataTask:
-    return "language_model" if config.task == "from_model" else config.task
 
 
 def _check_labels(config: DataConfig) -> None:
@@ -199,18 +189,18 @@ def _check_labels(config: DataConfig) -> None:
     Raises:
         ValueError: names the first of them.
     """
-    if _task(config) != "classification":
-        for source in config.labelled:
-            raise ValueError(
-                f"the source {source.path} names a label or a second text, which the task {_task(config)} has no use "
-                "for; leave them out, or set model.task=classification"
-            )
-        return
+    task = task_of(config)
     for source in config.sources + config.validation_sources:
-        if not isinstance(source, JsonlSource | ParquetSource) or not source.label:
+        keys = None if isinstance(source, TokensSource) else source.keys
+        if task != "classification" and keys is not None and (keys.label or keys.pair):
+            raise ValueError(
+                f"a source of kind {source.kind} names a label or a second text, which the task {task} does not use; "
+                "leave them out, or set model.task=classification"
+            )
+        if task == "classification" and (keys is None or not keys.label):
             raise ValueError(
                 f"the task classification needs labels, which a source of kind {source.kind} "
-                + ("gives with `label: KEY`" if isinstance(source, JsonlSource | ParquetSource) else _LABELLED_KINDS)
+                + ("gives with `label: KEY`" if keys is not None else _LABELLED_KINDS)
             )
 
 
@@ -232,58 +222,18 @@ def _as_begun(
     assert isinstance(config.tokenizer, FileTokenizer), "the others have always been read alike"
     others = [folders[path].hash for path in _token_paths(config)]
     for one in (tokenizer, load_as_before(config.tokenizer)):
-        if one is not None and begun in [_joined([hash_of(key, one), *others]) for key in keys(one)]:
+        if one is not None and begun in [joined_hash([hash_of(key, one), *others]) for key in keys(one)]:
             return one
     return tokenizer
 
 
-def _joined(hashes: list[str]) -> str:
-    """One hash of several corpora."""
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
-
-
 def _plan_sources(config: DataConfig) -> list[PlannedSource]:
     def planned(sources: Sequence[SourceConfig], role: Role) -> list[PlannedSource]:
-        return [PlannedSource(open_source(s), role) for s in sources if not isinstance(s, TokensSource)]
+        return [PlannedSource(s.open(), role) for s in sources if not isinstance(s, TokensSource)]
 
     if config.validation_sources:
         return planned(config.sources, "train") + planned(config.validation_sources, "validation")
     return planned(config.sources, "split" if config.validation_fraction else "train")
-
-
-def _key(
-    sources: list[PlannedSource], config: DataConfig, tokenizer: Tokenizer | None, identities: Sequence[str]
-) -> str:
-    """`identities` say which files each source holds."""
-
-    def describe(source: Source) -> dict[str, Any]:
-        settings = dataclasses.asdict(source.config)
-        # The path is no part of it: the same files in another place are the same data.
-        # An empty label is none either, so that data without labels are what they were before there were any.
-        unset = [key for key in ("label", "text_pair") if not settings.get(key)]
-        return {key: settings[key] for key in settings if key not in ("path", "weight", *unset)}
-
-    if isinstance(config.tokenizer, BPETokenizer) and tokenizer is None:
-        made_by = dataclasses.asdict(config.tokenizer) | ({"mask": True} if _task(config) == "masked" else {})
-    else:
-        assert tokenizer is not None, "only a BPE is trained"
-        made_by = {"hash": tokenizer.hash}
-    content = {
-        "format": FORMAT,
-        "sources": [
-            [planned.role, describe(planned.source), found] for planned, found in zip(sources, identities, strict=True)
-        ],
-        "validation_fraction": 0 if config.validation_sources else config.validation_fraction,
-        "tokenizer": made_by,
-        "undecodable": config.undecodable,
-    }
-    if _task(config) != "language_model":
-        content["task"] = _task(config)
-    elif tokenizer is not None and tokenizer.text_frame != ([], [tokenizer.end_of_text]):
-        content["frame"] = tokenizer.text_frame
-    if _task(config) == "classification":
-        content["length"] = config.sequence_length  # texts are cut to it
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _compose(
@@ -314,7 +264,7 @@ def _compose(
         train_weights=weights,
         validation=[store for store in validation if store.num_documents],
         tokenizer=opened[0].tokenizer,
-        hash=_joined([folder.hash for folder in opened]),
+        hash=joined_hash([folder.hash for folder in opened]),
         folder=opened[0].path,
         cache_dir=cache_dir,
         labels=built.labels if built else (),

@@ -17,7 +17,7 @@ _SAFE_CUT = re.compile(r"(?<=[^\W_])[ \n]")
 def encode_documents(
     texts: list[str], tokenizer: Tokenizer, dtype: np.dtype, *, framed: bool = False
 ) -> list[np.ndarray]:
-    """The tokens of each text, between those of `Tokenizer.text_frame`; `framed`: of `Tokenizer.frame`, to be read both
+    """Encode each text, between those of `Tokenizer.text_frame`; `framed`: of `Tokenizer.frame`, to be read both
     ways.
 
     Long texts are encoded piece by piece, cut where words end, since an encoding takes a hundred times its text.
@@ -45,7 +45,7 @@ def encode_documents(
 
 
 def encode_text(text: str, tokenizer: Tokenizer) -> list[int]:
-    """As `tokenizer.encode`, in bounded memory."""
+    """Encode a text as `tokenizer.encode` does, in bounded memory."""
     return [token for piece in _cut_text(text) for token in tokenizer.encode(piece)]
 
 

@@ -1,4 +1,4 @@
-"""Which data a source holds, whatever their times: SHA-256 of its files, kept, and computed anew when a file changed.
+"""Identity of a source's data: SHA-256 of its files, which is kept and computed anew when a file changed.
 
 A file counts as the one that was hashed while its size and its times of change (mtime and ctime, which no program can
 set back) are the same. Files that a source does not read count for nothing.
@@ -13,13 +13,13 @@ from typing import Any
 from dsjax.checkpoint.manifest import read_json, write_atomically
 from dsjax.data.corpus.progress import ByteProgress
 from dsjax.data.corpus.store import MANIFEST, open_corpus_folder
-from dsjax.data.text.sources import Source
+from dsjax.data.text.source import Source
 
 _SETTLED_NANOSECONDS = 2_000_000_000  # younger files may change again within one tick of the file system's clock
 
 
 def identity(source: Source, cache_dir: Path, *, progress: bool = False) -> str:
-    """SHA-256 over the names, sizes and contents of a source's files.
+    """Compute SHA-256 over the names, sizes and contents of a source's files.
 
     Args:
         source: whose files.
@@ -29,12 +29,11 @@ def identity(source: Source, cache_dir: Path, *, progress: bool = False) -> str:
     Example:
         >>> import tempfile
         >>> from dsjax.data.config import TextSource
-        >>> from dsjax.data.text.sources import open_source
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "a.txt").write_text("one")
-        >>> before = identity(open_source(TextSource(path=str(folder))), folder / "cache")
+        >>> before = identity(TextSource(path=str(folder)).open(), folder / "cache")
         >>> (folder / "a.txt").touch()
-        >>> identity(open_source(TextSource(path=str(folder))), folder / "cache") == before
+        >>> identity(TextSource(path=str(folder)).open(), folder / "cache") == before
         True
     """
     if source.is_small:
@@ -62,7 +61,7 @@ def identity(source: Source, cache_dir: Path, *, progress: bool = False) -> str:
 
 
 def known_key(corpora: Path, key: str, former: str) -> str:
-    """The key by which a corpus is known: `former` if it was built when large files were identified by their times.
+    """Find the key of a corpus: `former` if it was built when large files were identified by their times.
 
     That corpus is then noted under `key` too, which stays when its files are touched or copied.
 
@@ -88,7 +87,7 @@ def _size(file: Path) -> int:
 
 
 def _state(file: Path) -> list[int]:
-    """What changes when a file does: its size, and two times in nanoseconds."""
+    """State that changes when a file does: its size, and two times in nanoseconds."""
     found = file.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns]
 

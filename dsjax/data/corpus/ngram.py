@@ -1,4 +1,4 @@
-"""What counting alone achieves: unigram and bigram cross-entropy, to set beside a model's loss on the same targets.
+"""Unigram and bigram cross-entropy: counting alone, to compare a model's loss on the same targets with.
 
 With c(.) counts over the N training pairs (a, b), a token and the next one of its document, and V tokens,
 

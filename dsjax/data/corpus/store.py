@@ -46,15 +46,15 @@ class TokenStore:
     """All documents one after another, each ending with the end-of-text token; of some tokenizers each begins with a
     special token, too."""
     offsets: Int64[np.ndarray, " documents+1"]
-    """Where each document begins in `tokens`; the last entry is their number."""
+    """Beginning of each document in `tokens`; the last entry is the number of tokens."""
     hash: str
-    """Identifies the content, for what is derived from it."""
+    """Identifier of the content, for indices derived from it."""
     num_bytes: int = 0
     """UTF-8 bytes of the text."""
     names_path: Path | None = None
     """The file of document names."""
     classes: Int32[np.ndarray, "documents 3"] | None = None
-    """Of labelled documents: number of the class, tokens of the second text, whether the text was longer."""
+    """Columns of labelled documents: number of the class, tokens of the second text, whether the text was longer."""
 
     @property
     def num_tokens(self) -> int:
@@ -68,7 +68,7 @@ class TokenStore:
 
     @functools.cached_property
     def document_names(self) -> list[str]:
-        """Where each document came from: a file, or a file and a line, row or number in it."""
+        """Origin of each document: a file, or a file and a line, row or number in it."""
         if self.names_path is None:
             return [str(index) for index in range(self.num_documents)]
         with self.names_path.open(encoding="utf-8") as lines:

@@ -44,7 +44,7 @@ class Index:
     values: dict[str, Int64[np.ndarray, " N"]]
     """By each metric, of each row."""
     folders: dict[str, Path]
-    """Where each of them lies."""
+    """Folder of each of them."""
 
 
 def metrics_of(config: CurriculumConfig) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ def open_index(
     progress: bool = False,
     workers: int | None = None,
 ) -> Index:
-    """The difficulties of the training rows; measured if that was not done before.
+    """Open the difficulties of the training rows; they are measured if that was not done before.
 
     Args:
         corpus: the data.

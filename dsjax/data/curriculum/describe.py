@@ -1,4 +1,4 @@
-"""What `dsjax analyze` says of difficulties: percentiles, a histogram, the easiest and the hardest rows as text."""
+"""Description of difficulties for `dsjax analyze`: percentiles, a histogram, the easiest and the hardest rows."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ _BINS, _BAR, _COLUMNS, _WIDTH, _LINES = 16, 50, 100, 96, 3
 
 
 def percentiles(values: Int64[np.ndarray, " N"]) -> dict[int, int]:
-    """Of each percentile the most difficult of the rows that a curriculum draws by it; 0 is the easiest row.
+    """Find for each percentile the most difficult of the rows that a curriculum draws by it; 0 is the easiest row.
 
     Example:
         >>> percentiles(np.arange(1, 201))[50]

@@ -72,7 +72,7 @@ def grown(steps: Steps, total: int, *, least: int, most: int, quantum: int, degr
 
 
 def difficulties(config: CurriculumConfig, step: int) -> dict[str, int]:
-    """How difficult rows may be at a step counted from 0, by the names of the metrics (whole paths if two end alike).
+    """Greatest difficulty of rows at a step counted from 0, by the names of the metrics (whole paths if two end alike).
 
     Example:
         >>> from dsjax.data.config import DifficultyConfig

@@ -1,4 +1,4 @@
-"""Curriculum learning (arXiv 2212.03597): which row each draw takes, as a pure function of the draw.
+"""Curriculum learning (arXiv 2212.03597): the row that each draw takes, as a pure function of the draw.
 
 Rows have a difficulty by each of some metrics; a schedule says how difficult a row may be at each step. Training draws
 rows one after another: draw k = step * batch_size + position.
@@ -40,7 +40,7 @@ _ALWAYS = np.iinfo(np.int64).max
 
 
 class Curriculum:
-    """Which row each draw takes. Safe to use from several threads.
+    """Choice of the row that each draw takes. Safe to use from several threads.
 
     Example, in somebody's own grain pipeline: 100 rows of which the last is the easiest, four a step.
 
@@ -221,7 +221,7 @@ class _Metric:
         self.most = int(self._prefix(np.array([config.max]))[0])
 
     def prefixes(self, steps: np.ndarray) -> np.ndarray:
-        """How many rows are easy enough at steps that are counted from 1."""
+        """Count the rows that are easy enough at steps that are counted from 1."""
         config = self._config
         return self._prefix(difficulty(config.schedule, steps, least=config.min, most=config.max))
 
@@ -236,7 +236,7 @@ class _Metric:
         return f"{config.metric} up to {reached}" + (" percent" if config.by == "percentile" else "")
 
     def begin_higher(self, rows: int) -> str:
-        """What to do so that the first step may draw so many rows."""
+        """Advise how the first step may draw so many rows."""
         schedule, most = self._config.schedule, self._config.max
         least = int(self._sorted[rows - 1]) if self._config.by == "value" else -(-100 * rows // len(self.order))
         if isinstance(schedule, FixedDiscrete):

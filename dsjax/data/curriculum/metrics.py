@@ -1,4 +1,4 @@
-"""How difficult a row is (arXiv 2212.03597, section 3.1; DeepSpeed's analyze_data.py), a whole number from 0 on.
+"""Metrics of a row's difficulty (arXiv 2212.03597, section 3.1; DeepSpeed's analyze_data.py), whole numbers from 0 on.
 
     length               n, the row's tokens, padding left out
     vocab_rarity         floor(sum over them of -ln p(w)), p(w) = f(w) / sum of f, f the training tokens' counts with 1
@@ -94,7 +94,7 @@ class WrongValue(ValueError):
 
 
 def _checked(path: str, found: object, num_rows: int) -> np.ndarray:
-    """What a function of the user's own gave, as int64 [B]."""
+    """Check the result of a user's own function; as int64 [B]."""
     fix = "a metric gives one whole number from 0 on for each row, as an integer array [B]"
     if not isinstance(found, np.ndarray):
         raise WrongValue(f"{path} gave a {type(found).__name__} for {num_rows} rows; {fix}: use numpy.asarray(...)")

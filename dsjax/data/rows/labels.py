@@ -134,11 +134,11 @@ class LabelledRows:
         self.fill = store.num_tokens / max(1, store.num_documents * length)
 
     def lengths(self, rows: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
-        """Tokens in some rows; what is behind them is padding."""
+        """Count the tokens in some rows; positions behind them are padding."""
         return np.asarray(self._store.offsets[rows + 1] - self._store.offsets[rows], np.int64)
 
     def read(self, rows: Int64[np.ndarray, " B"]) -> dict[str, np.ndarray]:
-        """Some rows as a batch."""
+        """Read some rows as a batch."""
         begin = self._store.offsets[rows][:, None]
         sizes = self._store.offsets[rows + 1][:, None] - begin
         place = np.arange(self._length)

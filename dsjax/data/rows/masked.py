@@ -81,7 +81,7 @@ class Masker:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, config: DataConfig) -> "Masker":
-        """Of a tokenizer with a mask token, by the config's share and seed."""
+        """Make one for a tokenizer with a mask token, by the config's share and seed."""
         assert tokenizer.mask_token is not None, "the corpus was built without a mask token"
         ordinary = tokenizer.byte_lengths > 0
         return cls(

@@ -44,7 +44,7 @@ class PackIndex:
     length: int
     """Tokens in a row."""
     rows: Int64[np.ndarray, " rows+1"]
-    """Where each row's pieces begin in `pieces`; the last entry is their number."""
+    """Beginning of each row's pieces in `pieces`; the last entry is the number of pieces."""
     pieces: np.ndarray
     """Structured array of document, start and length (uint32), in the order in which they lie in the rows."""
 
@@ -99,9 +99,9 @@ class PackIndex:
         cache_dir: Path,
         all_tokens: bool = False,
     ) -> "PackIndex":
-        """As `build`, memory-mapped from `cache_dir`/packs; built and kept there the first time."""
-        how = "all" if all_tokens else "isolated" if isolate_documents else "running"
-        name = f"{store.hash[:32]}-{length}-{pack}-{how}-{VERSION}"
+        """Open the index memory-mapped from `cache_dir`/packs; it is built and kept there the first time."""
+        inputs = "all" if all_tokens else "isolated" if isolate_documents else "running"
+        name = f"{store.hash[:32]}-{length}-{pack}-{inputs}-{VERSION}"
         folder = cache_dir / "packs" / name
         if not folder.is_dir():
             index = cls.build(

@@ -125,7 +125,7 @@ class PackedRows:
         self.num_rows, self.fill = index.num_rows, index.fill
 
     def lengths(self, rows: Int64[np.ndarray, " B"]) -> Int64[np.ndarray, " B"]:
-        """Tokens in some rows; what is behind them is padding."""
+        """Count the tokens in some rows; positions behind them are padding."""
         index = self._index
         first = index.rows[rows]
         counts = index.rows[rows + 1] - first
@@ -134,7 +134,8 @@ class PackedRows:
         return np.add.reduceat(index.pieces["length"][at].astype(np.int64), begin)
 
     def read(self, rows: Int64[np.ndarray, " B"]) -> dict[str, np.ndarray]:
-        """Some rows as a batch. A row's padding counts as one more piece, so that pieces fill the batch exactly."""
+        """Read some rows as a batch."""
+        # A row's padding counts as one more piece, so that pieces fill the batch exactly.
         store, index = self._store, self._index
         shape = (len(rows), index.length)
         first = index.rows[rows]

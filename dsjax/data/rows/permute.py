@@ -55,7 +55,7 @@ def _round_keys(key: int) -> tuple[int, ...]:
 
 
 def permute(indices: Int64[np.ndarray, " n"], size: int, *, key: int) -> Int64[np.ndarray, " n"]:
-    """Where each of `indices` goes in the permutation of 0..size-1 that `key` names; no table is made.
+    """Permute each of `indices` by the permutation of 0..size-1 that `key` names; no table is made.
 
     A Feistel network on pairs (left, right) with left < a, right < b and a * b just above `size`, repeated for the few
     results that are not below `size`.

@@ -112,7 +112,7 @@ class BatchShape:
 
 
 def _blank(value: np.ndarray, length: int) -> np.ndarray:
-    """With zeros in the columns behind `length`."""
+    """Put zeros in the columns behind `length`."""
     if value.shape[1] > length:
         value = value.copy()
         value[:, length:] = 0
@@ -120,12 +120,12 @@ def _blank(value: np.ndarray, length: int) -> np.ndarray:
 
 
 def _truncated(batch: Batch, shape: BatchShape) -> Batch:
-    """The first columns of what has columns."""
+    """Keep the first columns of arrays that have columns."""
     return {k: _blank(v[:, : shape.width], shape.length) if v.ndim > 1 else v for k, v in batch.items()}
 
 
 def _pieces(batch: Batch, which: np.ndarray, begin: np.ndarray, shape: BatchShape) -> Batch:
-    """Of row `which` of a batch the tokens from `begin` on, for each of them."""
+    """Cut pieces: of row `which` of a batch the tokens from `begin` on, for each of them."""
     columns = begin[:, None] + np.minimum(np.arange(shape.width), shape.length - 1)
     return {key: _blank(value[which[:, None], columns], shape.length) for key, value in batch.items()}
 
@@ -169,7 +169,6 @@ class Batches:
         rows: Rows,
         *,
         batch_size: int,
-        positions: Int64[np.ndarray, " b"] | None = None,
         threads: int = 2,
         prefetch: int = 4,
         start_step: int = 0,
@@ -182,7 +181,6 @@ class Batches:
         Args:
             rows: where the rows come from.
             batch_size: rows of the global batch.
-            positions: which rows of the global batch this process reads, in this order; None reads all.
             threads: threads that assemble batches.
             prefetch: batches kept ready.
             start_step: the first step.
@@ -190,21 +188,16 @@ class Batches:
             shape_at: the shape of each step's batch; None leaves them as they are. In a batch of more rows than
                 `batch_size`, up to n times as many, row i is piece i % n of drawn row i // n: `length` tokens from
                 (T // n) (i % n) on.
-            positions_of: in place of `positions` when numbers of rows differ: the positions of a batch of so many rows.
+            positions_of: number of rows of the global batch -> which of them this process reads, in this order; None
+                reads all.
 
         Raises:
             ValueError: labelled texts are to be cut into pieces (when the first such batch is read).
         """
-        assert positions is None or len(positions) == 0 or (min(positions) >= 0 and max(positions) < batch_size), (
-            "position outside the batch"
-        )
         self._rows, self._batch_size, self._order = rows, batch_size, order
         every = BatchShape(batch_size, rows.sequence_length, rows.sequence_length)
         self._shape_at = shape_at if shape_at is not None else lambda _: every
-        if positions_of is None:
-            given = None if positions is None else np.asarray(positions, np.int64)
-            positions_of = lambda num_rows: np.arange(num_rows) if given is None else given
-        self._positions_of = functools.cache(positions_of)
+        self._positions_of = functools.cache(np.arange if positions_of is None else positions_of)
         steps = grain.MapDataset.range(sys.maxsize // batch_size).map(self._assemble)
         options = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
         self._iterator = iter(steps.to_iter_dataset(options))
@@ -214,7 +207,7 @@ class Batches:
         shape, length = self._shape_at(step), self._rows.sequence_length
         assert 0 < shape.length <= shape.width <= length and shape.rows > 0, shape
         positions = self._positions_of(shape.rows)
-        assert len(positions) == 0 or positions.max() < shape.rows, "position outside the batch"
+        assert len(positions) == 0 or (positions.min() >= 0 and positions.max() < shape.rows), "outside the batch"
         pieces = -(-shape.rows // self._batch_size)
         if pieces == 1:
             return step, _truncated(self._read(step, positions), shape)

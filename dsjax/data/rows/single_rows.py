@@ -15,7 +15,7 @@ class Row:
 
     ids: list[int]
     num_second: int
-    """How many of the last ids are of token type 1, the second text of a pair."""
+    """Number of the last ids that are of token type 1, the second text of a pair."""
     cut: bool
     """Whether the text was longer."""
 
@@ -64,7 +64,7 @@ def padded(rows: Sequence[Sequence[int]], width: int) -> tuple[Int32[np.ndarray,
 
 
 def _encodings(tokenizer: Tokenizer, texts: Sequence[str]) -> list:
-    """Without special tokens; of bytes plain lists."""
+    """Encode texts without special tokens; to plain lists of ids if these are bytes."""
     if tokenizer.library is None:
         return [list(text.encode()) for text in texts]
     return tokenizer.library.encode_batch(list(texts), add_special_tokens=False)
@@ -90,7 +90,7 @@ def _joined(tokenizer: Tokenizer, first, second, keep: tuple[int, int]) -> tuple
 
 
 def _shares(first: int, second: int, room: int) -> tuple[int, int]:
-    """How much of two texts fits when the longer one is cut first.
+    """Compute how much of two texts fits when the longer one is cut first.
 
     Example:
         >>> _shares(10, 3, 9), _shares(10, 8, 9), _shares(2, 2, 9)

@@ -1,4 +1,4 @@
-"""Documents of files, folders and streams, in an order that depends on the data alone.
+"""Documents of files, folders and streams, in an order that depends on the data alone; a kind of source is a file here.
 
-Imports data/config.py and observe; the other folders of data may import it.
+Imports observe; data/config.py and the other folders of data may import it.
 """

@@ -1,4 +1,4 @@
-"""How other forms of rows become JSON lines: what errors about a .jsonl file recommend, each a command that works."""
+"""Commands that convert other forms of rows to JSON lines; errors about a .jsonl file recommend them."""
 
 import re
 import shlex
@@ -37,7 +37,7 @@ def _command(path: Path, modules: str, rows: str) -> str:
 
 
 def for_rows(path: Path, head: str) -> str:
-    """What to do with a file, which begins with `head`, whose lines are not all JSON objects.
+    """Advise on a file, which begins with `head`, whose lines are not all JSON objects.
 
     Example:
         >>> for_rows(Path("a.csv"), "text,label\\nfine,1\\n")[:57]
@@ -62,7 +62,7 @@ def for_rows(path: Path, head: str) -> str:
 
 
 def for_missing_key(path: Path, row: Mapping[str, object]) -> str:
-    """What to do with a row that lacks the key, but holds the rows as one of its values; "" if it does not.
+    """Advise on a row that lacks the key, but holds the rows as one of its values; "" if it does not.
 
     Example:
         >>> for_missing_key(Path("a.json"), {"version": 1, "data": [{"text": "a"}]})[:56]

@@ -1,17 +1,16 @@
-"""One document, and what decides whether bytes and values make one."""
+"""Documents, made of bytes or of the values of a row."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from dsjax.data.config import JsonlSource, ParquetSource
 from dsjax.data.text.sniff import mostly_utf8
 
 Undecodable = Literal["error", "replace", "skip"]
-"""What to do with bytes that are not UTF-8."""
+"""The treatment of bytes that are not UTF-8."""
 MAX_LABELS = 1 << 16
 """More classes than this are taken for a mistake, such as a number that is no label."""
-_HOW = "set data.undecodable (--undecodable) to 'replace' or 'skip' to go on"
+_GO_ON = "set data.undecodable (--undecodable) to 'replace' or 'skip' to go on"
 _CONVERT = "it is in another encoding (convert it: iconv -f ENCODING -t UTF-8 FILE) or no text at all (leave it out)"
 
 
@@ -24,11 +23,11 @@ class Document:
     pair: str | None = None
     """The second text, of sources with `text_pair`."""
     label: int | str | None = None
-    """Of sources with `label`."""
+    """The label, of sources with `label`."""
 
 
 def decode(data: bytes, encoding: str, where: str, undecodable: Undecodable) -> str | None:
-    """The text of some bytes; None if it is to be left out.
+    """Decode a text; None if it is to be left out.
 
     Raises:
         ValueError: they are not in the encoding, and `undecodable` is "error"; names the byte.
@@ -41,25 +40,38 @@ def decode(data: bytes, encoding: str, where: str, undecodable: Undecodable) -> 
         if undecodable == "skip":
             return None
         byte = f"0x{data[error.start]:02x} at byte {error.start}"
-        # What is hardly UTF-8 would be trained on as little but U+FFFD.
-        how = _HOW if encoding != "utf-8" or mostly_utf8(data) else _CONVERT
-        raise ValueError(f"{where}: {byte} is not {encoding.upper()} ({error.reason}); {how}") from error
+        # Text that is hardly UTF-8 would be trained on as little but U+FFFD.
+        advice = _GO_ON if encoding != "utf-8" or mostly_utf8(data) else _CONVERT
+        raise ValueError(f"{where}: {byte} is not {encoding.upper()} ({error.reason}); {advice}") from error
 
 
+@dataclasses.dataclass(frozen=True)
 class Keys:
-    """Which keys of a JSON object, or columns of a table, make a document."""
+    """The keys of a JSON object, or columns of a table, that make a document.
 
-    def __init__(self, text: str, config: JsonlSource | ParquetSource) -> None:
-        self.text, self.pair, self.label = text, config.text_pair, config.label
-        settings = {"field" if isinstance(config, JsonlSource) else "column": text}
-        settings |= {"text_pair": config.text_pair} if config.text_pair else {}
-        self.settings = settings | ({"label": config.label} if config.label else {})
+    Example:
+        >>> Keys("field", "text", label="stars").settings
+        {'field': 'text', 'label': 'stars'}
+    """
+
+    setting: str
+    """The source's setting that names the key of the text."""
+    text: str
+    pair: str = ""
+    """Key of the second text; '' for none."""
+    label: str = ""
+    """Key of the label; '' for none."""
+
+    @property
+    def settings(self) -> dict[str, str]:
         """Setting of the source -> key."""
+        named = {self.setting: self.text, "text_pair": self.pair, "label": self.label}
+        return {setting: key for setting, key in named.items() if key or setting == self.setting}
 
     def document(
         self, name: str, values: Mapping[str, object], where: str, undecodable: Undecodable
     ) -> Document | None:
-        """The document that some values make; None if it is to be left out."""
+        """Make a document of some values; None if it is to be left out."""
         text = checked(values[self.text], f"{where}{self.text!r}", undecodable)
         pair = checked(values[self.pair], f"{where}{self.pair!r}", undecodable) if self.pair else None
         if text is None or (self.pair and pair is None):
@@ -81,7 +93,13 @@ class Keys:
 
 
 def checked(value: object, where: str, undecodable: Undecodable) -> str | None:
-    """`value` if it is text that has a UTF-8 form: JSON can spell half of a surrogate pair, Parquet hold any bytes."""
+    """Return `value` if it is text with a UTF-8 form; None if it is to be left out.
+
+    JSON can spell half of a surrogate pair, Parquet hold any bytes.
+
+    Raises:
+        ValueError: it is no such text, and `undecodable` does not help.
+    """
     if isinstance(value, bytes):
         return decode(value, "utf-8", where, undecodable)
     if not isinstance(value, str):
@@ -93,5 +111,5 @@ def checked(value: object, where: str, undecodable: Undecodable) -> str | None:
             return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         if undecodable == "skip":
             return None
-        raise ValueError(f"{where} has half of a surrogate pair at character {error.start}; {_HOW}") from error
+        raise ValueError(f"{where} has half of a surrogate pair at character {error.start}; {_GO_ON}") from error
     return value

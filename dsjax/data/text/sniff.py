@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, and its bytes decompressed, piece by piece: a file's name may say anything.
+"""Compression and encoding of a file by its first bytes, since its name may say anything; and its bytes decompressed.
 
 gzip, bzip2, xz and Zstandard are read. What is known to be no text, such as an archive or a picture, is refused with
 what to do about it, for no setting makes text of it.
@@ -76,7 +76,7 @@ class Opened:
 
 
 def compression_of(head: bytes) -> Compression | None:
-    """How a file that begins with these bytes is compressed; None if it is not.
+    """Find the compression of a file that begins with these bytes; None if there is none.
 
     Example:
         >>> compression_of(gzip.compress(b"text")), compression_of(b"text")

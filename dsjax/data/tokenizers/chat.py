@@ -1,35 +1,24 @@
 """Chat templates: messages to the text that a model was trained on, by the Jinja template that came with it.
 
-A template is a program of somebody else. It is rendered by chat_child.py: in Jinja's sandbox, in a process of its own
-with 2 s of CPU time and 512 MB of address space, which gets the template and the messages as JSON through a pipe and
+A template is a program of somebody else. It is rendered in Jinja's sandbox, in another process (chat_process.py), which
+has 2 s of CPU time for it and 512 MB of address space. It gets template and messages as JSON through a pipe and
 can write nothing but its answer.
 """
 
 import dataclasses
-import functools
-import importlib.util
-import json
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from dsjax.data.tokenizers.chat_process import MAX_OUTPUT_CHARACTERS, MEMORY_BYTES, PROCESS, ChildError
 from dsjax.data.tokenizers.settings import special_tokens
 
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
-MAX_OUTPUT_CHARACTERS = 4 * 1024 * 1024
-CPU_SECONDS = 2
-WALL_SECONDS = 20
-MEMORY_BYTES = 512 * 1024 * 1024
 
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>", "<|endoftext|>", "</s>")
-"""Tokens with which templates end what somebody says."""
+"""Tokens with which templates end a turn."""
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-_CHILD = Path(__file__).with_name("chat_child.py")
-_SAID = {
+_MESSAGES = {
     "syntax": "is not a Jinja template",
     "security": "was stopped: it reaches for an attribute or a method that no template may use",
     "undefined": "uses something that it was not given",
@@ -43,12 +32,12 @@ _SAID = {
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-    """A model's template.
+    """The chat template of a model.
 
     Attributes:
         text: in Jinja.
-        origin: where it came from, for messages to the user.
-        tokens: what it may call bos_token, eos_token and so on.
+        origin: its file or model, for messages to the user.
+        tokens: its variables bos_token, eos_token and so on.
 
     Example:
         >>> template = ChatTemplate("{% for m in messages %}[{{ m.role }}] {{ m.content }}\\n{% endfor %}", "here")
@@ -61,7 +50,7 @@ class ChatTemplate:
     tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """The text of a conversation.
+        """Render a conversation as text.
 
         Args:
             messages: each with "role" ("system", "user", "assistant") and "content", in order.
@@ -74,45 +63,24 @@ class ChatTemplate:
             raise self._error(
                 f"was not tried: it has {len(self.text)} characters; at most {MAX_TEMPLATE_CHARACTERS} are allowed"
             )
-        request = {
-            "template": self.text,
-            # tools and documents: what transformers passes where there are none.
-            "variables": {
-                **self.tokens,
-                "messages": _normal(messages),
-                "tools": None,
-                "documents": None,
-                "add_generation_prompt": add_generation_prompt,
-            },
-            "cpu_seconds": CPU_SECONDS,
-            "memory_bytes": MEMORY_BYTES,
-            "most_characters": MAX_OUTPUT_CHARACTERS,
+        variables = {
+            **self.tokens,
+            "messages": _normal(messages),
+            # As transformers passes them where there are none.
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
         }
-        # -I and -S: nothing of the environment, no site-packages; what is imported is named.
-        command = [sys.executable, "-I", "-S", str(_CHILD), _folder_of_jinja()]
         try:
-            done = subprocess.run(
-                command,
-                input=json.dumps(request).encode(),
-                capture_output=True,
-                timeout=WALL_SECONDS,
-                env={},
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise self._error(f"was stopped: it took more than {WALL_SECONDS} s") from error
-        if -done.returncode in (signal.SIGXCPU, signal.SIGKILL):
-            raise self._error(f"was stopped: it took more than {CPU_SECONDS} s of CPU time; does it loop?")
-        if done.returncode:
-            why = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2] or f"code {done.returncode}"
-            raise self._error(f"could not be rendered: {why}")
-        answer = json.loads(done.stdout)
+            answer = PROCESS.render(self.text, variables)
+        except ChildError as error:
+            raise self._error(str(error)) from error
         if "text" in answer:
             return answer["text"]
-        raise self._error(_SAID[answer["error"]] + (f": {answer['said']}" if answer["said"] else ""))
+        raise self._error(_MESSAGES[answer["error"]] + (f": {answer['message']}" if answer["message"] else ""))
 
     def turn_ends(self) -> list[str]:
-        """Those of the usual tokens at the end of a turn that the template writes.
+        """List the usual tokens at the end of a turn that the template writes.
 
         Example:
             >>> ChatTemplate("{{ messages[0].content }}<|im_end|>", "here").turn_ends()
@@ -125,7 +93,7 @@ class ChatTemplate:
 
 
 def chat_template(settings: Mapping[str, Any], origin: str) -> ChatTemplate | None:
-    """The template that a tokenizer's settings (`Tokenizer.settings`) hold; None if there is none.
+    """Find the template in a tokenizer's settings (`Tokenizer.settings`); None if there is none.
 
     Of several named ones that called "default" is taken.
 
@@ -165,11 +133,3 @@ def _chosen(stored: Any, origin: str) -> str | None:
     if "default" not in found:
         raise ValueError(f"{origin}: none of its chat templates is called 'default': {', '.join(sorted(found))}")
     return found["default"]
-
-
-@functools.cache
-def _folder_of_jinja() -> str:
-    """The folder that holds jinja2 (and markupsafe, which is installed with it)."""
-    found = importlib.util.find_spec("jinja2")
-    assert found is not None and found.origin is not None, "jinja2 is a dependency of dsjax"
-    return str(Path(found.origin).parents[1])

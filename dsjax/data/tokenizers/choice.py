@@ -1,4 +1,4 @@
-"""Which tokenizer makes a corpus: the configured one, or that of tokens that exist already."""
+"""Choice of a corpus's tokenizer: the configured one, or that of tokens that exist already."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -10,16 +10,16 @@ from dsjax.data.tokenizers.tokenizer import Tokenizer, byte_tokenizer
 
 
 class Choice(NamedTuple):
-    """Of a tokenizer."""
+    """The tokenizer of a corpus, and the configured one."""
 
     made: Tokenizer | None
-    """What makes the corpus; None when it has to be trained."""
+    """The tokenizer that makes the corpus; None when it has to be trained."""
     configured: Tokenizer | None
-    """What the config says; None when that is to train one."""
+    """The tokenizer that the config names; None when it is to be trained."""
 
 
 def choose_tokenizer(config: TokenizerConfig, folders: Mapping[str, CorpusFolder], *, task: DataTask) -> Choice:
-    """The tokenizer of a corpus, as far as it is known before the text is read.
+    """Choose the tokenizer of a corpus, as far as it is known before the text is read.
 
     Tokens that were made before what a tokenizer puts around a text counted are gone on with: all texts beside them
     get the ids that they would have got then.
@@ -64,11 +64,11 @@ def _otherwise(one: Tokenizer, other: Tokenizer) -> str:
 
 
 def note_of(tokenizer: Tokenizer, configured: Tokenizer | None, *, task: DataTask) -> str:
-    """What is to be said of the ids of a corpus; '' if they are what they would be today."""
-    if task == "language_model" and tokenizer.passes_over:
-        what = f"without the {tokenizer.passes_over} that their tokenizer puts around a text"
+    """Write a remark on the ids of a corpus, for the user; '' if they are those of today."""
+    if task == "language_model" and tokenizer.missing_tokens:
+        how = f"without the {tokenizer.missing_tokens} that their tokenizer puts around a text"
     elif configured is not None and tokenizer.hash != configured.hash:
-        what = "when tokenizer.json and tokenizer_config.json were all that counted of a tokenizer"
+        how = "when tokenizer.json and tokenizer_config.json were all that counted of a tokenizer"
     else:
         return ""
-    return f"these data were begun {what}; they go on with the ids of then. New runs and folders of tokens have others"
+    return f"these data were begun {how}; they go on with the ids of then. New runs and folders of tokens have others"

@@ -1,6 +1,6 @@
 """Vocabularies as they are kept: a tokenizer.json, WordPiece's vocab.txt, GPT-2's vocab.json with merges.txt.
 
-Each becomes a tokenizer of the `tokenizers` library; what stands in other files is made of it by tokenizer_styles.py.
+Each becomes a tokenizer of the `tokenizers` library; styles.py makes of it what the other files say.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ _BERT = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 
 
 def vocabulary_file(path: Path) -> Path:
-    """The file that counts of a folder: tokenizer.json, else the vocabulary; `path` itself if there is none."""
+    """Choose the file of a folder: tokenizer.json, else the vocabulary; `path` itself if there is none."""
     return next((path / name for name in VOCABULARIES if (path / name).is_file()), path)
 
 
 def read_files(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any], Settings]:
-    """A tokenizer from one of `VOCABULARIES` and all files beside it.
+    """Read a tokenizer from one of `VOCABULARIES` and all files beside it.
 
     Returns:
         The tokenizer, its settings with those of its class, and the files' own.
@@ -70,7 +70,7 @@ def _of_style(settings: Settings, path: Path, style: Style) -> Settings:
 
 
 def read_library(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a tokenizer.json.
+    """Read a tokenizer.json.
 
     Raises:
         ValueError: it is none.
@@ -86,7 +86,7 @@ def wordpiece(path: Path, values: Mapping[str, Any]) -> tokenizers.Tokenizer:
 
     Args:
         path: the file.
-        values: what tokenizer_config.json says: do_lower_case, strip_accents, tokenize_chinese_chars; unk_token,
+        values: of tokenizer_config.json: do_lower_case, strip_accents, tokenize_chinese_chars; unk_token,
             cls_token and sep_token if they are others than BERT's.
 
     Raises:

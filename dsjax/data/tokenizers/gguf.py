@@ -1,4 +1,4 @@
-"""The tokenizer inside a GGUF file, as one of the `tokenizers` library with what tokenizer_config.json would say.
+"""The tokenizer inside a GGUF file, as one of the `tokenizers` library and its settings.
 
 Each key of the file's tokenizer is used, or known to change no id (`NO_ID`), or refused; one that is not known warns.
 """
@@ -110,7 +110,7 @@ def _check_keys(file: GGUFFile) -> None:
 
 
 def _settings(file: GGUFFile, tokens: list[str]) -> dict[str, Any]:
-    """What tokenizer_config.json would say."""
+    """Settings as tokenizer_config.json has them."""
     metadata = file.metadata
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     for theirs, ours in _SPECIAL.items():

@@ -19,7 +19,7 @@ _BERT_NAMES = {"unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
 
 
 def load_tokenizer(config: FileTokenizer) -> Tokenizer:
-    """An existing tokenizer, as all files of its folder say: see tokenizer_settings.py and tokenizer_styles.py.
+    """Load an existing tokenizer, as all files of its folder say: see settings.py and styles.py.
 
     Padding and truncation that it asks for are not applied. The end-of-text token is `config.end_of_text`, else the
     eos_token that the files or a GGUF file name, else the first of <|endoftext|>, </s>, <|im_end|>, [SEP] that it has,
@@ -37,7 +37,7 @@ def load_tokenizer(config: FileTokenizer) -> Tokenizer:
 
 
 def load_as_before(config: FileTokenizer) -> Tokenizer | None:
-    """The same as dsjax read it when tokenizer.json and tokenizer_config.json were all that counted, and texts had only
+    """Load it as dsjax did when tokenizer.json and tokenizer_config.json were all that counted, and texts had only
     an end: to go on with what was made then. None if it could not be read, so that nothing was made with it."""
     path = _file_of(config)
     try:

@@ -1,4 +1,4 @@
-"""What each id of a tokenizer stands for, and text from ids, all of them or one at a time.
+"""Bytes of each id of a tokenizer, and text from ids, all of them or one at a time.
 
 Some tokenizers put a space before a text, so that its first word is like the others: Llama's and BERT's, others where
 they are asked to. Decoding takes it away again, and only it: a tokenizer that puts none keeps a text's own first space.
@@ -77,7 +77,7 @@ class StreamDecoder:
         return self._decoder.decode(self._spelling.piece(token))
 
     def finish(self) -> str:
-        """What is left: '' or one U+FFFD for a character cut off in the middle."""
+        """Return the rest: '' or one U+FFFD for a character cut off in the middle."""
         return self._decoder.decode(b"", final=True)
 
 

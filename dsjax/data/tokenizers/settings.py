@@ -1,4 +1,4 @@
-"""What the files beside a tokenizer say of it, in the order of precedence that transformers 5 has.
+"""Settings of a tokenizer in the files beside it, with the order of precedence of transformers 5.
 
     tokenizer_config.json        the first word
     special_tokens_map.json      over it, null too; not read where tokenizer_config.json has added_tokens_decoder
@@ -32,7 +32,7 @@ TEXT_FRAME = "dsjax_text_frame"
 
 KNOWN_CLASSES = "BertTokenizer, GPT2Tokenizer, LlamaTokenizer, PreTrainedTokenizerFast"
 Style = Literal["bert", "gpt2", "llama", "file"]
-"""Whose rules make ids of the vocabulary: a class of transformers that builds them anew, or tokenizer.json as it is."""
+"""Rules that make ids of the vocabulary: those of a class of transformers, or tokenizer.json as it is."""
 _STYLES: dict[str, Style] = {
     **dict.fromkeys(("Bert", "DistilBert", "Electra", "MobileBert", "LayoutLM", "ConvBert", "SqueezeBert"), "bert"),
     "GPT2": "gpt2",
@@ -80,13 +80,13 @@ _SWITCHES = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What stands beside a tokenizer.
+    """Settings in the files beside a tokenizer.
 
     Attributes:
         origin: the folder.
         values: of tokenizer_config.json and what goes over it.
         added: tokens that are to be in the vocabulary, with their ids, in the order of these.
-        style: whose rules make the ids; None where a class is named whose rules are not known.
+        style: the rules that make the ids; None for a class whose rules are not known.
         class_name: the class that a file names, or ''.
         end_ids: eos_token_id of generation_config.json, or of config.json.
     """
@@ -100,7 +100,7 @@ class Settings:
 
 
 def read_settings(folder: Path) -> Settings:
-    """What the files in a folder say; of a folder without any of them nothing.
+    """Read the settings in a folder's files; of a folder without any of them there are none.
 
     Raises:
         ValueError: a file that is damaged, or a value that has no meaning.

@@ -30,7 +30,7 @@ _UNUSED_ROLES = ("unk_token", "pad_token", "mask_token")
 
 
 def styled(library: tokenizers.Tokenizer, settings: Settings, *, has_frame: bool = True) -> dict[str, Any]:
-    """Make `library`, in place, what its files together say it is.
+    """Change `library`, in place, to what its files together say.
 
     Args:
         library: as tokenizer.json or a vocabulary says.
@@ -91,7 +91,7 @@ def _kinds(library: tokenizers.Tokenizer) -> set[str]:
 
 
 def parts(component: Any) -> list[dict[str, Any]]:
-    """What a component of the library consists of, in order, each as its JSON; [] of None.
+    """List the parts of a component of the library, in order, each as its JSON; [] of None.
 
     Example:
         >>> [part["type"] for part in parts(decoders.Sequence([decoders.Fuse(), decoders.ByteLevel()]))]

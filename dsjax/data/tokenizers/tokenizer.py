@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, a byte-level BPE trained here, or an existing tokenizer.json; text to ids and exactly back.
+"""Tokenizers: bytes, or one of the `tokenizers` library; text to ids and exactly back.
 
 A tokenizer is a list of pieces, the bytes that each id stands for. Decoding joins pieces and reads the result as
 UTF-8, so ids that end inside a character, as a model's output may, give U+FFFD there and nothing else is changed. Text
@@ -9,8 +9,6 @@ import functools
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,21 +18,20 @@ import tokenizers
 from jaxtyping import Int64
 
 from dsjax.checkpoint.manifest import read_json
-from dsjax.data.config import BPETokenizer
-from dsjax.data.corpus.progress import elapsed
 from dsjax.data.tokenizers.files import TOKENIZER_FILE, read_library
 from dsjax.data.tokenizers.pieces import Pieces, StreamDecoder, library_pieces
 from dsjax.data.tokenizers.settings import SETTINGS_FILE, TEXT_FRAME, content_of, special_tokens
 
 END_OF_TEXT = "<|endoftext|>"
 _MASK_TOKENS = ("[MASK]", "<mask>")
-_LONGEST_WORD = 4096  # in bytes, for training
 _BYTE_FILE = "byte_tokenizer.json"
 _BYTE_CONTENT = {"kind": "byte", "vocab_size": 257, "end_of_text": 256}
 
 
 class Tokenizer:
-    """Text to ids and back; made by `byte_tokenizer`, `train_bpe`, `Tokenizer.load` or tokenizer_load.py.
+    """Text to ids and back; made by `byte_tokenizer`, `Tokenizer.load`, `train_bpe` (train.py) or load.py.
+
+    Nothing changes it once it is made: several threads may use it at the same time.
 
     Example:
         >>> tokenizer = byte_tokenizer()
@@ -52,7 +49,7 @@ class Tokenizer:
     pieces: list[bytes]
     """The bytes of each id; empty for special tokens."""
     settings: Mapping[str, Any]
-    """What tokenizer_config.json says: special tokens, chat_template; kept, and written again by `save`."""
+    """Content of tokenizer_config.json: special tokens, chat_template; kept, and written again by `save`."""
 
     def __init__(
         self,
@@ -67,7 +64,7 @@ class Tokenizer:
         Args:
             library: of the `tokenizers` library; None for bytes.
             end_of_text: a token of `library`.
-            settings: what tokenizer_config.json says.
+            settings: the content of tokenizer_config.json.
             only_ended: a text that is read from left to right has nothing before it, whatever `library` would put
                 there; of what was made before that counted.
 
@@ -99,49 +96,50 @@ class Tokenizer:
         return [token for token in named if token not in added and self._library.token_to_id(token) is not None]
 
     @functools.cached_property
-    def _rendering(self) -> tokenizers.Tokenizer:
-        """The library's tokenizer for text of chat templates, in which the names of special tokens are found."""
+    def _parsing(self) -> tokenizers.Tokenizer:
+        """The library's tokenizer for text of chat templates, in which the names of special tokens are found.
+
+        A second object, since the library keeps this choice in the tokenizer: changing it there around a call would
+        change what another thread encodes. It is made when it is first needed, which takes 0.1 s and 37 MB for the
+        49,152 tokens of SmolLM2; the first one stays as its file is, and with it the hash.
+        """
         assert self._library is not None, "bytes have no special tokens with names"
-        if not self._unmarked:
+        splits = self.settings.get("split_special_tokens") is True
+        if splits and not self._unmarked:
             return self._library
-        # A copy: the other one stays as its file is, and with it the hash.
         library = tokenizers.Tokenizer.from_str(self._library.to_str())
         library.add_special_tokens(self._unmarked)
+        library.encode_special_tokens = splits
         return library
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, without an end-of-text token."""
+        """Encode `text`, without an end-of-text token."""
         return self.encode_batch([text])[0]
 
     def encode_rendered(self, text: str) -> list[int]:
-        """Ids of text that a chat template has written: here the names of special tokens mean these tokens."""
+        """Encode text that a chat template has written: here the names of special tokens mean these tokens."""
         if self._library is None:
             return self.encode(text)
-        library = self._rendering
-        library.encode_special_tokens = self.settings.get("split_special_tokens") is True
-        try:
-            return library.encode(text, add_special_tokens=False).ids
-        finally:
-            library.encode_special_tokens = True
+        return self._parsing.encode(text, add_special_tokens=False).ids
 
     def token_id(self, name: str) -> int | None:
-        """Id of a token by its name; None if there is none."""
+        """Find the id of a token by its name; None if there is none."""
         return None if self._library is None else self._library.token_to_id(name)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without end-of-text tokens."""
+        """Encode each text, without end-of-text tokens."""
         if self._library is None:
             return [list(text.encode()) for text in texts]
         return [item.ids for item in self._library.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_marked(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text with the special tokens that the model wants around it, such as [CLS] and [SEP]."""
+        """Encode each text with the special tokens that the model wants around it, such as [CLS] and [SEP]."""
         if self._library is None:
             return self.encode_batch(texts)
         return [item.ids for item in self._library.encode_batch_fast(list(texts), add_special_tokens=True)]
 
     def encode_arrays(self, texts: Sequence[str], dtype: np.dtype) -> list[np.ndarray]:
-        """As `encode_batch`, as arrays of `dtype`; what building a corpus uses."""
+        """Encode each text as `encode_batch` does, to arrays of `dtype`."""
         if self._library is None:
             return [np.frombuffer(text.encode(), np.uint8).astype(dtype) for text in texts]
         return [np.array(ids, dtype) for ids in self.encode_batch(texts)]
@@ -168,7 +166,7 @@ class Tokenizer:
         return before, after if self.end_of_text in after else [*after, self.end_of_text]
 
     @property
-    def passes_over(self) -> str:
+    def missing_tokens(self) -> str:
         """The tokens that the tokenizer would put around a text and that it does not have here; '' if there are none.
 
         So it is with what was made before these tokens counted.
@@ -191,21 +189,21 @@ class Tokenizer:
         return self._library
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; special tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
+        """Decode `ids`; special tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
         return self._spelling.join(ids).decode("utf-8", "replace")
 
     def stream_decoder(self) -> "StreamDecoder":
-        """A decoder for ids that arrive one at a time."""
+        """Make a decoder for ids that arrive one at a time."""
         return StreamDecoder(self._spelling)
 
     def special_id(self, role: str) -> int | None:
-        """The id of the token that the settings name for a role, such as "bos_token"; None if there is none."""
+        """Find the id of the token that the settings name for a role, such as "bos_token"; None if there is none."""
         name = content_of(self.settings.get(role))
         return self.token_id(name) if name else None
 
     @property
     def begin(self) -> list[int]:
-        """What stands before every text that a model goes on with, such as [<s>] of Llama's, or []."""
+        """Ids before every text that a model goes on with, such as [<s>] of Llama's, or []."""
         return self.text_frame[0]
 
     @functools.cached_property
@@ -236,7 +234,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Tokenizer":
-        """Read what `save` wrote, as it is; for the folder of a model see tokenizer_load.py.
+        """Read what `save` wrote, as it is; for the folder of a model see load.py.
 
         Raises:
             ValueError: no tokenizer there, or one that cannot be used.
@@ -262,84 +260,6 @@ class Tokenizer:
 def byte_tokenizer() -> Tokenizer:
     """The 256 bytes and an end-of-text token, id 256."""
     return Tokenizer(None)
-
-
-def train_bpe(
-    documents: Iterable[str],
-    config: BPETokenizer,
-    cache_dir: str | os.PathLike,
-    *,
-    masked: bool = False,
-    progress: bool = False,
-) -> Tokenizer:
-    """A byte-level BPE of at most `config.vocab_size` tokens, end of text (id 0) and the 256 bytes among them.
-
-    With `masked` it has [MASK] (id 1) too, for the task masked.
-
-    The result is kept under `cache_dir`/tokenizers in a folder named by a hash of the documents and the settings, and
-    taken from there next time. A text too short for so many merges gives fewer tokens. `progress` says on stderr how
-    long it takes.
-
-    Words longer than 4,096 bytes, such as a line of DNA, are learned from in pieces, since the time grows with the
-    square of a word's length; they are encoded whole.
-
-    Raises:
-        ValueError: there is no text.
-    """
-    texts = [text for text in documents if text]
-    if not texts:
-        raise ValueError("cannot train a tokenizer: the training documents contain no text")
-    special = [END_OF_TEXT, "[MASK]"] if masked else [END_OF_TEXT]
-    digest = hashlib.sha256(f"byte-level bpe 1 {config.vocab_size}{' masked' * masked}".encode())
-    for text in texts:
-        data = text.encode()
-        digest.update(len(data).to_bytes(8, "little") + data)
-    folder = Path(cache_dir) / "tokenizers" / digest.hexdigest()[:32]
-    if not folder.is_dir():
-        with elapsed("training the tokenizer", enabled=progress):
-            _save_atomically(_train(texts, config.vocab_size, special), folder)
-    return Tokenizer.load(folder)
-
-
-def _train(texts: list[str], vocab_size: int, special: list[str]) -> Tokenizer:
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    pieces = pre_tokenizers.Split(tokenizers.Regex(f".{{{_LONGEST_WORD}}}"), behavior="isolated")
-    library = tokenizers.Tokenizer(models.BPE())
-    # Where no word is that long nothing would be cut, but everything searched: half as long again.
-    long = any(map(_has_long_word, texts))
-    library.pre_tokenizer = pre_tokenizers.Sequence([words, pieces]) if long else words
-    library.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    library.train_from_iterator(texts, trainer)
-    library.pre_tokenizer = words
-    return Tokenizer(library)
-
-
-def _has_long_word(text: str) -> bool:
-    """Whether a word may be longer than `_LONGEST_WORD`: some window at an eighth of that has blanks only or none."""
-    step = _LONGEST_WORD // 8  # a character has up to four bytes, and a run of two windows holds one whole
-    windows = (text[begin : begin + step] for begin in range(0, len(text) - step + 1, step))
-    return any(window.isspace() or window.split(None, 1) == [window] for window in windows)
-
-
-def _save_atomically(tokenizer: Tokenizer, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        tokenizer.save(temporary)
-        temporary.rename(folder)
-    except OSError:
-        # Another process may have put the same tokenizer there first; then ours is not needed.
-        shutil.rmtree(temporary, ignore_errors=True)
-        if not folder.is_dir():
-            raise
 
 
 def _end_id(library: tokenizers.Tokenizer, name: str) -> int:

@@ -18,7 +18,8 @@ from dsjax.checkpoint.finite import finite
 from dsjax.checkpoint.manifest import read_json, write_atomically
 from dsjax.checkpoint.safetensors_file import TensorInfo, read_header, read_tensor, write_file
 from dsjax.checkpoint.tensor_map import Entry, Transform
-from dsjax.models.adapters import A, Adapter, B, is_adapter
+from dsjax.layers.weight import A, B
+from dsjax.models.adapters import Adapter, is_adapter
 from dsjax.models.config import LoRAConfig, ModelConfig
 from dsjax.models.families.registry import FAMILIES
 from dsjax.models.settings import Settings

@@ -124,6 +124,8 @@ def main() -> None:
         without_our_path(run)
         archive(run, here / "run.tar.xz")
         shutil.rmtree(run)
+    for file in Path().glob("*/model/generation_config.json"):
+        file.unlink()
     shutil.rmtree("cache")
     Path("config.yaml").unlink()
 

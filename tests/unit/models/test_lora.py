@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dsjax.checkpoint.safetensors_file import read_header, read_tensor, write_file
 from dsjax.layers.context import Context
 from dsjax.layers.linear import Linear
+from dsjax.layers.weight import LowRank
 from dsjax.models.adapters import Adapter, initial_adapters, is_adapter, merged, with_adapters
 from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig, LoRAConfig
 from dsjax.models.families.registry import FAMILIES, abstract
@@ -71,20 +72,21 @@ def test_a_layer_is_the_definition_in_float64():
     rng = np.random.default_rng(0)
     layer = Linear((6, 2, 5), ("embed", "qkv", "heads"), key=jax.random.key(0), std=1.0)
     x, a, b, g = (rng.normal(size=shape) for shape in ((4, 6), (6, 3), (3, 2, 5), (4, 2, 5)))
-    layer.lora_a, layer.lora_b = (
-        nnx.data(nnx.Param(jnp.float32(a), axes=("embed", "rank"))),
-        nnx.data(nnx.Param(jnp.float32(b), axes=("rank", "qkv", "heads"))),
+    w = np.asarray(layer.kernel.merged()[...], np.float64)
+    layer.kernel = LowRank(
+        layer.kernel,
+        nnx.Param(jnp.float32(a), axes=("embed", "rank")),
+        nnx.Param(jnp.float32(b), axes=("rank", "qkv", "heads")),
+        scale=0.7,
     )
-    layer.lora_scale = 0.7
     graph, state = nnx.split(layer)
     run = lambda state: jnp.sum(nnx.merge(graph, state)(jnp.float32(x), Context()) * jnp.float32(g))
     gradient = nnx.to_pure_dict(jax.grad(run)(state))
-    w = np.asarray(layer.kernel[...], np.float64)
     want = np.tensordot(x, w, 1) + 0.7 * np.tensordot(x @ a, b, 1)
     np.testing.assert_allclose(layer(jnp.float32(x), Context()), want, atol=2e-6)
     back = np.tensordot(g, b, ((1, 2), (1, 2)))  # [4, 3]: g B^T
-    np.testing.assert_allclose(gradient["lora_a"], 0.7 * x.T @ back, atol=2e-5)
-    np.testing.assert_allclose(gradient["lora_b"], 0.7 * np.tensordot((x @ a).T, g, 1), atol=2e-5)
+    np.testing.assert_allclose(gradient["kernel"]["lora_a"], 0.7 * x.T @ back, atol=2e-5)
+    np.testing.assert_allclose(gradient["kernel"]["lora_b"], 0.7 * np.tensordot((x @ a).T, g, 1), atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["bloom", "llama"])

@@ -21,7 +21,7 @@ from dsjax.data.config import (
     TextSource,
     TokensSource,
 )
-from dsjax.data.corpus import assemble
+from dsjax.data.corpus import assemble, parts
 from dsjax.data.corpus.build import build_corpus, cache_folder
 
 
@@ -85,6 +85,7 @@ def test_adding_documents_moves_no_other(tmp_path):
 def test_the_second_call_reads_nothing_and_the_hash_is_of_the_data(tmp_path, monkeypatch):
     config = config_of(tmp_path, StdlibSource(), tokenizer=ByteTokenizer(), validation_fraction=0.02)
     first = build_corpus(config)
+    monkeypatch.setattr(parts, "read_part", None)
     monkeypatch.setattr(assemble, "read_part", None)
     begin = time.perf_counter()
     second = build_corpus(config)
@@ -128,7 +129,7 @@ def test_bpe_is_trained_on_training_documents_only(tmp_path):
     corpus = build_corpus(
         config_of(tmp_path, write_jsonl(tmp_path / "x.jsonl", documents), tokenizer=BPETokenizer(vocab_size=300))
     )
-    from dsjax.data.tokenizers.tokenizer import train_bpe
+    from dsjax.data.tokenizers.train import train_bpe
 
     alone = train_bpe(contents(corpus, "train"), BPETokenizer(vocab_size=300), tmp_path / "another")
     assert corpus.tokenizer.hash == alone.hash
@@ -136,16 +137,16 @@ def test_bpe_is_trained_on_training_documents_only(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from dsjax.data import assemble
-from dsjax.data.build import build_corpus
+from dsjax.data.corpus import assemble, parts
+from dsjax.data.corpus.build import build_corpus
 from dsjax.data.config import BPETokenizer, DataConfig, JsonlSource
 assemble._MIN_PART_BYTES, assemble._MAX_PART_BYTES = 1, 2000
-write, written = assemble._write_part, []
+write, written = parts._write_part, []
 def write_some(*arguments):
     if len(written) == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     written.append(write(*arguments))
-assemble._write_part = write_some
+parts._write_part = write_some
 path, cache = sys.argv[1:]
 build_corpus(DataConfig(sources=(JsonlSource(path=path),), tokenizer=BPETokenizer(vocab_size=300),
                         validation_fraction=0.2, cache_dir=cache), workers=1)
@@ -159,8 +160,8 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, small_parts, monkeypatch)
     assert len(list((tmp_path / "cache" / "corpora").glob("*.partial/*/part-*.npz"))) == 4
     config = config_of(tmp_path, source, tokenizer=BPETokenizer(vocab_size=300))
     numbers = []
-    write = assemble._write_part
-    monkeypatch.setattr(assemble, "_write_part", lambda *a: (numbers.append(a[3].name), write(*a)))
+    write = parts._write_part
+    monkeypatch.setattr(parts, "_write_part", lambda *a: (numbers.append(a[3].name), write(*a)))
     monkeypatch.setattr(assemble, "train_bpe", None)
     corpus = build_corpus(config)
     assert numbers and min(numbers) == "part-000004.npz"
@@ -179,10 +180,10 @@ def test_a_part_that_is_much_text_is_tokenised_piece_by_piece(tmp_path, small_pa
     plain = build_corpus(
         config_of(tmp_path, write_jsonl(tmp_path / "x.jsonl", documents), cache_dir=str(tmp_path / "b"))
     )
-    monkeypatch.setattr(assemble, "_PIECE_CHARACTERS", 1000)
+    monkeypatch.setattr(parts, "_PIECE_CHARACTERS", 1000)
     written = []
-    write = assemble._write_piece
-    monkeypatch.setattr(assemble, "_write_piece", lambda *a: (written.append((a[3].name, len(a[2]))), write(*a)))
+    write = parts._write_piece
+    monkeypatch.setattr(parts, "_write_piece", lambda *a: (written.append((a[3].name, len(a[2]))), write(*a)))
     packed = build_corpus(config_of(tmp_path, JsonlSource(path=str(tmp_path / "x.jsonl.gz"))))
     assert np.array_equal(packed.train[0].tokens, plain.train[0].tokens)
     assert contents(packed, "validation") == contents(plain, "validation")
@@ -202,14 +203,14 @@ def test_what_is_left_out_is_told_once(tmp_path, small_parts):
     config = config_of(tmp_path, source, empty, undecodable="skip")
     build_corpus(config, report=said.append)
     assert said == [
-        f"{tmp_path}/text: 31 files read (glob '*.txt'), passed over: 1 .md",
+        f"{tmp_path}/text: 31 files read (glob '*.txt'), skipped: 1 .md",
         f"{tmp_path}/text: left out 1 of its documents or files, which are no UTF-8 text (undecodable: skip)",
         f"{tmp_path}/text: the separator '===' does not occur: each file is one document",
         f"{tmp_path}: left out 2 documents without text",
     ]
     said.clear()
     build_corpus(config, report=said.append)
-    assert len(said) == 1 and "passed over: 1 .md" in said[0]
+    assert len(said) == 1 and "skipped: 1 .md" in said[0]
 
 
 def test_rivals_build_once(tmp_path, monkeypatch):

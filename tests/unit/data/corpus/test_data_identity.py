@@ -5,9 +5,9 @@ import os
 import pytest
 
 from dsjax.data.config import ByteTokenizer, DataConfig, TextSource
-from dsjax.data.corpus import assemble, build, identity
+from dsjax.data.corpus import assemble, build, identity, parts
 from dsjax.data.corpus.build import build_corpus
-from dsjax.data.text import sources
+from dsjax.data.text import source as source_of_text
 
 # Of the files of `folder`, as 4dad114 gave it, which identified large files by their times.
 FORMER = "2a8bdec0e291ab229a7811ab12cee4c11773c1c1b2ad9de76d6b60584560a36c"
@@ -15,7 +15,7 @@ FORMER = "2a8bdec0e291ab229a7811ab12cee4c11773c1c1b2ad9de76d6b60584560a36c"
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "_WHOLE_CONTENT_BYTES", 10)
+    monkeypatch.setattr(source_of_text, "_WHOLE_CONTENT_BYTES", 10)
     monkeypatch.setattr(identity, "_SETTLED_NANOSECONDS", -(1 << 62))
     (tmp_path / "text").mkdir()
     for number, name in enumerate(("a.txt", "b.txt")):
@@ -54,6 +54,7 @@ def former_corpus(folder, monkeypatch):
 
 def test_touched_copied_and_neighbours_are_the_same_data(folder, tmp_path, monkeypatch):
     first = corpus_of(folder)
+    monkeypatch.setattr(parts, "read_part", None)
     monkeypatch.setattr(assemble, "read_part", None)
     touch(folder)
     assert corpus_of(folder).hash == first.hash
@@ -100,6 +101,7 @@ def test_a_hash_is_kept_and_computed_when_time_or_size_differ(folder, monkeypatc
 
 def test_a_cache_of_an_earlier_version_goes_on_when_its_files_are_touched(folder, monkeypatch):
     former_corpus(folder, monkeypatch)
+    monkeypatch.setattr(parts, "read_part", None)
     monkeypatch.setattr(assemble, "read_part", None)
     assert corpus_of(folder).hash == FORMER
     touch(folder)

@@ -154,8 +154,8 @@ def test_it_is_measured_once_by_one_of_several(tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from dsjax.data import analyze
-from dsjax.data.build import build_corpus
+from dsjax.data.curriculum import analyze
+from dsjax.data.corpus.build import build_corpus
 from dsjax.data.config import ByteTokenizer, DataConfig, JsonlSource
 from dsjax.data.rows.mixture import Rows
 from dsjax.data.rows.packed import PackedFormat

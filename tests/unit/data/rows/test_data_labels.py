@@ -140,5 +140,5 @@ def test_sources_that_do_not_fit_the_task(tmp_path):
         build_corpus(config(tmp_path, TextSource(path=str(tmp_path))))
     with pytest.raises(ValueError, match=r"which a source of kind jsonl gives with `label: KEY`"):
         build_corpus(config(tmp_path, JsonlSource(path="x.jsonl")))
-    with pytest.raises(ValueError, match=r"x.jsonl names a label or a second text, which the task language_model"):
+    with pytest.raises(ValueError, match=r"kind jsonl names a label or a second text, which the task language_model"):
         build_corpus(DataConfig(sources=(JsonlSource(path="x.jsonl", label="y"),), tokenizer=ByteTokenizer()))

@@ -162,7 +162,9 @@ def test_batches_from_any_step_are_the_rows_of_that_step(threads):
     rows = Rows([store_of([9] * 40)], PackedFormat(sequence_length=4), seed=1)
     positions = np.array([5, 0, 2])
     for start in (0, 1, 17):
-        with Batches(rows, batch_size=6, positions=positions, threads=threads, start_step=start) as batches:
+        with Batches(
+            rows, batch_size=6, positions_of=lambda _: positions, threads=threads, start_step=start
+        ) as batches:
             for step in range(start, start + 30):  # several epochs
                 found, batch = next(batches)
                 expected = rows.rows(step * 6 + positions)

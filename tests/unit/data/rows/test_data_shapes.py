@@ -103,7 +103,14 @@ def test_the_rows_of_a_curriculum_with_their_own_masks():
         plain = rows.read(np.zeros(4, np.int64), order.rows(draws))
         assert equal(batch, Masker(**mask).training(plain, draws))
         halves = [
-            read(rows, 1, batch_size=4, order=order, start_step=step, positions=np.arange(4)[host::2])[0][1]
+            read(
+                rows,
+                1,
+                batch_size=4,
+                order=order,
+                start_step=step,
+                positions_of=lambda n, host=host: np.arange(n)[host::2],
+            )[0][1]
             for host in range(2)
         ]
         assert all(equal({k: v[host::2] for k, v in batch.items()}, halves[host]) for host in range(2))

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.data.config import JsonlSource, TextSource
-from dsjax.data.text import json_lines, sniff
+from dsjax.data.text import jsonl, sniff
 from dsjax.data.text.read import read_documents
 from dsjax.data.text.sniff import compression_of, not_text, open_bytes
 
@@ -83,7 +83,7 @@ def test_a_small_file_that_holds_much_takes_little(tmp_path, name, monkeypatch):
     import tracemalloc
 
     monkeypatch.setattr(sniff, "MAX_DECOMPRESSED", 1 << 20)
-    monkeypatch.setattr(json_lines, "MAX_DECOMPRESSED", 1 << 20)
+    monkeypatch.setattr(jsonl, "MAX_DECOMPRESSED", 1 << 20)
     packed = COMPRESS[name](b"a" * (40 << 20))
     for path, config in (
         (tmp_path / "a.txt", TextSource(path=str(tmp_path / "a.txt"))),
@@ -205,7 +205,7 @@ def test_a_folder_of_compressed_and_other_files_is_read_or_told(tmp_path):
     found, said = documents(JsonlSource(path=str(tmp_path)))
     assert found == [("a.jsonl.zst:1", "packed"), ("b.jsonl:1", "plain")]
     assert said == [
-        f"{tmp_path}: 2 files read (kind jsonl), passed over: 2 .csv, 1 .json, 1 empty file, 1 file that begins with a "
+        f"{tmp_path}: 2 files read (kind jsonl), skipped: 2 .csv, 1 .json, 1 empty file, 1 file that begins with a "
         "dot, 1 file without an ending, 1 folder that begins with a dot, 1 link to a folder",
         f"{tmp_path}: left out 1 document without text",
     ]

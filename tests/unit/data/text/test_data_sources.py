@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.data.config import JsonlSource, ParquetSource, StdlibSource, TextSource
-from dsjax.data.text import sources
+from dsjax.data.text import source as source_of_text
 from dsjax.data.text.read import read_part
-from dsjax.data.text.sources import open_source
 
 
 def documents(config, *, target=1 << 20, undecodable="error"):
-    parts = open_source(config).parts(target)
+    parts = config.open().parts(target)
     return [(d.name, d.text) for part in parts for d in read_part(part, undecodable=undecodable)]
 
 
@@ -56,7 +55,7 @@ def test_jsonl_parts_hold_every_line_once(tmp_path_factory, texts, target, final
     path = tmp_path_factory.mktemp("jsonl") / "x.jsonl"
     body = "\n".join(json.dumps({"text": text}) for text in texts) + ("\n" if final_newline else "")
     path.write_text(body, encoding="utf-8")
-    parts = open_source(JsonlSource(path=str(path))).parts(target)
+    parts = JsonlSource(path=str(path)).open().parts(target)
     assert sum(part.num_bytes for part in parts) == path.stat().st_size
     found = [(d.name, d.text) for part in parts for d in read_part(part)]
     assert found == [(f"x.jsonl:{n}", text) for n, text in enumerate(texts, 1)]
@@ -126,7 +125,7 @@ def test_missing_and_empty_paths(tmp_path):
         (JsonlSource(path=str(tmp_path)), "no file that matches .jsonl"),
     ]:
         with pytest.raises(ValueError, match=message):
-            open_source(config)
+            config.open()
 
 
 def test_parquet(tmp_path):
@@ -176,8 +175,8 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
 @pytest.mark.parametrize("whole", [True, False])
 def test_fingerprint_sees_content_names_and_nothing_else(tmp_path, monkeypatch, whole):
     if not whole:
-        monkeypatch.setattr(sources, "_WHOLE_CONTENT_BYTES", 10)
-        monkeypatch.setattr(sources, "_BLOCK_BYTES", 16)
+        monkeypatch.setattr(source_of_text, "_WHOLE_CONTENT_BYTES", 10)
+        monkeypatch.setattr(source_of_text, "_BLOCK_BYTES", 16)
     for where in ("a", "b"):
         (tmp_path / where).mkdir()
         for name in ("x.txt", "y.txt"):
@@ -185,7 +184,7 @@ def test_fingerprint_sees_content_names_and_nothing_else(tmp_path, monkeypatch, 
             os.utime(tmp_path / where / name, ns=(1, 1))
 
     def print_of(where):
-        return open_source(TextSource(path=str(tmp_path / where))).fingerprint()
+        return TextSource(path=str(tmp_path / where)).open().fingerprint()
 
     first = print_of("a")
     assert print_of("b") == first

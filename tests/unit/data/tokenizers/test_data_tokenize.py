@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from dsjax.data.config import BPETokenizer, FileTokenizer
 from dsjax.data.corpus import encode
 from dsjax.data.corpus.encode import encode_documents
-from dsjax.data.tokenizers import tokenizer as tokenize
+from dsjax.data.tokenizers import train
 from dsjax.data.tokenizers.load import load_tokenizer
-from dsjax.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, byte_tokenizer, train_bpe
+from dsjax.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, byte_tokenizer
+from dsjax.data.tokenizers.train import train_bpe
 
 TEXTS = ["def add(a, b):\n    return a + b  # naïve\n" * 3, "The quick brown fox, 1234 times.\n" * 5, "añb ☃ 😀"]
 quick = settings(deadline=None, max_examples=60)
@@ -83,7 +86,7 @@ def test_long_words_are_learned_from_in_pieces(tmp_path, monkeypatch):
     pieces = [letters[begin : begin + 4096] for begin in range(0, 60_000, 4096)]
     assert whole.hash == train_bpe(pieces, BPETokenizer(vocab_size=400), tmp_path / "pieces").hash
     assert whole.decode(whole.encode(letters)) == letters
-    monkeypatch.setattr(tokenize, "_LONGEST_WORD", 1 << 16)
+    monkeypatch.setattr(train, "_LONGEST_WORD", 1 << 16)
     other = train_bpe([letters], BPETokenizer(vocab_size=400), tmp_path / "uncut")
     assert len(whole.encode(letters)) < 1.01 * len(other.encode(letters))
 
@@ -95,16 +98,16 @@ def test_words_that_are_not_long_give_what_they_gave(text):
     made = []
     for forced in (False, True):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(tokenize, "_has_long_word", lambda text, forced=forced: forced)
-            made.append(tokenize._train([text, "ab" * 2048], 270, [END_OF_TEXT]).hash)
+            patch.setattr(train, "_has_long_word", lambda text, forced=forced: forced)
+            made.append(train._train([text, "ab" * 2048], 270, [END_OF_TEXT]).hash)
     assert made[0] == made[1]
 
 
 @given(st.integers(0, 600), st.sampled_from(["a", "é", " ", "\u2028", "☃", "1"]), st.integers(4096, 4700))
 def test_every_word_that_is_too_long_is_found(before, character, num_bytes):
     text = "ab " * before + character * -(-num_bytes // len(character.encode())) + " ab" * 9
-    assert tokenize._has_long_word(text)
-    assert not tokenize._has_long_word("a" * 511 + " " + "b" * 511 + " ")
+    assert train._has_long_word(text)
+    assert not train._has_long_word("a" * 511 + " " + "b" * 511 + " ")
 
 
 def test_a_text_without_blanks_is_encoded_in_bounded_pieces(bpe, monkeypatch):
@@ -262,3 +265,28 @@ def test_words_get_their_spaces_back():
     tokenizer = Tokenizer(library)
     for text in ("it about time, about time!", "a time", "!", "about"):
         assert tokenizer.decode(tokenizer.encode(text)) == text == library.decode(library.encode(text).ids)
+
+
+def test_threads_encode_both_ways_at_once(bpe):
+    """Names of special tokens are parsed in some threads and not in others, and none sees what another one asked."""
+    text = "To be<|endoftext|>or not" * 40
+    plain, parsed = bpe.encode(text), bpe.encode_rendered(text)
+    assert parsed.count(bpe.end_of_text) == 40 and bpe.end_of_text not in plain
+    ways = [bpe.encode, bpe.encode_rendered, lambda text: bpe.encode_marked([text])[0]]
+    wanted = [plain, parsed, plain]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda number: ways[number % 3](text), range(600)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert [number for number, ids in enumerate(found) if ids != wanted[number % 3]] == []
+
+
+def test_parsing_special_tokens_leaves_the_tokenizer_as_it_is(bpe, tmp_path):
+    before, text = bpe.hash, "a<|endoftext|>b"
+    plain = bpe.encode(text)
+    bpe.encode_rendered(text)
+    bpe.save(tmp_path)
+    assert bpe.encode(text) == plain and Tokenizer.load(tmp_path).hash == bpe.hash == before

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dsjax.data.config import BPETokenizer, FileTokenizer
 from dsjax.data.tokenizers.load import load_tokenizer
-from dsjax.data.tokenizers.tokenizer import Tokenizer, train_bpe
+from dsjax.data.tokenizers.tokenizer import Tokenizer
+from dsjax.data.tokenizers.train import train_bpe
 
 TEXTS = [
     "It's 1234567 apples, isn't it?\n\n  They'll   cost 99.50 or 1000!\n" * 3,

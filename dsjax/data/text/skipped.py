@@ -1,4 +1,4 @@
-"""What a source does not read: files of a searched folder, and documents. Nothing is left out without a word."""
+"""Counts of what is skipped: files of a searched folder, and documents. Nothing is left out without a word."""
 
 import dataclasses
 import os
@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from dsjax.data.config import SourceConfig, TextSource
-
 _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 _MOST_NAMED = 8
 
 
 def ending_of(name: str) -> str:
-    """The end of a file's name that says what it is, with that of a compression; "" if it has none.
+    """Return the ending of a file's name, with that of a compression; "" if it has none.
 
     Example:
         >>> ending_of("a.jsonl.zst"), ending_of("b.TXT"), ending_of("README")
@@ -23,8 +21,8 @@ def ending_of(name: str) -> str:
     return os.path.splitext(stem)[1] + ending if ending in _COMPRESSIONS else ending
 
 
-def passed_over(root: Path, read: Collection[Path]) -> Counter[str]:
-    """Of a folder's files those that are not `read`, counted by ending.
+def count_skipped(root: Path, read: Collection[Path]) -> Counter[str]:
+    """Count by ending the files of a folder that are not `read`.
 
     Empty ones, and what begins with a dot, count as such; a folder that begins with a dot, or is a link, counts as one.
     """
@@ -49,7 +47,7 @@ def passed_over(root: Path, read: Collection[Path]) -> Counter[str]:
 
 
 def in_words(counts: Mapping[str, int]) -> str:
-    """Counts by ending, the largest first.
+    """Write counts by ending, the largest first.
 
     Example:
         >>> in_words({".md": 1, ".txt.zst": 2})
@@ -63,31 +61,21 @@ def in_words(counts: Mapping[str, int]) -> str:
 
 @dataclasses.dataclass
 class Tally:
-    """What was met while parts of a source were read."""
+    """Counts of one source, made while its parts are read."""
 
     empty: int = 0
-    """Documents without text, which are left out; what stands between two separators is none."""
+    """Documents without text, which are left out; nothing between two separators is no document."""
     undecodable: int = 0
     """Documents, or files, that are left out as `undecodable` says."""
     separators: int = 0
-    """How often a text source's separator occurred."""
+    """Occurrences of a text source's separator."""
 
-    def remarks(self, config: SourceConfig, root: Path) -> list[str]:
-        """What its user may not expect, a line each."""
+    def remarks(self, root: Path) -> list[str]:
+        """Write a line for each count that a user may not expect."""
         lines = []
         if self.empty:
             lines.append(f"{root}: left out {self.empty:,} document{'s' * (self.empty > 1)} without text")
         if self.undecodable:
             what = "of its documents or files, which are no UTF-8 text (undecodable: skip)"
             lines.append(f"{root}: left out {self.undecodable:,} {what}")
-        if not isinstance(config, TextSource):
-            return lines
-        separator = config.separator
-        if separator and not self.separators:
-            hint = ""
-            if "\\" in separator:
-                hint = '; a line end is "\\n" in double quotes: in single quotes, or none, \\n is two characters'
-            elif "\r" in separator:
-                hint = '; every line end becomes "\\n" before'
-            lines.append(f"{config.path}: the separator {separator!r} does not occur: each file is one document{hint}")
         return lines
