@@ -16,8 +16,9 @@ from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import BloomConfig, ModelConfig, RandomLTDConfig
-from dsjax.models.families.registry import abstract, initial_params
+from dsjax.models.families.registry import abstract, initial_params, segments_of
 from dsjax.models.naming import leaf_names, to_named
+from dsjax.models.stack import Segments
 from dsjax.models.tree import ModelTree
 from dsjax.objectives.registry import chosen_objective
 from dsjax.optimizers.api import Measured, StagedTransform, UpdateInputs
@@ -74,15 +75,15 @@ def make_params(config: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
     plain = dataclasses.replace(config, segments=(config.num_layers,))
     params = jax.jit(lambda key: initial_params(plain, key))(jax.random.key(seed))
     rng = np.random.default_rng(seed)
-    named = {name: np.asarray(value) for name, value in to_named(params, plain.layer_runs).items()}
+    named = {name: np.asarray(value) for name, value in to_named(params, segments_of(plain)).items()}
     return {name: (v + 0.05 * rng.standard_normal(v.shape)).astype(np.float32) for name, v in sorted(named.items())}
 
 
-def from_flat(flat: dict[str, np.ndarray], abstract: Any, runs: tuple[int, ...]) -> Any:
+def from_flat(flat: dict[str, np.ndarray], abstract: Any, segments: Segments) -> Any:
     """The inverse of `to_named` on the host: numpy arrays by name as a tree of numpy arrays."""
     leaves = [
         np.stack([flat[name] for name in layers]) if is_stack else flat[layers[0]]
-        for layers, is_stack in leaf_names(abstract, runs)
+        for layers, is_stack in leaf_names(abstract, segments)
     ]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
@@ -117,7 +118,7 @@ class Training:
     def params(self, named: dict[str, np.ndarray] | None = None) -> Any:
         """Parameters on their shards, from tensors by name (default: `make_params`)."""
         named = make_params(self.config) if named is None else named
-        return jax.device_put(from_flat(named, self.model.shapes, self.config.layer_runs), self.shardings.params)
+        return jax.device_put(from_flat(named, self.model.shapes, segments_of(self.config)), self.shardings.params)
 
     def state(self, named: dict[str, np.ndarray] | None = None) -> TrainState:
         """A state that starts from given parameters."""
@@ -213,7 +214,7 @@ class Training:
         """A tree like the parameters as one layer's tensors by name, on the host (no program is compiled)."""
         flat = {}
         for (names, is_stack), leaf in zip(
-            leaf_names(self.model.shapes, self.config.layer_runs), jax.device_get(jax.tree.leaves(tree)), strict=True
+            leaf_names(self.model.shapes, segments_of(self.config)), jax.device_get(jax.tree.leaves(tree)), strict=True
         ):
             flat.update(zip(names, leaf if is_stack else [leaf], strict=True))
         return flat
@@ -242,7 +243,7 @@ def make_training(
     if only:
         rest = model.part(lambda name: not name.endswith(only))
         model = model.part(lambda name: name.endswith(only))
-        values = from_flat(make_params(config), rest.shapes, config.layer_runs)
+        values = from_flat(make_params(config), rest.shapes, segments_of(config))
         frozen = jax.device_put(values, jax.tree.map(layout.named, rest.specs(layout.parameter)))
     transform = make_optimizer(optimizer, model, layout, steps=steps)
     if per_worker:

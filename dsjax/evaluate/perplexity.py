@@ -189,7 +189,7 @@ class Batches:
 def _losses(graph, params, tokens, targets, *, chunks: int) -> Float[Array, "B T"]:
     """The loss of every place, the logits a chunk of places at a time."""
     model: Transformer = nnx.merge(graph, params)
-    features_BTD, table_VD = model.features(tokens), model.table()
+    (features_BTD, _), table_VD = model.features(tokens), model.table()
     if chunks == 1:
         return token_losses(features_BTD, table_VD, targets)
     cut = lambda a: jnp.moveaxis(a.reshape(a.shape[0], chunks, -1, *a.shape[2:]), 1, 0)

@@ -24,6 +24,7 @@ from dsjax.checkpoint.store import CheckpointStore
 from dsjax.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 from dsjax.inference.open import TrainedModel
 from dsjax.models.config import ModelConfig
+from dsjax.models.families.registry import segments_of
 from dsjax.models.formats.pretrained import write_params
 from dsjax.models.naming import to_named
 from dsjax.models.tree import ModelTree
@@ -129,7 +130,7 @@ def to_run(trained: TrainedModel, path: str | Path, settings: RunSettings) -> No
         assert Tokenizer.load(folder / "tokenizer").hash == trained.tokenizer.hash, "a saved tokenizer is another one"
         store = CheckpointStore(folder / "checkpoints", CheckpointConfig(asynchronous=False))
         clocks = {"counters": dataclasses.asdict(Counters()), "data_hash": settings.data_hash}
-        store.save(0, to_named(state, settings.model.layer_runs), clocks=clocks)
+        store.save(0, to_named(state, segments_of(settings.model)), clocks=clocks)
         store.close()
         write_json(folder / "versions.json", versions())
         labels = {"labels": list(trained.labels)} if trained.labels else {}
@@ -141,7 +142,7 @@ def _initial_state(trained: TrainedModel, settings: RunSettings) -> TrainState:
     """As `init_state`, from given parameters."""
     tree = ModelTree.of(trained.model)
     params = nnx.to_pure_dict(nnx.state(trained.model, nnx.Param))
-    optimizer = create_optimizer(settings.optimizer, tree.shapes, tree.stacked)
+    optimizer = create_optimizer(settings.optimizer, tree.shapes, tree.leading)
     _, run_key = jax.random.split(jax.random.key(settings.seed))
     ema = jax.tree.map(jnp.copy, params) if settings.ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params), run_key, ema)

@@ -99,6 +99,6 @@ def cosines(vectors: Float32[np.ndarray, "N D"]) -> Float32[np.ndarray, "N N"]:
 def _vectors(graph, params, ids_BT: jax.Array, mask_BT: jax.Array, *, poolings: tuple[Pooling, ...], skipped: int):
     model: Transformer = nnx.merge(graph, params)
     # Padding is a document of its own, which no token of the text sees.
-    features = model.features(ids_BT, segments=mask_BT)
+    features, _ = model.features(ids_BT, segments=mask_BT)
     counted = mask_BT.astype(bool) & (jnp.arange(mask_BT.shape[1]) >= skipped)
     return jnp.concatenate([pooled(features, counted, kind) for kind in poolings], axis=-1)

@@ -27,7 +27,7 @@ from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.models.adapter_training import applied, check_base, split_model
 from dsjax.models.adapters import Adapter, merged
 from dsjax.models.config import ModelConfig
-from dsjax.models.families.registry import abstract, config_from_hf, label_names
+from dsjax.models.families.registry import abstract, config_from_hf, label_names, segments_of
 from dsjax.models.formats.peft import read_adapter
 from dsjax.models.formats.pretrained import load_pretrained, open_weights
 from dsjax.models.naming import abstract_named, from_named, to_named
@@ -126,7 +126,7 @@ def with_adapter(trained: TrainedModel, path: str | Path) -> TrainedModel:
     """
     config = trained.model.config
     adapter = read_adapter(path, config)
-    params = merged(nnx.to_pure_dict(nnx.state(trained.model, nnx.Param)), adapter, config.layer_runs)
+    params = merged(nnx.to_pure_dict(nnx.state(trained.model, nnx.Param)), adapter, segments_of(config))
     model = nnx.merge(nnx.graphdef(trained.model), params)
     return dataclasses.replace(trained, model=model, adapter=adapter, what=f"{trained.what} with the adapter {path}")
 
@@ -144,10 +144,10 @@ def _open_run(path: Path, report: Report) -> TrainedModel:
     # Layers apart, as in every model that is used and not trained: see `load_pretrained`.
     shape = dataclasses.replace(config.model, segments=(1,) * config.model.num_layers)
     trees, adapter = split_model(shape, config.lora)[0], None
-    step, params = _restore(path / "checkpoints", trees, shape.layer_runs, tree, report)
+    step, params = _restore(path / "checkpoints", trees, tree, report)
     if config.lora is not None:
         check_base(path, shape)
-        tensors = {name: np.asarray(value) for name, value in to_named(params, shape.layer_runs).items()}
+        tensors = {name: np.asarray(value) for name, value in to_named(params, segments_of(shape)).items()}
         params, adapter = applied(shape, config.lora, tensors)
     model = nnx.merge(nnx.graphdef(abstract(shape)), params)
     averaged = ", averaged over the last steps (train.ema_decay)" if tree == "ema" else ""
@@ -166,9 +166,7 @@ def _open_run(path: Path, report: Report) -> TrainedModel:
     )
 
 
-def _restore(
-    directory: Path, model: ModelTree, runs: tuple[int, ...], tree: str, report: Report
-) -> tuple[int, dict[str, Any]]:
+def _restore(directory: Path, model: ModelTree, tree: str, report: Report) -> tuple[int, dict[str, Any]]:
     """The newest whole checkpoint's step and one of its trees of parameters; the rest stays unread."""
     store = CheckpointStore(directory, CheckpointConfig())
     step = store.latest_good(lambda problem: report(f"passed over: {problem}"))
@@ -178,14 +176,14 @@ def _restore(
     one_device = NamedSharding(Mesh(np.array(jax.devices()[:1]), ("device",)), PartitionSpec())
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one_device)
     asked = {tree: jax.tree.map(place, model.shapes)}
-    restored = store.restore(step, abstract_named(asked, runs), partial=True)
+    restored = store.restore(step, abstract_named(asked, model.segments), partial=True)
 
     def take(name: str) -> jax.Array:
         array = restored.pop(name)
         finite(np.asarray(array), name, where=f"step {step} in {directory}")
         return array
 
-    return step, from_named(take, asked, runs)[tree]
+    return step, from_named(take, asked, model.segments)[tree]
 
 
 def _open_pretrained(path: Path, kind: Kind) -> TrainedModel:

@@ -6,8 +6,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from dsjax.layers.context import Context
+from dsjax.layers.feed_forward import ACTIVATIONS, Activation
 from dsjax.layers.linear import Linear
-from dsjax.layers.mlp import ACTIVATIONS, Activation
 from dsjax.layers.norm import Norm
 from dsjax.layers.parameter import constant, derive
 

@@ -27,7 +27,6 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from dsjax.layers.attention import Visibility, document_mask
 from dsjax.layers.dropout import fold
-from dsjax.layers.positions import alibi_bias
 from dsjax.mesh.layout import ONE_DEVICE, Layout
 
 SITE = 3
@@ -67,7 +66,7 @@ def random_ltd(
         [[0, 2, 0, 4, 0, 0, 0, 8], [1, 2, 0, 0, 0, 6, 0, 0]]
     """
     indices = draw_kept(keys, num_kept, num_positions=x_BTD.shape[1], length=length, kept=kept)
-    return around(lambda tokens: layer(tokens, indices), x_BTD, indices)
+    return around(lambda tokens: (layer(tokens, indices), None), x_BTD, indices)[0]
 
 
 def draw_kept(
@@ -140,49 +139,55 @@ def put(
     return jax.vmap(row)(x_BT, indices, values)
 
 
-def around(
-    layer: Callable[[Float[Array, "B K D"]], Float[Array, "B K D"]],
+def around[Result](
+    layer: Callable[[Float[Array, "B K D"]], tuple[Float[Array, "B K D"], Result]],
     x_BTD: Float[Array, "B T D"],
     indices: Int[Array, "B K"],
     *,
     layout: Layout = ONE_DEVICE,
-) -> Float[Array, "B T D"]:
-    """y[J] = layer(x[J]), and x elsewhere.
+) -> tuple[Float[Array, "B T D"], Result]:
+    """y[J] = layer(x[J]), and x elsewhere; with what the layer gives besides, unchanged.
 
     Args:
-        layer: takes the kept tokens alone.
+        layer: kept tokens -> (its output for them, statistics or whatever else it gives).
         x_BTD: its input.
         indices: from `draw_kept`.
         layout: placement on a mesh.
     """
     place = lambda x: layout.activation(x, None, None)
-    return place(put(x_BTD, indices, layer(place(take(x_BTD, indices)))))
+    y_BKD, rest = layer(place(take(x_BTD, indices)))
+    return place(put(x_BTD, indices, y_BKD)), rest
 
 
 def among_kept(
-    whole: Visibility, indices: Int[Array, "B K"], segments: Int[Array, "B T"] | None, *, num_positions: int
+    whole: Visibility,
+    indices: Int[Array, "B K"],
+    segments: Int[Array, "B T"] | None,
+    *,
+    num_positions: int,
+    bias_BHKK: Float[Array, "B H K K"] | None = None,
 ) -> Visibility:
-    """What the kept tokens see of each other: what they would see in whole rows.
+    """Visibility among the kept tokens: each sees those that it would see in whole rows.
 
     In a row that is one document the order of the slots says what is causal, and no mask is needed.
 
     Args:
-        whole: of whole rows; its bias, if any, is ALiBi's.
+        whole: of whole rows.
         indices: from `draw_kept`.
         segments: number of the document each token belongs to, from 0 on; None: one document.
         num_positions: T.
+        bias_BHKK: added to the kept tokens' scores; it must be given where whole rows have a bias.
     """
-    mask = bias = rotation = None
+    assert (bias_BHKK is None) == (whole.bias is None)
+    mask = rotation = None
     if segments is not None or not whole.causal:
         documents = jnp.zeros((1, num_positions), jnp.int32) if segments is None else segments
         documents, slots = take(documents, indices, empty=-1), jnp.arange(indices.shape[1])
         mask = document_mask(documents, documents, slots, slots, causal=whole.causal)
-    if whole.bias is not None:
-        bias = alibi_bias(whole.bias.shape[1], indices, indices)
     if whole.rotation is not None:
         cos, sin = whole.rotation
         rotation = take(cos, indices), take(sin, indices)
-    return Visibility(mask, bias, whole.causal, rotation)
+    return Visibility(mask, bias_BHKK, whole.causal, rotation)
 
 
 @dataclasses.dataclass(frozen=True)

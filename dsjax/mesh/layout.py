@@ -2,7 +2,8 @@
 
 Every parameter names its dimensions (`('embed', 'mlp')`). A `Layout` turns these names into two specs:
   gathered   as the layer computes with it: split over `tensor` only
-  sharded    as ZeRO stores it: the same dimension split further, ('tensor', 'fsdp', 'expert')
+  sharded    as ZeRO stores it: the same dimension split further, ('tensor', 'fsdp', 'expert'); of experts, which lie on
+             `expert` already, over what is left: ('tensor', 'fsdp')
 The tensor-parallel dimension carries both, in this order, because then going from one to the other is a single
 all-gather; rows over one and columns over the other makes XLA rematerialise the whole tensor.
 
@@ -14,6 +15,7 @@ all-gather; rows over one and columns over the other makes XLA rematerialise the
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -29,6 +31,7 @@ RULES: dict[str, str | None] = {
     "kv_heads": "tensor",
     "head": None,
     "mlp": "tensor",
+    "experts": "expert",
     "embed": None,
     "qkv": None,
     "positions": None,
@@ -70,22 +73,41 @@ class Layout:
             >>> layout.gathered(("embed", "mlp"), (8, 32))
             P(None, 'tensor')
         """
-        return PartitionSpec(*map(self._mesh_axis, axes, shape))
+        return PartitionSpec(*self._mesh_axes(axes, shape))
 
     def sharded(self, axes: Axes, shape: tuple[int, ...]) -> PartitionSpec:
         """The spec of a parameter split by ZeRO: on its tensor dimension if that divides, else the largest that does.
 
-        A tensor of which no dimension divides stays whole (the sharding report shows it).
+        Of `fsdp` and `expert` it takes the axes that no dimension lies on: experts are split over `fsdp` alone. Where
+        no dimension divides, it splits nothing (the sharding report shows it).
+
+        Example:
+            >>> from jax.sharding import AbstractMesh
+            >>> layout = Layout(AbstractMesh((1, 2, 2, 2), ("data", "fsdp", "expert", "tensor")))
+            >>> layout.sharded(("embed", "mlp"), (8, 32))
+            P(None, ('tensor', 'fsdp', 'expert'))
+            >>> layout.sharded(("experts", "embed", "mlp"), (4, 8, 32))
+            P('expert', None, ('tensor', 'fsdp'))
         """
-        shards = self.size(ZERO_AXES)
-        taken = list(map(self._mesh_axis, axes, shape))
-        for dim in sorted(range(len(axes)), key=lambda dim: (taken[dim] is None, -shape[dim])):
+        taken = self._mesh_axes(axes, shape)
+        free = tuple(axis for axis in ZERO_AXES if axis not in taken)
+        shards = self.size(free)
+        dims = [dim for dim in range(len(axes)) if taken[dim] not in ZERO_AXES]  # a tensor is one expert's
+        for dim in sorted(dims, key=lambda dim: (taken[dim] is None, -shape[dim])):
             axis = taken[dim]
-            if shape[dim] % (shards * (self.mesh.shape[axis] if axis else 1)) == 0:
+            if free and shape[dim] % (shards * (self.mesh.shape[axis] if axis else 1)) == 0:
                 spec: list[str | tuple[str, ...] | None] = [*taken]
-                spec[dim] = (axis, *ZERO_AXES) if axis else ZERO_AXES
+                spec[dim] = (axis, *free) if axis else free
                 return PartitionSpec(*spec)
         return PartitionSpec(*taken)
+
+    def _mesh_axes(self, names: Sequence[str | None], shape: tuple[int, ...]) -> list[str | None]:
+        """Per dimension the mesh axis that splits it; of two that want the same axis the first has it."""
+        taken: list[str | None] = []
+        for name, size in zip(names, shape, strict=True):
+            axis = self._mesh_axis(name, size) if name else None
+            taken.append(None if axis in taken else axis)
+        return taken
 
     def _mesh_axis(self, name: str, size: int) -> str | None:
         """The mesh axis over which a dimension is split."""
@@ -141,10 +163,13 @@ class Layout:
         return jax.lax.with_sharding_constraint(gradient, self.named(self.gradient(axes, gradient.shape)))
 
     def activation(self, value: jax.Array, *dims: str | None) -> jax.Array:
-        """Split an activation: first dimension over the batch axes, the named ones by the rules, the rest whole."""
-        sizes = zip(dims, value.shape[1:], strict=True)
-        spec = PartitionSpec(self.batch_axes, *(self._mesh_axis(name, size) if name else None for name, size in sizes))
-        return jax.lax.with_sharding_constraint(value, self.named(spec))
+        """Split an activation: first dimension over the batch axes, the named ones by the rules, the rest whole.
+
+        Rows are split over those of the batch axes on which no other dimension lies.
+        """
+        taken = self._mesh_axes(dims, value.shape[1:])
+        rows = tuple(axis for axis in self.batch_axes if axis not in taken)
+        return jax.lax.with_sharding_constraint(value, self.named(PartitionSpec(rows, *taken)))
 
 
 class _OneDevice(Layout):

@@ -19,7 +19,7 @@ from dsjax.layers.weight import BASE
 from dsjax.mesh.layout import Layout
 from dsjax.models.adapters import Adapter, initial_adapters, is_adapter, merged, with_adapters, with_weights
 from dsjax.models.config import LoRAConfig, ModelConfig
-from dsjax.models.families.registry import abstract
+from dsjax.models.families.registry import abstract, segments_of
 from dsjax.models.formats.pretrained import initial_weights, lacking, load_params, open_weights, weights_hash
 from dsjax.models.tree import ModelTree, Tree, joined, part_of
 
@@ -60,7 +60,7 @@ def first_params(config: ModelConfig, trained: ModelTree, layout: Layout, *, see
     is_trained = _is_trained(config)
     adapters = trained.part(is_adapter)
     draw = jax.jit(
-        partial(initial_adapters, adapters.shapes, config.layer_runs),
+        partial(initial_adapters, adapters.shapes, segments_of(config)),
         out_shardings=jax.tree.map(layout.named, adapters.specs(layout.parameter)),
     )
     weights = _under_adapters(weights, adapters.shapes)
@@ -125,4 +125,4 @@ def applied(config: ModelConfig, lora: LoRAConfig, tensors: Mapping[str, np.ndar
     """
     adapter = Adapter(lora, tensors)
     base = load_params(open_weights(config.init_from), config, seed=0)  # what is drawn here is replaced
-    return merged(base, adapter, config.layer_runs), adapter
+    return merged(base, adapter, segments_of(config)), adapter

@@ -22,6 +22,7 @@ from dsjax.layers.parameter import derive
 from dsjax.layers.weight import A, B, LowRank, Weight, with_product
 from dsjax.models.config import LoRAConfig
 from dsjax.models.naming import leaf_names
+from dsjax.models.stack import Segments
 from dsjax.models.transformer import Transformer
 
 Tree = Any
@@ -90,7 +91,7 @@ def with_adapters(model: Transformer, lora: LoRAConfig) -> Transformer:
         >>> from dsjax.models.config import GPT2Config
         >>> from dsjax.models.families.registry import abstract
         >>> model = abstract(GPT2Config(vocab_size=11, num_layers=2, model_dim=8, num_heads=2))
-        >>> with_adapters(model, LoRAConfig(rank=4)).segments[0].attention.qkv.kernel.lora_b.shape
+        >>> with_adapters(model, LoRAConfig(rank=4)).segments[0][0].attention.qkv.kernel.lora_b.shape
         (1, 4, 3, 8)
     """
     # The classifier's is trained itself.
@@ -109,15 +110,15 @@ def is_adapter(name: str) -> bool:
     return name.endswith((f".{A}", f".{B}"))
 
 
-def initial_adapters(shapes: Tree, runs: tuple[int, ...], key: jax.Array) -> Tree:
+def initial_adapters(shapes: Tree, segments: Segments, key: jax.Array) -> Tree:
     """A drawn from U(-1/sqrt(D), 1/sqrt(D)) as PEFT does, B of zeros; to be traced under `jax.jit`.
 
     Args:
         shapes: tree of ShapeDtypeStructs of adapters only.
-        runs: lengths of the stacks; how the layers are stacked does not change what is drawn.
+        segments: the stack of the layers; how it is cut does not change what is drawn.
         key: of the draws.
     """
-    named = list(zip(leaf_names(shapes, runs), jax.tree.leaves(shapes), strict=True))
+    named = list(zip(leaf_names(shapes, segments), jax.tree.leaves(shapes), strict=True))
     keys: dict[tuple[int, ...], list[jax.Array]] = {}
     for (names, is_stack), leaf in named:
         if names[0].endswith(A):
@@ -151,7 +152,7 @@ def _split(drawn: jax.Array, parts: list[jax.Array]) -> list[jax.Array]:
     return [drawn[end - len(part) : end] for part, end in zip(parts, ends, strict=True)]
 
 
-def merged(params: Tree, adapter: Adapter, runs: tuple[int, ...]) -> Tree:
+def merged(params: Tree, adapter: Adapter, segments: Segments) -> Tree:
     """Parameters W + (alpha / r) A B in new buffers, and whole tensors in their place; `params` stay as they are.
 
     The way back is to keep `params`: subtracting A B again would not give the same bits.
@@ -160,7 +161,7 @@ def merged(params: Tree, adapter: Adapter, runs: tuple[int, ...]) -> Tree:
         ValueError: the adapter is for other tensors, or for tensors of another shape.
     """
     used, leaves = set(), []
-    for (names, is_stack), leaf in zip(leaf_names(params, runs), jax.tree.leaves(params), strict=True):
+    for (names, is_stack), leaf in zip(leaf_names(params, segments), jax.tree.leaves(params), strict=True):
         parts = [_changed(name, leaf[i] if is_stack else leaf, adapter, used) for i, name in enumerate(names)]
         if any(change is not None for change in parts):
             parts = [leaf[i] if change is None else change for i, change in enumerate(parts)]

@@ -6,9 +6,10 @@ Nobody but a family's own file looks at its config for these: layers, planner an
 import dataclasses
 from typing import Any, Literal
 
-from dsjax.layers.mlp import Activation
+from dsjax.layers.feed_forward import Activation, DenseSpec
 from dsjax.layers.norm import NormKind
 from dsjax.models.config import TransformerConfig
+from dsjax.models.stack import BlockSpec, Segments, cut
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +42,7 @@ class Architecture:
         tied: logits use the embedding's table.
         masked_head: a language model transforms its features once more before the logits, which have a bias.
         pooler: the first position's features go through a perceptron of one layer before they are classified.
+        layers: the kind of every layer, in order; () means that all are dense: hidden_dim, activation, gated, use_bias.
     """
 
     vocab_size: int
@@ -68,6 +70,16 @@ class Architecture:
     tied: bool = True
     masked_head: bool = False
     pooler: bool = False
+    layers: tuple[BlockSpec, ...] = ()
+
+    def segments(self, lengths: tuple[int, ...]) -> Segments:
+        """The stack of a model's layers.
+
+        Args:
+            lengths: numbers of layers that one loop computes (`segment_lengths` of a config).
+        """
+        dense = DenseSpec(self.hidden_dim, self.activation, self.gated, self.use_bias)
+        return cut(self.layers or (BlockSpec(dense),) * self.num_layers, lengths)
 
     @property
     def divided_by_tensor(self) -> dict[str, int]:
@@ -96,6 +108,7 @@ class Architecture:
             num_kv_heads=self.num_kv_heads // tensor if split else heads,
             hidden_dim=self.hidden_dim // tensor,
             vocab_size=self.vocab_size // tensor,
+            layers=tuple(BlockSpec(layer.feed_forward.on_one_device(tensor)) for layer in self.layers),
         )
 
 

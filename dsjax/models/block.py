@@ -1,4 +1,4 @@
-"""One layer of the transformer, and stacks of layers.
+"""One layer of the transformer.
 
 Shapes: B rows, T positions, D model, H heads, G heads of keys and values, K head size, S places of the cache.
 """
@@ -13,20 +13,25 @@ from jaxtyping import Array, Float, Int
 from dsjax.layers.attention import Attention, Visibility, attend
 from dsjax.layers.context import Context
 from dsjax.layers.dropout import dropout, fold
+from dsjax.layers.feed_forward import residual_scale
 from dsjax.layers.kv_cache import KeyValues, appended, attend_to_cache, stored
-from dsjax.layers.mlp import MLP, residual_scale
 from dsjax.layers.norm import Norm
 from dsjax.layers.parameter import derive
+from dsjax.layers.statistics import Statistics
 from dsjax.models.architecture import Architecture
 from dsjax.models.config import TransformerConfig
+from dsjax.models.feed_forwards import make_feed_forward
+from dsjax.models.stack import BlockSpec
 
 
 class Block(nnx.Module):
     """One layer: x + attention(norm(x)), then x + mlp(norm(x)); or norm(x + attention(x)), then norm(x + mlp(x))."""
 
-    def __init__(self, config: TransformerConfig, architecture: Architecture, *, key: jax.Array) -> None:
+    def __init__(
+        self, config: TransformerConfig, architecture: Architecture, spec: BlockSpec, *, key: jax.Array
+    ) -> None:
         scale = residual_scale(architecture.num_layers, config.scale_residual_init)
-        init = {"std": config.init_std, "residual_scale": scale, "use_bias": architecture.use_bias}
+        init = {"std": config.init_std, "residual_scale": scale}
         norm = partial(Norm, architecture.model_dim, architecture.norm, eps=architecture.norm_eps)
         self.attention_norm = norm()
         self.attention = Attention(
@@ -35,18 +40,12 @@ class Block(nnx.Module):
             num_kv_heads=architecture.num_kv_heads,
             head_dim=architecture.head_dim,
             fused=architecture.fused_qkv,
+            use_bias=architecture.use_bias,
             key=derive(key, "attention"),
             **init,
         )
         self.mlp_norm = norm()
-        self.mlp = MLP(
-            architecture.model_dim,
-            architecture.hidden_dim,
-            activation=architecture.activation,
-            gated=architecture.gated,
-            key=derive(key, "mlp"),
-            **init,
-        )
+        self.mlp = make_feed_forward(spec.feed_forward, architecture.model_dim, key=derive(key, "mlp"), **init)
         self.config, self.architecture = config, architecture
 
     def __call__(
@@ -54,8 +53,8 @@ class Block(nnx.Module):
         x_BTD: Float[Array, "B T D"],
         visibility: Visibility,
         context: Context,
-    ) -> Float[Array, "B T D"]:
-        """The layer's output for a whole row.
+    ) -> tuple[Float[Array, "B T D"], Statistics]:
+        """The layer's output for a whole row, and the statistics of its feed-forward.
 
         Args:
             x_BTD: its input.
@@ -73,7 +72,7 @@ class Block(nnx.Module):
         """The output for whole rows, and a cache that holds them, with room up to num_places."""
         h = self.attention_norm(x_BTD, context)
         q, k, v = self._project(h, visibility, context)
-        out = self._finish(x_BTD, h, attend(q, k, v, visibility), context)
+        out, _ = self._finish(x_BTD, h, attend(q, k, v, visibility), context)
         return out, stored(k, v, num_places)
 
     def decode(
@@ -89,7 +88,8 @@ class Block(nnx.Module):
         q, k, v = self._project(h, visibility, context)
         cache = appended(cache, k, v, start)
         mixed = attend_to_cache(q, cache, visibility)
-        return self._finish(x_BTD, h, mixed, context), cache
+        out, _ = self._finish(x_BTD, h, mixed, context)
+        return out, cache
 
     def _project(self, h_BTD, visibility: Visibility, context: Context):
         """Queries, keys and values; scores are divided by dividing the queries."""
@@ -99,7 +99,7 @@ class Block(nnx.Module):
         return q, k, v
 
     def _finish(self, x_BTD, h_BTD, mixed_BTHK, context: Context):
-        """From the attended values to the layer's output."""
+        """From the attended values to the layer's output, with the statistics of its feed-forward."""
         first, rate = self.architecture.norm_first, self.config.dropout
         keys, place = context.keys, lambda x: context.layout.activation(x, None, None)
         residual = h_BTD if self.architecture.residual_after_norm else x_BTD
@@ -109,23 +109,9 @@ class Block(nnx.Module):
             x_BTD = self.attention_norm(x_BTD, context)
         h_BTD = self.mlp_norm(x_BTD, context) if first else x_BTD
         residual = h_BTD if self.architecture.residual_after_norm else x_BTD
-        x_BTD = place(residual + dropout(self.mlp(h_BTD, context), fold(keys, 2), rate=rate))
-        return x_BTD if first else self.mlp_norm(x_BTD, context)
-
-
-def stack_of_blocks(make_block, graph: nnx.GraphDef, first: int, length: int) -> Block:
-    """A Block whose parameters hold `length` layers, from number `first` on, along a first dimension.
-
-    Args:
-        make_block: number of a layer -> Block.
-        graph: the structure of any of them; found once for all stacks, since that takes as long as making a block.
-        first: number of the first layer.
-        length: number of layers.
-    """
-    draw = lambda number: nnx.to_pure_dict(nnx.state(make_block(number)))
-    if length == 1:  # a batch of one draws the same numbers, but takes three times as long to compile
-        return nnx.merge(graph, jax.tree.map(lambda x: x[None], draw(first)))
-    return nnx.merge(graph, jax.vmap(draw)(jnp.arange(first, first + length)))
+        y_BTD, statistics = self.mlp(h_BTD, context)
+        x_BTD = place(residual + dropout(y_BTD, fold(keys, 2), rate=rate))
+        return (x_BTD if first else self.mlp_norm(x_BTD, context)), statistics
 
 
 def rematerialised(body, policy: str, *, gathered: bool, scanned: bool):

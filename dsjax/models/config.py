@@ -93,7 +93,7 @@ class TransformerConfig:
         return self.mlp_dim or 4 * self.model_dim
 
     @property
-    def layer_runs(self) -> tuple[int, ...]:
+    def segment_lengths(self) -> tuple[int, ...]:
         """The segments with the default filled in, such as (1, 10, 1)."""
         if self.segments:
             return self.segments
@@ -300,37 +300,6 @@ class RandomLTDConfig:
             ValueError: there is none.
         """
         return range(self.first_layers, self.first_layers + self.dropping_layers(num_layers))
-
-
-def check_dropping(model: TransformerConfig, random_ltd: RandomLTDConfig) -> None:
-    """Refuse a random-LTD that the model's layers cannot do.
-
-    Raises:
-        ValueError: no layer would drop, or a segment has layers that drop and layers that do not.
-
-    Example:
-        >>> check_dropping(GPT2Config(), RandomLTDConfig(steps=100))
-    """
-    check_runs(model.layer_runs, random_ltd.layers(model.num_layers))
-
-
-def check_runs(runs: tuple[int, ...], dropping: range) -> None:
-    """Refuse runs of layers some of which drop tokens and some do not: one loop computes all layers of a run.
-
-    Raises:
-        ValueError: names the run, and lengths that do.
-    """
-    first = 0
-    for run in runs:
-        inside = sum(number in dropping for number in range(first, first + run))
-        if 0 < inside < run:
-            working = tuple(n for n in (dropping.start, len(dropping), sum(runs) - dropping.stop) if n)
-            raise ValueError(
-                f"random_ltd drops tokens in layers {dropping.start} to {dropping.stop - 1}, but model.segments "
-                f"{list(runs)} computes layers {first} to {first + run - 1} as one run; set model.segments to "
-                f"{list(working)}, or change random_ltd.first_layers and last_layers"
-            )
-        first += run
 
 
 ModelConfig = GPT2Config | BloomConfig | LlamaConfig | BertConfig

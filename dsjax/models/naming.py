@@ -1,10 +1,9 @@
 """Names of tensors outside the program: one per layer, with the layer's number.
 
-Inside, a run of equal layers is one stacked array ('segments', 1, 'mlp', 'up', 'kernel'); in checkpoints and in
-Hugging Face folders there is 'layers.3.mlp.up.kernel', so that a model may be cut into segments anew.
+Inside, the layers at one position of a segment are one stacked array ('segments', 1, 0, 'mlp', 'up', 'kernel'); in
+checkpoints and in Hugging Face folders there is 'layers.3.mlp.up.kernel', so that a model may be cut anew.
 """
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,30 +14,28 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from dsjax.layers.weight import tensor_path
+from dsjax.models.stack import Segments, layer_numbers
 
 Tree = Any
 
 
-def leaf_names(tree: Tree, runs: tuple[int, ...]) -> list[tuple[list[str], bool]]:
-    """For each leaf its names in a checkpoint (one per layer for a stack) and whether it is a stack."""
-    starts = list(itertools.accumulate((0, *runs)))
-    names = []
+def leaf_names(tree: Tree, segments: Segments) -> list[tuple[list[str], bool]]:
+    """For each leaf its names in a checkpoint (one a layer) and whether its first dimension counts layers."""
+    numbers, names = layer_numbers(segments), []
     for path, _ in jax.tree_util.tree_leaves_with_path(tree):
         parts = tensor_path(jax.tree_util.keystr(path, simple=True, separator=".").split("."))
         if "segments" not in parts:
             names.append(([".".join(parts)], False))
             continue
         at = parts.index("segments")
-        run = int(parts[at + 1])
-        head, tail = parts[:at], parts[at + 2 :]
-        numbers = range(starts[run], starts[run] + runs[run])
-        names.append(([".".join([*head, "layers", str(number), *tail]) for number in numbers], True))
+        head, (i, j), tail = parts[:at], map(int, parts[at + 1 : at + 3]), parts[at + 3 :]
+        names.append(([".".join([*head, "layers", str(number), *tail]) for number in numbers[i][j]], True))
     return names
 
 
-def to_named(tree: Tree, runs: tuple[int, ...]) -> dict[str, jax.Array]:
+def to_named(tree: Tree, segments: Segments) -> dict[str, jax.Array]:
     """A tree as a flat dict of one layer's tensors by name; new buffers, so the tree may be donated afterwards."""
-    names = leaf_names(tree, runs)
+    names = leaf_names(tree, segments)
 
     @jax.jit
     def split(leaves):
@@ -56,10 +53,10 @@ def _copy(leaf: jax.Array) -> jax.Array:
     return jnp.copy(leaf)
 
 
-def abstract_named(tree: Tree, runs: tuple[int, ...]) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `to_named` would give, as shapes with shardings."""
+def abstract_named(tree: Tree, segments: Segments) -> dict[str, jax.ShapeDtypeStruct]:
+    """The result of `to_named` as shapes with shardings."""
     flat = {}
-    for (layers, is_stack), leaf in zip(leaf_names(tree, runs), jax.tree.leaves(tree), strict=True):
+    for (layers, is_stack), leaf in zip(leaf_names(tree, segments), jax.tree.leaves(tree), strict=True):
         sharding, shape = leaf.sharding, leaf.shape
         if is_stack:
             sharding, shape = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:])), shape[1:]
@@ -67,7 +64,7 @@ def abstract_named(tree: Tree, runs: tuple[int, ...]) -> dict[str, jax.ShapeDtyp
     return flat
 
 
-def from_named(take: Callable[[str], jax.Array], abstract: Tree, runs: tuple[int, ...]) -> Tree:
+def from_named(take: Callable[[str], jax.Array], abstract: Tree, segments: Segments) -> Tree:
     """The inverse of `to_named`, onto the shardings of `abstract`.
 
     A stack is filled in place, layer by layer: beside it only one layer's tensor is held.
@@ -75,10 +72,10 @@ def from_named(take: Callable[[str], jax.Array], abstract: Tree, runs: tuple[int
     Args:
         take: gives a tensor by its name, once, and does not keep it.
         abstract: the tree, as shapes with shardings.
-        runs: lengths of the stacks.
+        segments: of the model.
     """
     leaves = []
-    for (layers, is_stack), leaf in zip(leaf_names(abstract, runs), jax.tree.leaves(abstract), strict=True):
+    for (layers, is_stack), leaf in zip(leaf_names(abstract, segments), jax.tree.leaves(abstract), strict=True):
         if not is_stack:
             leaves.append(jax.device_put(take(layers[0]), leaf.sharding))
             continue

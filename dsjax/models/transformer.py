@@ -1,12 +1,13 @@
 """The transformer of every family, assembled from layers/: embedding, blocks, final norm, logits.
 
-Blocks are kept in segments: runs of equal layers whose parameters are stacked along a first dimension and scanned.
-The default (1, L-2, 1) keeps the first and last layer apart, which random layer-token dropping needs; slicing them
-out of one stack would copy all of it.
+Blocks are kept in segments: repeated patterns of layers, each computed by one scan (models/stack.py). The default
+(1, L-2, 1) keeps the first and last layer apart, which random layer-token dropping needs; slicing them out of one stack
+would copy all of it.
 
 Shapes: B rows, T positions, D model, H heads, G heads of keys and values, K head size, V vocabulary.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -27,14 +28,16 @@ from dsjax.layers.linear import Linear
 from dsjax.layers.norm import Norm
 from dsjax.layers.parameter import derive, use
 from dsjax.layers.positions import Rotation, alibi_bias, rotation
-from dsjax.layers.random_ltd import Dropping, among_kept, around
+from dsjax.layers.random_ltd import Dropping, among_kept, around, take
+from dsjax.layers.statistics import Statistics
 from dsjax.mesh.layout import ONE_DEVICE, Layout
 from dsjax.models.architecture import Architecture
-from dsjax.models.block import Block, rematerialised, stack_of_blocks
-from dsjax.models.config import ModelConfig, check_runs
+from dsjax.models.block import Block, rematerialised
+from dsjax.models.config import ModelConfig
+from dsjax.models.stack import Segments, as_array, by_layer, check_dropping, layer_numbers, make_stack, through
 
-Cache = tuple[KeyValues, ...]
-"""Keys [n, B, G, K, S] and values [n, B, G, S, K] of each segment."""
+Cache = list[tuple[KeyValues, ...]]
+"""Keys [n, B, G, K, S] and values [n, B, G, S, K] of the n layers at each position of each segment."""
 
 
 class Transformer(nnx.Module):
@@ -58,12 +61,8 @@ class Transformer(nnx.Module):
             self.token_types = table(architecture.token_types, rows="positions", key=derive(key, "token_types"))
         if architecture.embedding_norm:
             self.embed_norm = Norm(architecture.model_dim, architecture.norm, eps=architecture.norm_eps)
-        make = lambda number: Block(config, architecture, key=derive(derive(key, "layers"), number))
-        graph = nnx.graphdef(nnx.eval_shape(lambda: make(0)))
-        self.segments, first = nnx.List([]), 0
-        for length in config.layer_runs:
-            self.segments.append(stack_of_blocks(make, graph, first, length))
-            first += length
+        make = lambda kind, number: Block(config, architecture, kind, key=derive(derive(key, "layers"), number))
+        self.segments = make_stack(make, self.stack)
         if architecture.norm_first:
             self.final_norm = Norm(architecture.model_dim, architecture.norm, eps=architecture.norm_eps)
         if not architecture.tied:
@@ -88,6 +87,11 @@ class Transformer(nnx.Module):
                 use_bias=architecture.pooler,
                 key=derive(key, "classifier"),
             )
+
+    @property
+    def stack(self) -> Segments:
+        """The segments of the layers: `segments[i][j]` has the parameters of those at position j of segment i."""
+        return self.architecture.segments(self.config.segment_lengths)
 
     def __call__(
         self,
@@ -129,10 +133,11 @@ class Transformer(nnx.Module):
         positions: Int[Array, "B T"] | None = None,
         token_types: Int[Array, "B T"] | None = None,
         keys: Key[Array, "B"] | None = None,
+        valid: Bool[Array, "B T"] | None = None,
         dropping: Dropping | None = None,
         layout: Layout = ONE_DEVICE,
-    ) -> Float[Array, "B T D"]:
-        """Hidden states after the last block.
+    ) -> tuple[Float[Array, "B T D"], Statistics]:
+        """Hidden states after the last block, and what the layers counted.
 
         Args:
             tokens: input ids.
@@ -140,46 +145,51 @@ class Transformer(nnx.Module):
             positions: position of each token in its document. None: 0 .. T-1.
             token_types: see `__call__`.
             keys: dropout keys, one a row (see layers/dropout.py); None for no dropout.
+            valid: False where a position holds no real token, which no statistic counts; None: all are real.
             dropping: the layers that see some tokens only, and how many; None: all see all.
             layout: placement on a mesh.
+
+        Returns:
+            the hidden states, and statistics by name: [number of layers that have it, ...], in the layers' order.
 
         Raises:
             ValueError: layers that drop tokens and layers that do not are in one segment.
         """
         if dropping is not None:
-            check_runs(self.config.layer_runs, dropping.layers)
+            check_dropping(self.stack, dropping.layers)
         keys = keys if self.config.dropout or self.config.attention_dropout else None
         x_BTD = self.embedded(tokens, positions, token_types, layout=layout)
         x_BTD = dropout(x_BTD, fold(fold(keys, self.config.num_layers), 0), rate=self.config.dropout)
         x_BTD = layout.activation(x_BTD, None, None)
         visibility = self.visibility(tokens.shape[1], segments, positions)
-        first = 0
-        for stack in self.segments:
-            graph, parameters = nnx.split(stack)
-            length = jax.tree.leaves(parameters)[0].shape[0]
-            numbers = jnp.arange(first, first + length)
-            kept = None
-            if dropping is not None and first in dropping.layers:
-                kept = dropping.indices(numbers, tokens.shape[1], layout=layout)
+        kept = None if dropping is None else self._kept(dropping, tokens.shape[1], layout)
 
-            def layer(x, inputs, graph=graph):
-                number, layer_parameters, kept = inputs
-                block = nnx.merge(graph, layer_parameters)
-                context = Context(layout=layout, keys=fold(keys, number), number=number)
-                if kept is None:
-                    return block(x, visibility, context), None
-                seen = among_kept(visibility, kept, segments, num_positions=x.shape[1])
-                return around(lambda some: block(some, seen, context), x, kept, layout=layout), None
+        def layer(block: Block, x_BTD: jax.Array, number: jax.Array, kept: jax.Array | None):
+            context = Context(layout=layout, keys=fold(keys, number), number=number, valid=valid)
+            if kept is None:
+                return block(x_BTD, visibility, context)
+            bias = self._bias(kept, kept)
+            seen = among_kept(visibility, kept, segments, num_positions=x_BTD.shape[1], bias_BHKK=bias)
+            real = kept < x_BTD.shape[1] if valid is None else take(valid, kept)
+            context = dataclasses.replace(context, valid=real)
+            return around(lambda some: block(some, seen, context), x_BTD, kept, layout=layout)
 
+        def wrap(body: Callable, scanned: bool) -> Callable:
             # Below ZeRO 3 nothing needs gathering, but a scan would stack another copy of what the constraint gives.
-            gathered = layout.places and (layout.zero_stage >= 3 or length > 1)
-            body = rematerialised(layer, self.config.remat, gathered=gathered, scanned=length > 1)
-            if length == 1:
-                x_BTD, _ = body(x_BTD, (numbers[0], *jax.tree.map(lambda p: p[0], (parameters, kept))))
-            else:
-                x_BTD, _ = jax.lax.scan(body, x_BTD, (numbers, parameters, kept))
-            first += length
-        return self.final_norm(x_BTD, Context(layout=layout)) if self.architecture.norm_first else x_BTD
+            gathered = layout.places and (layout.zero_stage >= 3 or scanned)
+            return rematerialised(body, self.config.remat, gathered=gathered, scanned=scanned)
+
+        x_BTD, statistics = through(self.segments, self.stack, x_BTD, layer, given=kept, wrap=wrap)
+        x_BTD = self.final_norm(x_BTD, Context(layout=layout)) if self.architecture.norm_first else x_BTD
+        return x_BTD, by_layer(statistics)
+
+    def _kept(self, dropping: Dropping, length: int, layout: Layout) -> list[list[Int[Array, "n B K"] | None]]:
+        """The tokens that the layers of each segment and position see; None: all."""
+        drawn = lambda numbers: dropping.indices(as_array(numbers), length, layout=layout)
+        return [
+            [drawn(numbers) if numbers[0] in dropping.layers else None for numbers in segment]
+            for segment in layer_numbers(self.stack)
+        ]
 
     def embedded(
         self,
@@ -207,12 +217,13 @@ class Transformer(nnx.Module):
         places, causal = jnp.arange(length), self.architecture.causal
         mask = None if segments is None else document_mask(segments, segments, places, places, causal=causal)
         # Inside a document places differ from positions by a constant, which neither the softmax nor a turn sees.
-        return Visibility(mask, self._bias(places, places), causal, self._rotation(positions, places))
+        bias = self._bias(places[None], places[None])
+        return Visibility(mask, bias, causal, self._rotation(positions, places))
 
-    def _bias(self, query_places: Int[Array, " T"], key_places: Int[Array, " S"]) -> Float[Array, "1 H T S"] | None:
+    def _bias(self, query_places: Int[Array, "B T"], key_places: Int[Array, "B S"]) -> Float[Array, "B H T S"] | None:
         if self.architecture.positions != "alibi":
             return None
-        return alibi_bias(self.architecture.num_heads, query_places[None], key_places[None])
+        return alibi_bias(self.architecture.num_heads, query_places, key_places)
 
     def _rotation(self, positions: Int[Array, "B T"] | None, places: Int[Array, " T"]) -> Rotation | None:
         if self.architecture.positions != "rope":
@@ -232,8 +243,9 @@ class Transformer(nnx.Module):
         """
         x_BTD = self.embedded(tokens, positions)
         visibility = self.visibility(tokens.shape[1], valid.astype(jnp.int32), positions)
-        through = lambda block, x, _, number: block.prefill(x, visibility, num_places, Context(number=number))
-        return self._blocks(through, x_BTD, (None,) * len(self.segments))
+        layer = lambda block, x, number, _: block.prefill(x, visibility, num_places, Context(number=number))
+        x_BTD, cache = through(self.segments, self.stack, x_BTD, layer)
+        return self.final_norm(x_BTD, Context()), cache
 
     def decode(
         self,
@@ -256,31 +268,11 @@ class Transformer(nnx.Module):
         x_BTD = self.embedded(tokens, positions)
         places, key_places = start + jnp.arange(tokens.shape[1]), jnp.arange(valid.shape[1])
         mask = (places[:, None] >= key_places)[None, None] & valid[:, None, None, :]
-        visibility = Visibility(mask, self._bias(places, key_places), rotation=self._rotation(positions, places))
-        through = lambda block, x, old, number: block.decode(x, visibility, old, start, Context(number=number))
-        return self._blocks(through, x_BTD, cache)
-
-    def _blocks(
-        self,
-        through: Callable[[Block, jax.Array, KeyValues | None, jax.Array], tuple[jax.Array, KeyValues]],
-        x_BTD: Float[Array, "B T D"],
-        cache: tuple[KeyValues | None, ...],
-    ) -> tuple[Float[Array, "B T D"], Cache]:
-        """All blocks and the final norm, with each block's part of the cache in and out."""
-        new_cache, first = [], 0
-        for stack, old in zip(self.segments, cache, strict=True):
-            graph, parameters = nnx.split(stack)
-            layer = lambda x, inputs, graph=graph: through(nnx.merge(graph, inputs[0]), x, *inputs[1:])
-            length = jax.tree.leaves(parameters)[0].shape[0]
-            numbers = jnp.arange(first, first + length)
-            if length == 1:  # sliced by a loop, weights and cache would be copied
-                x_BTD, new = layer(x_BTD, jax.tree.map(lambda leaf: leaf[0], (parameters, old, numbers)))
-                new = jax.tree.map(lambda leaf: leaf[None], new)
-            else:
-                x_BTD, new = jax.lax.scan(layer, x_BTD, (parameters, old, numbers))
-            first += length
-            new_cache.append(new)
-        return self.final_norm(x_BTD, Context()), tuple(new_cache)
+        bias = self._bias(places[None], key_places[None])
+        visibility = Visibility(mask, bias, rotation=self._rotation(positions, places))
+        layer = lambda block, x, number, old: block.decode(x, visibility, old, start, Context(number=number))
+        x_BTD, cache = through(self.segments, self.stack, x_BTD, layer, given=cache)
+        return self.final_norm(x_BTD, Context()), cache
 
     def table(self, *, layout: Layout = ONE_DEVICE) -> Float[Array, "V D"]:
         """The table of the logits in the compute dtype."""
@@ -324,7 +316,7 @@ class Transformer(nnx.Module):
 def _outputs(graph, params, input_ids, attention_mask, token_types):
     model: Transformer = nnx.merge(graph, params)
     positions = None if attention_mask is None else jnp.maximum(jnp.cumsum(attention_mask, axis=1) - 1, 0)
-    x_BTD = model.features(input_ids, segments=attention_mask, positions=positions, token_types=token_types)
+    x_BTD, _ = model.features(input_ids, segments=attention_mask, positions=positions, token_types=token_types)
     if model.config.task == "language_model":
         return model.logits(x_BTD)
     mask = jnp.ones(input_ids.shape, bool) if attention_mask is None else attention_mask.astype(bool)

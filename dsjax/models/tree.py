@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
 from dsjax.layers.weight import A, B, tensor_path
+from dsjax.models.naming import leaf_names
+from dsjax.models.stack import Segments
 from dsjax.models.transformer import Transformer
 
 Tree = Any
@@ -22,14 +25,16 @@ class ModelTree:
     Attributes:
         graph: nnx graph definition; `nnx.merge(graph, params)` is the model.
         shapes: tree of ShapeDtypeStructs.
-        axes: tree of the names of each parameter's dimensions, without the layer dimension of a stack.
-        stacked: tree of bools, True where the first dimension counts layers.
+        axes: tree of the names of each parameter's dimensions, without the first one of layers, which counts them.
+        leading: tree of ints, how many of the first dimensions count tensors: a tensor is one layer's, one expert's.
+        segments: the stack of its layers; () of a model that has none.
     """
 
     graph: Any
     shapes: Tree
     axes: Tree
-    stacked: Tree
+    leading: Tree
+    segments: Segments = ()
 
     @classmethod
     def of(cls, model: Transformer) -> "ModelTree":
@@ -40,21 +45,37 @@ class ModelTree:
             jax.tree.map(lambda v: v.replace(Names(v.get_metadata("axes"))), state, is_leaf=is_variable)
         )
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
-        stacked = jax.tree.map(lambda names, shape: len(shape.shape) == len(names) + 1, axes, shapes)
-        return cls(graph, shapes, axes, stacked)
+        return cls(graph, shapes, axes, jax.tree.map(_leading, axes, shapes), model.stack)
 
     def part(self, keep: Callable[[str], bool]) -> "ModelTree":
         """The same model's graph with some of its parameters only; `keep` sees names such as "classifier.kernel"."""
-        return ModelTree(self.graph, *(part_of(tree, keep) for tree in (self.shapes, self.axes, self.stacked)))
+        shapes, axes, leading = (part_of(tree, keep) for tree in (self.shapes, self.axes, self.leading))
+        return dataclasses.replace(self, shapes=shapes, axes=axes, leading=leading)
 
     def specs(self, choose: Callable[[tuple[str, ...], tuple[int, ...]], PartitionSpec]) -> Tree:
-        """One spec per parameter; `choose(axes, shape)` sees one layer's tensor, a stack gets None in front."""
+        """One spec per parameter; `choose(axes, shape)` sees one layer's array, a stack gets None in front."""
 
-        def spec(names, shape, is_stack):
-            one = choose(tuple(names), shape.shape[is_stack:])
-            return PartitionSpec(None, *one) if is_stack else one
+        def spec(names, shape):
+            layers = _layer_dims(names, shape)
+            return PartitionSpec(*[None] * layers, *choose(tuple(names), shape.shape[layers:]))
 
-        return jax.tree.map(spec, self.axes, self.shapes, self.stacked)
+        return jax.tree.map(spec, self.axes, self.shapes)
+
+    def tensor_names(self) -> list[str]:
+        """Names of all tensors in the order in which reports count them: one a layer, of experts one each.
+
+        Example:
+            >>> from dsjax.models.config import GPT2Config
+            >>> from dsjax.models.families.registry import abstract
+            >>> ModelTree.of(abstract(GPT2Config(num_layers=12))).tensor_names()[1:4]
+            ['final_norm.bias', 'final_norm.scale', 'positions.table']
+        """
+        names = []
+        counted = zip(leaf_names(self.shapes, self.segments), jax.tree.leaves(self.shapes), strict=True)
+        for ((layers, is_stack), leaf), leading in zip(counted, jax.tree.leaves(self.leading), strict=True):
+            experts = leaf.shape[is_stack:leading]
+            names += [name + f"[{','.join(map(str, at))}]" * bool(at) for name in layers for at in np.ndindex(experts)]
+        return names
 
     def matrix_parameters(self, task: str) -> tuple[int, int]:
         """How many parameters every token is multiplied with, in the layers and outside: N of observe/flops.py.
@@ -114,6 +135,16 @@ def joined(first: Tree, second: Tree | None) -> Tree:
     for key, branch in second.items():
         whole[key] = joined(whole[key], branch) if key in whole else branch
     return whole
+
+
+def _leading(names: tuple[str, ...], shape: jax.ShapeDtypeStruct) -> int:
+    """How many of a parameter's first dimensions count tensors: those of layers and of experts."""
+    return _layer_dims(names, shape) + int(names[:1] == ("experts",))
+
+
+def _layer_dims(names: tuple[str, ...], shape: jax.ShapeDtypeStruct) -> int:
+    """1 where a parameter has a first dimension of layers, which has no name, else 0."""
+    return len(shape.shape) - len(names)
 
 
 class Names(tuple):

@@ -78,13 +78,14 @@ def features(
     layout: Layout,
 ) -> tuple[Float[Array, "B T D"], Statistics]:
     """Hidden states of a batch and the layers' statistics."""
-    x_BTD = model.features(
+    segments = batch.get("segments")
+    return model.features(
         batch["tokens"],
-        segments=batch.get("segments"),
+        segments=segments,
         positions=batch.get("positions"),
         token_types=batch.get("token_types"),
         keys=keys,
+        valid=None if segments is None else segments > 0,
         dropping=dropping,
         layout=layout,
     )
-    return x_BTD, {}

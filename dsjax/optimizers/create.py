@@ -30,7 +30,7 @@ ONE_DEVICE = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * 
 def create_optimizer(
     config: OptimizerConfig,
     params: Tree,
-    stacked: Tree,
+    leading: Tree,
     *,
     mesh: Mesh | AbstractMesh = ONE_DEVICE,
     specs: Tree = None,
@@ -41,26 +41,26 @@ def create_optimizer(
     Args:
         config: which, and its constants.
         params: the parameters or their shapes.
-        stacked: tree of bools, True where the first dimension counts layers.
+        leading: tree of ints: how many of the first dimensions count tensors (layers, experts).
         mesh: the devices; those with compressed communication count their workers along `data`.
         specs: tree of the specs of the optimizer's state of each parameter; None: whole on every device.
         steps: of the whole run: where a freeze is given as 0, it is a share of them.
     """
-    decays = jax.tree.map(lambda p, s: config.decay_mask == "all" or p.ndim - s >= 2, params, stacked)
+    decays = jax.tree.map(lambda p, first: config.decay_mask == "all" or p.ndim - first >= 2, params, leading)
     decay = optax.add_decayed_weights(config.weight_decay, mask=decays)
     match config:
         case AdamWConfig():
             return lift(optax.chain(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps), decay))
         case LambConfig():
             adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
-            return lift(optax.chain(adam, decay, scale_by_layer_trust_ratio(stacked)))
+            return lift(optax.chain(adam, decay, scale_by_layer_trust_ratio(leading)))
         case SGDConfig():
             velocity = optax.trace(config.momentum, nesterov=config.nesterov) if config.momentum else optax.identity()
             return lift(optax.chain(velocity, decay))
         case OneBitAdamConfig() | OneBitLambConfig() | ZeroOneAdamConfig():
             others = {axis: size for axis, size in mesh.shape.items() if axis != "data"}
             scheme = Scheme(config.scale, kernel=config.kernel)
-            workers = Workers("data", mesh.shape["data"], others, specs, stacked, config.granularity, scheme)
+            workers = Workers("data", mesh.shape["data"], others, specs, leading, config.granularity, scheme)
             moments = Moments(config.b1, config.b2, config.eps, config.bias_correction, config.weight_decay, decays)
             algorithm = _algorithm(config, workers, moments, config.last_full(steps))
             return staged(algorithm, mesh, clip=config.clip, freeze=_freeze_rule(config))

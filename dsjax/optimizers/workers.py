@@ -32,7 +32,7 @@ class Workers:
         num: how many there are, W.
         model_axes: the mesh's other axes and their sizes; tensors may be split over them.
         specs: tree of the parameters' PartitionSpecs over model_axes; None: every device holds whole tensors.
-        stacked: tree of bools, True where the first dimension counts layers; None: nowhere.
+        leading: tree of ints, how many of a leaf's first dimensions count tensors (layers, experts); None: nowhere any.
         granularity: "fused": a scale for each tensor, all in one message. "tensor": the same numbers, a message for
             each tensor. "group": all tensors of a device joined to one, with one scale.
         scheme: scales and padding of the one-bit mean.
@@ -42,14 +42,14 @@ class Workers:
     num: int
     model_axes: Mapping[str, int] = dataclasses.field(default_factory=dict)
     specs: Tree = None
-    stacked: Tree = None
+    leading: Tree = None
     granularity: Granularity = "fused"
     scheme: Scheme = dataclasses.field(default_factory=Scheme)
 
-    def stacks(self, tree: Tree) -> list[bool]:
-        """For each leaf whether its first dimension counts layers."""
+    def stacks(self, tree: Tree) -> list[int]:
+        """How many of each leaf's first dimensions count tensors."""
         leaves = jax.tree.leaves(tree)
-        return [False] * len(leaves) if self.stacked is None else jax.tree.leaves(self.stacked)
+        return [0] * len(leaves) if self.leading is None else jax.tree.leaves(self.leading)
 
     def spec_leaves(self, tree: Tree) -> list[PartitionSpec]:
         """The leaves' specs over model_axes."""
@@ -62,9 +62,9 @@ class Workers:
         return jax.tree.unflatten(jax.tree.structure(tree), self.spec_leaves(tree))
 
     def each(self, tree: Tree, value: float) -> Tree:
-        """A value for every tensor: [S] for a stack, else a scalar; float32."""
+        """A value for every tensor, in the shape of the leaf's leading dimensions; float32."""
         leaves, treedef = jax.tree.flatten(tree)
-        shapes = [x.shape[:1] if s else () for x, s in zip(leaves, self.stacks(tree), strict=True)]
+        shapes = [x.shape[:s] for x, s in zip(leaves, self.stacks(tree), strict=True)]
         return jax.tree.unflatten(treedef, [jnp.full(shape, value, jnp.float32) for shape in shapes])
 
     def shards(self, tree: Tree) -> Shards:
@@ -74,13 +74,13 @@ class Workers:
     def rows(self, tree: Tree) -> Rows:
         """Every leaf as [S, n]."""
         leaves = jax.tree.leaves(tree)
-        return [x.reshape(x.shape[0] if s else 1, -1) for x, s in zip(leaves, self.stacks(tree), strict=True)]
+        return [x.reshape(math.prod(x.shape[:s]), -1) for x, s in zip(leaves, self.stacks(tree), strict=True)]
 
     def unrows(self, rows: Rows, like: Tree) -> Tree:
-        """Rows [S, n] in the shapes of a tree's leaves; rows [S] as [S] for a stack, else as scalars."""
+        """Rows [S, n] in the shapes of a tree's leaves; rows [S] in the shapes of their leading dimensions."""
         leaves, treedef = jax.tree.flatten(like)
         shaped = [
-            row.reshape(x.shape if row.ndim == 2 else x.shape[:1] if s else ())
+            row.reshape(x.shape if row.ndim == 2 else x.shape[:s])
             for row, x, s in zip(rows, leaves, self.stacks(like), strict=True)
         ]
         return jax.tree.unflatten(treedef, shaped)
@@ -126,20 +126,18 @@ class Workers:
     def own(self, tree: Tree) -> Tree:
         """This worker's part of arrays with a dimension W: without it."""
         leaves, treedef = jax.tree.flatten(tree)
-        return jax.tree.unflatten(treedef, [x.squeeze(int(s)) for x, s in zip(leaves, self.stacks(tree), strict=True)])
+        return jax.tree.unflatten(treedef, [x.squeeze(s) for x, s in zip(leaves, self.stacks(tree), strict=True)])
 
     def kept(self, tree: Tree) -> Tree:
         """The inverse."""
         leaves, treedef = jax.tree.flatten(tree)
-        wide = [jnp.expand_dims(x, int(s)) for x, s in zip(leaves, self.stacks(tree), strict=True)]
+        wide = [jnp.expand_dims(x, s) for x, s in zip(leaves, self.stacks(tree), strict=True)]
         return jax.tree.unflatten(treedef, wide)
 
     def zeros(self, params: Tree) -> Tree:
         """Zeros for every worker, in global shapes: [W, ...], of a stack [S, W, ...]; float32."""
         leaves, treedef = jax.tree.flatten(params)
-        shapes = [
-            (*x.shape[: int(s)], self.num, *x.shape[int(s) :]) for x, s in zip(leaves, self.stacks(params), strict=True)
-        ]
+        shapes = [(*x.shape[:s], self.num, *x.shape[s:]) for x, s in zip(leaves, self.stacks(params), strict=True)]
         return jax.tree.unflatten(treedef, [jnp.zeros(shape, jnp.float32) for shape in shapes])
 
     def specs_of_kept(self, params: Tree) -> Tree:
@@ -148,7 +146,7 @@ class Workers:
         found = []
         for x, s, spec in zip(leaves, self.stacks(params), self.spec_leaves(params), strict=True):
             entries = (*spec, *[None] * (x.ndim - len(spec)))
-            found.append(PartitionSpec(*entries[: int(s)], self.axis, *entries[int(s) :]))
+            found.append(PartitionSpec(*entries[:s], self.axis, *entries[s:]))
         return jax.tree.unflatten(treedef, found)
 
     # The one-bit mean
@@ -161,10 +159,10 @@ class Workers:
         devices = math.prod(self.model_axes.values())
         leaves, treedef = jax.tree.flatten(params)
         lengths = [
-            math.prod(x.shape[int(s) :]) // part
+            math.prod(x.shape[s:]) // part
             for x, s, part in zip(leaves, self.stacks(params), self.shards(params).parts, strict=True)
         ]
-        stacks = [x.shape[:1] if s else () for x, s in zip(leaves, self.stacks(params), strict=True)]
+        stacks = [x.shape[:s] for x, s in zip(leaves, self.stacks(params), strict=True)]
         if self.granularity == "group":
             whole = sum(n * math.prod(stack) for n, stack in zip(lengths, stacks, strict=True))
             lengths, stacks, treedef = [whole], [()], jax.tree.structure([0])
@@ -179,7 +177,7 @@ class Workers:
     def feedback_specs(self, params: Tree) -> Feedback:
         """The specs of `feedback`."""
         treedef = jax.tree.structure(params)
-        stacks = [(None,) if s else () for s in self.stacks(params)]
+        stacks: list[tuple[None, ...]] = [(None,) * s for s in self.stacks(params)]
         if self.granularity == "group":
             stacks, treedef = [()], jax.tree.structure([0])
         others = tuple(self.model_axes) or None

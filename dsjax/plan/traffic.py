@@ -118,7 +118,7 @@ def _zero(
             shapes, specs = joined(shapes, frozen.shapes), joined(specs, frozen.specs(layout.gathered))
         both = shard_bytes(shapes, specs, sizes)
         part = lambda i: shard_bytes(shapes["segments"][i], specs["segments"][i], sizes)
-        scanned = sum(part(i) for i, length in enumerate(config.layer_runs) if length > 1)
+        scanned = sum(part(i) for i, segment in enumerate(model.segments) if segment.repeats > 1)
         itemsize = jnp.dtype(config.compute_dtype).itemsize
         moved = (2 * accumulation * scanned + both - scanned) * itemsize // 4
         found.append(Traffic(axis, "gather weights, forward and backward", moved))

@@ -26,8 +26,9 @@ from dsjax.config.strict_yaml import parse_yaml
 from dsjax.data.config import BPETokenizer, TokensSource
 from dsjax.data.curriculum.draw import check_curriculum
 from dsjax.mesh.processes import barrier, from_first
-from dsjax.models.config import check_dropping
+from dsjax.models.families.registry import segments_of
 from dsjax.models.formats.pretrained import resolve
+from dsjax.models.stack import check_dropping
 from dsjax.objectives.registry import chosen_objective
 from dsjax.observe.environment import versions
 from dsjax.observe.untrusted import decode_text
@@ -197,7 +198,7 @@ def resolved(config: RunConfig) -> ResolvedRunConfig:
     if config.curriculum is not None:
         check_curriculum(config.curriculum, data)
     if config.random_ltd is not None:
-        check_dropping(model, config.random_ltd)
+        check_dropping(segments_of(model), config.random_ltd.layers(model.num_layers))
     return dataclasses.replace(settled, optimizer=frozen_at(config.optimizer, schedule_of(settled).num_steps))
 
 

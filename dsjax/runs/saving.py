@@ -8,6 +8,7 @@ from dsjax.checkpoint import retention
 from dsjax.checkpoint.manifest import read_json
 from dsjax.checkpoint.store import CheckpointError, CheckpointStore
 from dsjax.models.naming import abstract_named, from_named, to_named
+from dsjax.models.stack import Segments
 from dsjax.observe.progress import Progress
 from dsjax.runs.counters import Counters
 from dsjax.runs.elastic import restore_by_name
@@ -22,7 +23,7 @@ class Saver:
 
     Attributes:
         store: where they go.
-        layer_runs: lengths of the stacks of layers in the state.
+        segments: the stack of the model's layers.
         counters: saved beside the state.
         data_hash: saved beside it too.
         progress: told of a save that failed.
@@ -30,7 +31,7 @@ class Saver:
     """
 
     store: CheckpointStore
-    layer_runs: tuple[int, ...]
+    segments: Segments
     counters: Counters
     data_hash: str
     progress: Progress
@@ -54,7 +55,7 @@ class Saver:
             self._note(error)
         there_before = self.counters.steps in self.store.steps() if must else False
         try:
-            tree = to_named(state, self.layer_runs)
+            tree = to_named(state, self.segments)
             self.store.save(self.counters.steps, tree, clocks=clocks, metric=validation_loss)
             if must:
                 self.store.wait()
@@ -124,7 +125,7 @@ def restore(
     store: CheckpointStore,
     step: int,
     abstract_tree: TrainState,
-    layer_runs: tuple[int, ...],
+    segments: Segments,
     report: Callable[[str], None],
 ) -> TrainState:
     """The state of a checkpoint in the layout of `abstract_tree`, whatever mesh and stacks of layers it was saved from.
@@ -133,8 +134,8 @@ def restore(
         store: the checkpoints.
         step: which.
         abstract_tree: shapes with shardings.
-        layer_runs: lengths of its stacks.
+        segments: the stack of its layers.
         report: told when something that was kept for single workers had to be dropped.
     """
-    saved = restore_by_name(store, step, abstract_named(abstract_tree, layer_runs), report)
-    return from_named(saved.pop, abstract_tree, layer_runs)
+    saved = restore_by_name(store, step, abstract_named(abstract_tree, segments), report)
+    return from_named(saved.pop, abstract_tree, segments)

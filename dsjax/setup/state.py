@@ -40,7 +40,7 @@ jax.tree_util.register_dataclass(TrainState, data_fields=["step", "params", "opt
 def make_optimizer(config: OptimizerConfig, model: ModelTree, layout: Layout, *, steps: int) -> StagedTransform:
     """The optimizer of a run of so many steps on a layout's mesh."""
     specs = model.specs(layout.optimizer)
-    return create_optimizer(config, model.shapes, model.stacked, mesh=layout.mesh, specs=specs, steps=steps)
+    return create_optimizer(config, model.shapes, model.leading, mesh=layout.mesh, specs=specs, steps=steps)
 
 
 def state_shardings(layout: Layout, model: ModelTree, optimizer: StagedTransform, *, ema: bool) -> TrainState:

@@ -118,7 +118,7 @@ def make_gradient(
         counted = tuple(range(int(local), batch["loss_mask"].ndim))
         tokens = batch["loss_mask"].sum(axis=counted, dtype=jnp.int32)
         per_token = 1 / jnp.maximum(tokens, 1).astype(jnp.float32)
-        workers_dim = None if inputs.shift is None else jax.tree.map(int, model.stacked)
+        workers_dim = None if inputs.shift is None else model.leading
         mapped = GradientInputs(None, None, None, 0, shift=workers_dim)  # pyright: ignore
         each_worker = jax.vmap(worker, in_axes=(mapped,), spmd_axis_name="data")
         gradients, losses = each_worker(dataclasses.replace(inputs, batch=batch))
@@ -189,13 +189,13 @@ def _worker_gradient(
 
 
 def squared_norms(model: ModelTree, gradients: Tree) -> Tree:
-    """The squared norm of every tensor, float32; of a stack one number per layer."""
+    """The squared norm of every tensor, float32: of stacked layers or experts one number each."""
 
-    def squares(gradient: jax.Array, is_stack: bool) -> jax.Array:
-        dims = tuple(range(int(is_stack), gradient.ndim))
+    def squares(gradient: jax.Array, first: int) -> jax.Array:
+        dims = tuple(range(first, gradient.ndim))
         return jnp.sum(jnp.square(gradient.astype(jnp.float32)), axis=dims)
 
-    return jax.tree.map(squares, gradients, model.stacked)
+    return jax.tree.map(squares, gradients, model.leading)
 
 
 def make_update(

@@ -26,7 +26,7 @@ from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.layout import Layout
 from dsjax.mesh.processes import barrier, num_processes, start_processes, use_compilation_cache
 from dsjax.models import adapter_training
-from dsjax.models.families.registry import abstract, check_divisible, check_length, initial_params
+from dsjax.models.families.registry import abstract, check_divisible, check_length, initial_params, segments_of
 from dsjax.models.formats.pretrained import initial_weights
 from dsjax.models.tree import ModelTree, count_parameters
 from dsjax.objectives.registry import objective_of
@@ -48,7 +48,7 @@ from dsjax.setup.schedule import StepSchedule
 from dsjax.setup.state import TrainState, abstract_state, init_state, make_optimizer, state_around, state_shardings
 from dsjax.setup.step import StepOptions
 from dsjax.train import summary as run_summary
-from dsjax.train.recorder import Recorder, tensor_names
+from dsjax.train.recorder import Recorder
 from dsjax.train.signals import StopRequest
 from dsjax.train.steps import train_steps
 
@@ -183,8 +183,8 @@ def run(
     if folder.resumed and folder.is_first_process:
         truncate_metrics(folder.path / METRICS_FILE, counters.steps)
     state, recorder, stopped_by = _train(
-        config, state, programs, optimizer, schedule, cost, use, evaluate, rows, curriculum, placements, corpus, folder,
-        store, counters, console,
+        config, model, state, programs, optimizer, schedule, cost, use, evaluate, rows, curriculum, placements, corpus,
+        folder, store, counters, console,
     )  # fmt: skip
     barrier("finished")
     if counters.steps < schedule.num_steps:
@@ -203,6 +203,7 @@ def run(
 
 def _train(
     config: ResolvedRunConfig,
+    model: ModelTree,
     state: TrainState,
     programs: Programs,
     optimizer: StagedTransform,
@@ -235,7 +236,7 @@ def _train(
             progress,
             max_skipped=config.train.max_nonfinite_steps,
             utilisation=use,
-            tensor_names=tensor_names(state.params, config.model.layer_runs),
+            tensor_names=model.tensor_names(),
             freeze=optimizer.freeze,
         )
         stack.callback(recorder.close)
@@ -252,7 +253,7 @@ def _train(
             positions_of=lambda num_rows: placements[num_rows].positions,
         )
         stack.enter_context(batches)
-        saver = Saver(store, config.model.layer_runs, counters, corpus.hash, progress, folder)
+        saver = Saver(store, segments_of(config.model), counters, corpus.hash, progress, folder)
         state = train_steps(
             config,
             state,
@@ -293,7 +294,7 @@ def _state(
     elif config.model.init_from and saved is None:
         params = initial_weights(config.model, shardings=shardings.params, seed=config.seed)
     if saved is not None:
-        return restore(store, saved, shapes, config.model.layer_runs, report), frozen
+        return restore(store, saved, shapes, segments_of(config.model), report), frozen
     if params is not None:
         return state_around(params, optimizer, shardings, seed=config.seed), frozen
     make = lambda key: initial_params(config.model, key)

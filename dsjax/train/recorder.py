@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from dsjax.models.naming import leaf_names
 from dsjax.observe.progress import Progress
 from dsjax.observe.trackers import Tracker
 from dsjax.optimizers.api import FreezeRule
@@ -272,17 +271,3 @@ def _scalar(name: str, value: Any, workers: int) -> Any:
         return each[0].item()
     how = {"tokens": np.sum, "finite": np.any, "first_bad": np.max}.get(name, np.mean)
     return how(each).item()
-
-
-def tensor_names(tree: Any, layer_runs: tuple[int, ...]) -> list[str]:
-    """The names of all tensors of a tree like the parameters, in the order of its leaves, a stack's layers one by one.
-
-    Args:
-        tree: the tree; only its structure counts.
-        layer_runs: lengths of the stacks.
-
-    Example:
-        >>> tensor_names({"norm": 0, "segments": [{"up": 0}, {"up": 0}]}, (1, 2))
-        ['norm', 'layers.0.up', 'layers.1.up', 'layers.2.up']
-    """
-    return [name for names, _ in leaf_names(tree, layer_runs) for name in names]

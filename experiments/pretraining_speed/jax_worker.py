@@ -44,7 +44,7 @@ class JaxTrainer:
         )
         model = ModelTree.of(abstract(self.config))
         adamw = AdamWConfig(**job.optimizer)  # pyright: ignore[reportArgumentType]
-        self.optimizer = create_optimizer(adamw, model.shapes, model.stacked)
+        self.optimizer = create_optimizer(adamw, model.shapes, model.leading)
         self.shardings = state_shardings(self.layout, model, self.optimizer, ema=False)
         options = StepOptions(objective=objective_of("language_model"))
         self.programs = make_programs(model, self.optimizer, self.layout, self.shardings, options)

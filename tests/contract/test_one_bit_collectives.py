@@ -76,9 +76,9 @@ def device_sizes(training: Training) -> list[tuple[int, int]]:
     layout, model = training.layout, training.model
     specs = jax.tree.leaves(model.specs(layout.optimizer), is_leaf=lambda leaf: isinstance(leaf, P))
     found = []
-    for x, spec, is_stack in zip(jax.tree.leaves(model.shapes), specs, jax.tree.leaves(model.stacked), strict=True):
+    for x, spec, first in zip(jax.tree.leaves(model.shapes), specs, jax.tree.leaves(model.leading), strict=True):
         shape = layout.named(spec).shard_shape(x.shape)
-        found.append((shape[0], math.prod(shape[1:])) if is_stack else (1, math.prod(shape)))
+        found.append((math.prod(shape[:first]), math.prod(shape[first:])))
     return found
 
 

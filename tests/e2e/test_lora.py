@@ -29,7 +29,7 @@ from dsjax.inference.convert import byte_tokenizer_file
 from dsjax.inference.open import open_model, with_adapter
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import GPT2Config, LoRAConfig, PretrainedConfig
-from dsjax.models.families.registry import create
+from dsjax.models.families.registry import create, segments_of
 from dsjax.models.formats.peft import read_adapter
 from dsjax.models.formats.pretrained import save_pretrained
 from dsjax.models.naming import to_named
@@ -82,7 +82,7 @@ def logits(trained):
 
 
 def params_of(trained):
-    named = to_named(nnx.to_pure_dict(nnx.state(trained.model, nnx.Param)), trained.model.config.layer_runs)
+    named = to_named(nnx.to_pure_dict(nnx.state(trained.model, nnx.Param)), segments_of(trained.model.config))
     return {name: np.asarray(value) for name, value in named.items()}
 
 

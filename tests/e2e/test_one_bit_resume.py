@@ -82,7 +82,7 @@ def restored(config: Path, run: Path, step: int, workers: int, told: list[str]) 
     optimizer = make_optimizer(settings.optimizer, model, layout, steps=settings.train.steps)
     shapes = abstract_state(model, optimizer, state_shardings(layout, model, optimizer, ema=True))
     store = CheckpointStore(run / "checkpoints", settings.checkpoint)
-    found = to_named(restore(store, step, shapes, settings.model.layer_runs, told.append), settings.model.layer_runs)
+    found = to_named(restore(store, step, shapes, model.segments, told.append), model.segments)
     return {name: np.asarray(x) for name, x in found.items() if name != "key"}
 
 

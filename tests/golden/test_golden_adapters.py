@@ -13,6 +13,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from dsjax.models.adapters import merged
+from dsjax.models.families.registry import segments_of
 from dsjax.models.formats.peft import read_adapter, write_adapter
 from dsjax.models.formats.pretrained import load_pretrained
 
@@ -26,7 +27,7 @@ def base():
 
 
 def with_adapter(base, adapter):
-    params = merged(nnx.to_pure_dict(nnx.state(base, nnx.Param)), adapter, base.config.layer_runs)
+    params = merged(nnx.to_pure_dict(nnx.state(base, nnx.Param)), adapter, segments_of(base.config))
     return nnx.merge(nnx.graphdef(base), params)
 
 

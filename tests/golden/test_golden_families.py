@@ -63,7 +63,7 @@ def batch_of(model: Transformer, record: dict[str, np.ndarray]) -> dict[str, np.
 
 def outputs(model: Transformer, batch) -> dict[str, jax.Array]:
     """What transformers' class of this name gives, from our parts."""
-    features = model.features(
+    features, _ = model.features(
         batch["tokens"],
         segments=batch["segments"],
         positions=batch["positions"],

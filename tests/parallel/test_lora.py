@@ -13,7 +13,7 @@ from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models import adapter_training as lora
 from dsjax.models.config import BertConfig, LlamaConfig, LoRAConfig
-from dsjax.models.families.registry import create
+from dsjax.models.families.registry import create, segments_of
 from dsjax.models.formats.pretrained import save_pretrained
 from dsjax.models.naming import to_named
 from dsjax.objectives.registry import chosen_objective
@@ -45,7 +45,7 @@ class Run:
         sizes = mesh.data * mesh.fsdp * mesh.expert * mesh.tensor
         self.config, self.layout = config, Layout(make_mesh(mesh, devices=jax.devices()[:sizes]), mesh.zero_stage)
         self.model, _ = lora.split_model(config, lora_config)
-        optimizer = create_optimizer(AdamWConfig(), self.model.shapes, self.model.stacked)
+        optimizer = create_optimizer(AdamWConfig(), self.model.shapes, self.model.leading)
         shardings = state_shardings(self.layout, self.model, optimizer, ema=False)
         params, self.frozen = lora.first_params(config, self.model, self.layout, seed=0)
         self.state = state_around(params, optimizer, shardings, seed=0)
@@ -61,7 +61,7 @@ class Run:
         return float(metrics["loss"]), self.named(gradients)
 
     def named(self, tree):
-        return {name: np.asarray(value) for name, value in to_named(tree, self.config.layer_runs).items()}
+        return {name: np.asarray(value) for name, value in to_named(tree, segments_of(self.config)).items()}
 
 
 def _fast(program, *arguments):
@@ -111,8 +111,8 @@ def test_a_mesh_changes_nothing(base, mesh):
         # Sums in another order: 2e-5. After Adam's first step, whose size is that of the learning rate however small a
         # gradient is, the parameters themselves differ a little.
         assert_close(other, gradients, 2e-5 if seed == 0 else 2e-3, what=f"step {seed}")
-    a = many.state.params["segments"][0]["attention"]["out"]["kernel"]["lora_a"]
-    b = many.state.params["segments"][0]["attention"]["q"]["kernel"]["lora_b"]
+    a = many.state.params["segments"][0][0]["attention"]["out"]["kernel"]["lora_a"]
+    b = many.state.params["segments"][0][0]["attention"]["q"]["kernel"]["lora_b"]
     if mesh.tensor > 1 and mesh.zero_stage == 0:  # split as their kernels are: by rows and by heads
         assert a.sharding.spec == PartitionSpec(None, "tensor", None)
         assert b.sharding.spec == PartitionSpec(None, None, "tensor", None)

@@ -28,7 +28,7 @@ TOLERANCE = 2e-5
 SHAPES = [(3, 4, 6), (12,)]
 # With devices along `tensor` the first is split over them and a stack of three layers; all of them hold the second.
 SPECS = [P(None, None, "tensor"), P()]
-STACKED = [True, False]
+STACKED = [1, 0]
 ADAM = {"freeze_step": 8, "weight_decay": 0.05}
 LAMB = {"freeze_step": 8, "weight_decay": 0.05, "max_coeff": 1.5, "factor_threshold": 0.2}
 ZERO_ONE = {
@@ -119,7 +119,7 @@ def optimizer_of(kind: str, case: Case) -> tuple[Workers, Any]:
         num=case.workers,
         model_axes={"tensor": case.tensor} if case.stacked else {},
         specs=SPECS if case.stacked else None,
-        stacked=STACKED if case.stacked else None,
+        leading=STACKED if case.stacked else None,
         granularity=case.granularity,
         scheme=Scheme(scale=case.rules.scale),
     )

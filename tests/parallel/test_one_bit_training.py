@@ -14,6 +14,7 @@ from one_bit_oracle import OURS, OneBitAdam
 
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import LlamaConfig
+from dsjax.models.families.registry import segments_of
 from dsjax.optimizers.config import OneBitAdamConfig, OneBitLambConfig, OptimizerConfig, ZeroOneAdamConfig
 from dsjax.setup.state import TrainState
 from tests.helpers import Training, assert_close, from_flat, make_params, make_rows, make_training
@@ -53,7 +54,7 @@ def placed(training: Training, named: dict[str, np.ndarray]) -> Any:
     """Gradients by name as an update wants them."""
     workers = training.layout.mesh.shape["data"]
     each = [
-        from_flat({name: g[i] for name, g in named.items()}, training.model.shapes, training.config.layer_runs)
+        from_flat({name: g[i] for name, g in named.items()}, training.model.shapes, segments_of(training.config))
         for i in range(workers)
     ]
     specs = training.model.specs(training.layout.gradient)

@@ -14,7 +14,6 @@ import pytest
 from dsjax.mesh.report import path_name
 from dsjax.optimizers.config import AdamWConfig, LambConfig, SGDConfig
 from dsjax.setup.placement import evaluation_placement
-from dsjax.train.recorder import tensor_names
 from tests.helpers import MESHES, ONE, TINY, assert_close, make_params, make_rows, make_training
 
 ADAMW = AdamWConfig(eps=1e-4)
@@ -92,7 +91,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value):
     new, more = training.update(state, bad, metrics["loss"])
     after = jax.device_get(dataclasses.replace(new, key=jax.random.key_data(new.key)))
     assert not more["finite"]
-    names = tensor_names(training.model.shapes, TINY.layer_runs)
+    names = training.model.tensor_names()
     assert names[int(more["first_bad"])] == "layers.0.mlp.up.kernel"
     assert after.step == before.step + 1
     jax.tree.map(np.testing.assert_array_equal, dataclasses.replace(after, step=before.step), before)

@@ -12,11 +12,24 @@ from flax import nnx
 from dsjax.models.config import ModelConfig
 from dsjax.models.families import bert, bloom, gpt2, llama
 from dsjax.models.settings import FIXED, FREE, Settings, shown
+from dsjax.models.stack import Segments
 from dsjax.models.transformer import Transformer
 
 FAMILIES: dict[str, ModuleType] = {"bert": bert, "bloom": bloom, "gpt2": gpt2, "llama": llama}
 """kind (also Hugging Face's model_type) -> module with architecture, entries, unread, dropouts, from_hf, to_hf, PREFIX,
 ARCHITECTURES, and of the keys of config.json FREE and FIXED."""
+
+
+@functools.lru_cache(maxsize=64)
+def segments_of(config: ModelConfig) -> Segments:
+    """The stack of a model's layers.
+
+    Example:
+        >>> from dsjax.models.config import GPT2Config
+        >>> [segment.num_layers for segment in segments_of(GPT2Config(num_layers=12))]
+        [1, 10, 1]
+    """
+    return FAMILIES[config.kind].architecture(config).segments(config.segment_lengths)
 
 
 def create(config: ModelConfig, *, key: jax.Array) -> Transformer:

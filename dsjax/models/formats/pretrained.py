@@ -21,7 +21,7 @@ from dsjax.checkpoint.gguf_file import is_gguf
 from dsjax.checkpoint.safetensors_folder import open_folder, write_folder
 from dsjax.checkpoint.tensor_map import LazyTree, TensorSource, read_tree, write_tree
 from dsjax.models.config import AnyModelConfig, ModelConfig, PretrainedConfig
-from dsjax.models.families.registry import FAMILIES, abstract, config_from_hf, config_to_hf, initial_params
+from dsjax.models.families.registry import FAMILIES, abstract, config_from_hf, config_to_hf, initial_params, segments_of
 from dsjax.models.formats.gguf import open_gguf_weights
 from dsjax.models.naming import from_named, leaf_names, to_named
 from dsjax.models.transformer import Transformer
@@ -105,7 +105,7 @@ def load_params(
     place = {
         name: _one_layer(sharding, is_stack)
         for (layers, is_stack), sharding in zip(
-            leaf_names(shapes, config.layer_runs), jax.tree.leaves(shardings), strict=True
+            leaf_names(shapes, segments_of(config)), jax.tree.leaves(shardings), strict=True
         )
         for name in layers
     }
@@ -118,7 +118,7 @@ def load_params(
         return jax.make_array_from_callback(array.shape, place[name], lambda index: array[index])
 
     targets = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=s), shapes, shardings)
-    return from_named(take, targets, config.layer_runs)
+    return from_named(take, targets, segments_of(config))
 
 
 def lacking(config: ModelConfig) -> set[str]:
@@ -128,7 +128,7 @@ def lacking(config: ModelConfig) -> set[str]:
 
 
 def _absent(stored: LazyTree, config: ModelConfig, shapes: Tree) -> set[str]:
-    names = [name for layers, _ in leaf_names(shapes, config.layer_runs) for name in layers]
+    names = [name for layers, _ in leaf_names(shapes, segments_of(config)) for name in layers]
     return {name for name in names if tuple(name.split(".")) not in stored}
 
 
@@ -145,7 +145,7 @@ def _match(weights: TensorSource, config: ModelConfig, shapes: Tree) -> LazyTree
     """The model's tensors in the file, by our path; optional ones may be absent."""
     family = FAMILIES[config.kind]
     expected = {}
-    for (names, is_stack), leaf in zip(leaf_names(shapes, config.layer_runs), jax.tree.leaves(shapes), strict=True):
+    for (names, is_stack), leaf in zip(leaf_names(shapes, segments_of(config)), jax.tree.leaves(shapes), strict=True):
         expected.update({tuple(name.split(".")): leaf.shape[is_stack:] for name in names})
     return read_tree(
         weights,
@@ -285,7 +285,7 @@ def write_params(
 ) -> None:
     """The same for parameters as nested dicts; `extra` goes into config.json."""
     family = FAMILIES[config.kind]
-    flat = {tuple(name.split(".")): np.asarray(array) for name, array in to_named(params, config.layer_runs).items()}
+    flat = {tuple(name.split(".")): np.asarray(array) for name, array in to_named(params, segments_of(config)).items()}
     # Classes without a head (BertModel) have no model inside them that would give its name to the tensors.
     prefix = "" if config.task == "embedding" else family.PREFIX
     tensors = write_tree(flat, family.entries(config), num_layers=config.num_layers, prefix=prefix)

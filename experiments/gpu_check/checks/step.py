@@ -88,7 +88,7 @@ def two_devices(context: Context) -> Outcome:
 
 def gradient_text(model: ModelTree, layout: Layout, *, length: int) -> str:
     """The compiled gradient program of 2 workers, each of which accumulates 2 parts of 2 rows."""
-    optimizer = create_optimizer(AdamWConfig(), model.shapes, model.stacked)
+    optimizer = create_optimizer(AdamWConfig(), model.shapes, model.leading)
     shardings = state_shardings(layout, model, optimizer, ema=False)
     programs = make_programs(model, optimizer, layout, shardings, StepOptions(objective=objective_of("language_model")))
     state = abstract_state(model, optimizer, shardings)

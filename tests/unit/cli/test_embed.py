@@ -41,7 +41,7 @@ def test_vectors_are_the_mean_of_the_features_between_the_marks(folder, capsys):
     for text, vector in zip(TEXTS, found["vectors"], strict=True):
         words = text.lower().replace(".", " .").split()
         ids = [2, *(WORDS.index(word) for word in words), 3]
-        features = np.asarray(model.features(np.array([ids])), np.float64)[0].mean(0)
+        features = np.asarray(model.features(np.array([ids]))[0], np.float64)[0].mean(0)
         np.testing.assert_allclose(vector, features / np.linalg.norm(features), atol=2e-6)  # float32
     np.testing.assert_allclose(found["cosines"], np.array(found["vectors"]) @ np.array(found["vectors"]).T, atol=1e-6)
 
@@ -125,7 +125,7 @@ def encoder_of(folder, path, pooling, *, more=(), **files):
 def features_of(folder, text):
     """Float64 [T, 16] of a text between its marks."""
     ids = [2, *(WORDS.index(word) for word in text.lower().replace(".", " .").split()), 3]
-    return np.asarray(load_pretrained(folder, segments=(2,)).features(np.array([ids])), np.float64)[0]
+    return np.asarray(load_pretrained(folder, segments=(2,)).features(np.array([ids]))[0], np.float64)[0]
 
 
 def vectors_of(capsys, folder, *texts):

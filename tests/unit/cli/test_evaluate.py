@@ -20,6 +20,7 @@ from dsjax.evaluate.perplexity import Batches, read_text, score, windows
 from dsjax.inference.convert import byte_tokenizer_file
 from dsjax.inference.open import open_model
 from dsjax.inference.text import plain_prompt
+from dsjax.models.families.registry import segments_of
 from dsjax.models.naming import to_named
 
 DOCUMENTS = ["The quick brown fox jumps over the lazy dog, écoute.", "ab", "x", "Zwölf Boxkämpfer jagen Viktor\nquer."]
@@ -51,7 +52,7 @@ def gpt2_log_probabilities(w, ids):
 @pytest.fixture(scope="module")
 def brute_force(params):
     """(documents, length, stride) -> nats, tokens: one token after the other, each from its own context."""
-    named = to_named(params["gpt2"], CONFIGS["gpt2"].layer_runs)
+    named = to_named(params["gpt2"], segments_of(CONFIGS["gpt2"]))
     weights = {name: np.asarray(value, np.float64) for name, value in named.items()}
 
     def brute_force(documents, length, stride):

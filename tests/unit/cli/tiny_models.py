@@ -16,7 +16,7 @@ from dsjax.config.run import RunConfig
 from dsjax.data.config import ByteTokenizer, DataConfig
 from dsjax.data.tokenizers.tokenizer import byte_tokenizer
 from dsjax.models.config import BloomConfig, GPT2Config
-from dsjax.models.families.registry import abstract, create
+from dsjax.models.families.registry import abstract, create, segments_of
 from dsjax.models.naming import to_named
 from dsjax.runs.counters import Counters
 from dsjax.setup.config import TrainConfig
@@ -49,7 +49,7 @@ def write_run(path, config, checkpoints, *, ema_decay=0.0):
     byte_tokenizer().save(path / "tokenizer")
     store = CheckpointStore(path / "checkpoints", CheckpointConfig(keep_last=9))
     for step, trees in checkpoints.items():
-        tree = to_named({"step": jnp.int32(step), **trees}, config.layer_runs)
+        tree = to_named({"step": jnp.int32(step), **trees}, segments_of(config))
         store.save(step, tree, clocks={"counters": dataclasses.asdict(Counters(steps=step)), "data_hash": "x"})
     store.close()
     return path

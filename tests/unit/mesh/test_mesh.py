@@ -1,5 +1,6 @@
 """Axis sizes, specs and the messages for what does not fit."""
 
+import dataclasses
 import math
 import os
 import subprocess
@@ -11,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from dsjax.collectives.shards import axes_of
 from dsjax.mesh.build import make_mesh, resolve_sizes, set_platform
 from dsjax.mesh.config import AXES, MeshConfig
-from dsjax.mesh.layout import Layout
+from dsjax.mesh.layout import RULES, Layout
 from dsjax.mesh.report import placement_table, placements
 
 P = PartitionSpec
@@ -21,7 +23,8 @@ ZERO = ("fsdp", "expert")
 
 
 def layout(stage: int, *, data=2, fsdp=2, expert=2, tensor=2) -> Layout:
-    return Layout(AbstractMesh((data, fsdp, expert, tensor), AXES), stage)
+    mesh = AbstractMesh((data, fsdp, expert, tensor), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Layout(mesh, stage)
 
 
 @settings(deadline=None, max_examples=50)
@@ -79,6 +82,11 @@ def test_the_last_axis_varies_fastest():
         # Nothing divides: whole.
         (("embed",), (6,), P(None), P(None)),
         (("qkv", "heads"), (3, 64), P(None, "tensor"), P(None, ("tensor", *ZERO))),
+        # Experts lie on `expert`, so ZeRO has `fsdp` alone, and never cuts the dimension that counts them.
+        (("experts", "embed", "mlp"), (4, 64, 96), P("expert", None, "tensor"), P("expert", None, ("tensor", "fsdp"))),
+        (("experts", "embed", "mlp"), (8, 64, 6), P("expert", None, "tensor"), P("expert", "fsdp", "tensor")),
+        (("experts", "embed"), (64, 3), P("expert", None), P("expert", None)),
+        (("embed", "experts"), (64, 4), P(None, "expert"), P("fsdp", "expert")),
     ],
 )
 def test_specs(axes, shape, gathered, sharded):
@@ -116,6 +124,25 @@ def test_a_sharded_spec_divides_its_tensor(axes, data):
     assert math.prod(whole) in (math.prod(local), shards * math.prod(local))
     if any(size % shards == 0 for size in whole):
         assert math.prod(whole) == shards * math.prod(local)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.sampled_from([*RULES]), min_size=1, max_size=4), st.data())
+def test_no_spec_has_an_axis_twice(axes, data):
+    """Whatever the names, also two that want the same mesh axis: on any mesh, in any stage; activations, too."""
+    sizes = {axis: data.draw(st.sampled_from([1, 2, 3, 4]), label=axis) for axis in AXES}
+    here = layout(data.draw(st.integers(0, 3), label="stage"), **sizes)
+    shape = tuple(12 * data.draw(st.integers(1, 8)) for _ in axes)
+    rows = dataclasses.replace(here, batch_axes=("data", *ZERO))  # as in the evaluation program
+    split = jax.make_jaxpr(lambda x: rows.activation(x, *axes))(jax.ShapeDtypeStruct((12, *shape), "float32"))
+    specs = [kind(tuple(axes), shape) for kind in (here.gathered, here.sharded, here.parameter, here.optimizer)]
+    for spec in (*specs, split.jaxpr.eqns[0].params["sharding"].spec):
+        used = axes_of(spec)
+        assert len(used) == len(set(used)), spec
+    # ZeRO splits by all the axes that are left, or not at all, and leaves alone what is split already.
+    gathered, sharded = axes_of(specs[0]), axes_of(specs[1])
+    free = set(ZERO) - set(gathered)
+    assert set(gathered) <= set(sharded) and set(sharded) - set(gathered) in (set(), free)
 
 
 def test_the_table_of_placements_counts_bytes_of_one_device():

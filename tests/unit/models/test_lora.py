@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 
 from dsjax.checkpoint.safetensors_file import read_header, read_tensor, write_file
 from dsjax.layers.context import Context
+from dsjax.layers.feed_forward import DenseSpec
 from dsjax.layers.linear import Linear
 from dsjax.layers.weight import LowRank
 from dsjax.models.adapters import Adapter, initial_adapters, is_adapter, merged, with_adapters
 from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig, LoRAConfig
-from dsjax.models.families.registry import FAMILIES, abstract
+from dsjax.models.families.registry import FAMILIES, abstract, segments_of
 from dsjax.models.formats.peft import read_adapter, write_adapter
 from dsjax.models.naming import leaf_names, to_named
 from dsjax.models.settings import UnknownSettings
+from dsjax.models.stack import BlockSpec, Segment
 from tests.unit.models.transformer_oracle import large_params, make_tokens
 
 SHAPE = {"vocab_size": 40, "num_layers": 3, "model_dim": 24, "segments": (1, 2)}
@@ -40,7 +42,7 @@ def draw(config, lora, seed=0):
     state = nnx.split(with_adapters(abstract(config), lora), nnx.Param)[1]
     shapes = nnx.to_pure_dict(state)
     names = {}
-    for (layers, is_stack), leaf in zip(leaf_names(shapes, config.layer_runs), jax.tree.leaves(shapes), strict=True):
+    for (layers, is_stack), leaf in zip(leaf_names(shapes, segments_of(config)), jax.tree.leaves(shapes), strict=True):
         names.update(dict.fromkeys(layers, leaf.shape[is_stack:]))
     factors = {name: rng.normal(size=shape).astype(np.float32) / 4 for name, shape in names.items() if is_adapter(name)}
     return large_params(config), factors
@@ -52,12 +54,12 @@ def loss(config, lora=None):
     model = abstract(config) if lora is None else with_adapters(abstract(config), lora)
     graph, state = nnx.split(model, nnx.Param)
     shapes = nnx.to_pure_dict(state)
-    names = [layers[0] for layers, _ in leaf_names(shapes, config.layer_runs)]
+    names = [layers[0] for layers, _ in leaf_names(shapes, segments_of(config))]
     tokens = jnp.asarray(make_tokens((2, 7)))
 
     def value(named):
         leaves = [named[name].reshape(leaf.shape) for name, leaf in zip(names, jax.tree.leaves(shapes), strict=True)]
-        features = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(shapes), leaves)).features(tokens)
+        features = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(shapes), leaves)).features(tokens)[0]
         return jnp.sum(jnp.sin(jnp.arange(features.size).reshape(features.shape)) * features), features
 
     def run(named):
@@ -129,8 +131,8 @@ def test_it_starts_as_the_base_bit_for_bit_however_layers_are_stacked(name):
             lambda path, leaf: leaf if is_adapter(jax.tree_util.keystr(path, simple=True, separator=".")) else None,
             shapes,
         )
-        made = jax.jit(lambda key, only=only, runs=runs: initial_adapters(only, runs, key))(jax.random.key(3))
-        drawn[runs] = {path: np.asarray(value) for path, value in to_named(made, runs).items()}
+        made = jax.jit(lambda key, only=only, cut=cut: initial_adapters(only, segments_of(cut), key))(jax.random.key(3))
+        drawn[runs] = {path: np.asarray(value) for path, value in to_named(made, segments_of(cut)).items()}
     first = drawn[(1, 2)]
     for other in drawn.values():
         assert other.keys() == first.keys()
@@ -147,7 +149,8 @@ def test_targets_that_match_nothing_name_what_there_is():
     with pytest.raises(ValueError, match=r"matches no kernel.*there are: attention.out.kernel, attention.qkv.kernel"):
         with_adapters(abstract(MODELS["gpt2"]), lora)
     adapted = with_adapters(abstract(MODELS["llama"]), lora)
-    names = [n for layers, _ in leaf_names(nnx.to_pure_dict(nnx.state(adapted, nnx.Param)), (1, 2)) for n in layers]
+    tree = nnx.to_pure_dict(nnx.state(adapted, nnx.Param))
+    names = [name for layers, _ in leaf_names(tree, adapted.stack) for name in layers]
     assert {name.split(".", 2)[2] for name in names if is_adapter(name)} == {
         f"attention.{part}.lora_{factor}" for part in "qv" for factor in "ab"
     }
@@ -232,14 +235,14 @@ def test_target_modules_match_what_was_trained_and_nothing_else(tmp_path):
 @given(rank=st.integers(1, 5), alpha=st.floats(0.5, 40), seed=st.integers(0, 99))
 def test_merging_is_addition_and_leaves_the_base_alone(rank, alpha, seed):
     rng = np.random.default_rng(seed)
-    tree = {"segments": {0: {"mlp": {"up": {"kernel": jnp.asarray(rng.normal(size=(2, 4, 3)), jnp.float32)}}}}}
-    before = np.array(tree["segments"][0]["mlp"]["up"]["kernel"])
+    tree = {"segments": {0: {0: {"mlp": {"up": {"kernel": jnp.asarray(rng.normal(size=(2, 4, 3)), jnp.float32)}}}}}}
+    segments = (Segment((BlockSpec(DenseSpec(3)),), 2),)
+    before = np.array(tree["segments"][0][0]["mlp"]["up"]["kernel"])
     a, b = rng.normal(size=(4, rank)).astype(np.float32), rng.normal(size=(rank, 3)).astype(np.float32)
     tensors = {"layers.1.mlp.up.lora_a": a, "layers.1.mlp.up.lora_b": b}
-    got = np.asarray(
-        merged(tree, Adapter(LoRAConfig(rank=rank, alpha=alpha), tensors), (2,))["segments"][0]["mlp"]["up"]["kernel"]
-    )
-    assert (np.asarray(tree["segments"][0]["mlp"]["up"]["kernel"]) == before).all() and (got[0] == before[0]).all()
+    both = merged(tree, Adapter(LoRAConfig(rank=rank, alpha=alpha), tensors), segments)
+    got = np.asarray(both["segments"][0][0]["mlp"]["up"]["kernel"])
+    assert (np.asarray(tree["segments"][0][0]["mlp"]["up"]["kernel"]) == before).all() and (got[0] == before[0]).all()
     want = before[1].astype(np.float64) + alpha / rank * (a.astype(np.float64) @ b)
     np.testing.assert_allclose(got[1], want, atol=2e-6 * max(1, np.abs(want).max()))
 
@@ -288,7 +291,7 @@ def test_adapters_that_do_not_fit(tmp_path):
         read_adapter(tmp_path, config)
     tree = {"embed": {"table": jnp.zeros((2, 2))}}
     with pytest.raises(ValueError, match=r"the adapter is not for this model, which lacks: layers.0"):
-        merged(tree, Adapter(EVERY, factors), (1, 2))
+        merged(tree, Adapter(EVERY, factors), segments_of(config))
 
 
 def test_an_embedding_trained_beside_a_tied_table_is_refused(tmp_path):

@@ -12,9 +12,10 @@ from flax import nnx
 
 from dsjax.layers.dropout import sample_keys
 from dsjax.layers.random_ltd import Dropping
-from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig, RandomLTDConfig, check_dropping
-from dsjax.models.families.registry import abstract
+from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig, RandomLTDConfig
+from dsjax.models.families.registry import abstract, segments_of
 from dsjax.models.naming import leaf_names
+from dsjax.models.stack import check_dropping
 from tests.helpers import FAST, assert_close, from_flat, make_rows
 from tests.unit.models.random_ltd_oracle import features, slopes_along
 
@@ -61,7 +62,7 @@ def tensors(name: str) -> dict[str, np.ndarray]:
 def by_name(tree: Any, name: str) -> dict[str, np.ndarray]:
     """A tree like the parameters of a model as one layer's tensors by name."""
     named = {}
-    leaves = zip(leaf_names(tree, MODELS[name].layer_runs), jax.tree.leaves(tree), strict=True)
+    leaves = zip(leaf_names(tree, segments_of(MODELS[name])), jax.tree.leaves(tree), strict=True)
     for (names, is_stack), leaf in leaves:
         named.update(zip(names, leaf if is_stack else [leaf], strict=True))
     return named
@@ -87,7 +88,7 @@ def program(name: str, kind: str):
         dropping = None if num_kept is None else dropping_of(LAYERS[name], num_kept, length, kept)
 
         def loss(params):
-            out = nnx.merge(graph, params).features(rows["tokens"], dropping=dropping, **more)
+            out = nnx.merge(graph, params).features(rows["tokens"], dropping=dropping, **more)[0]
             return (out * weights(out.shape)).sum(), out
 
         gradient, out = jax.grad(loss, has_aux=True)(params)
@@ -99,7 +100,7 @@ def program(name: str, kind: str):
 @functools.cache
 def run(name: str, kind: str, *, num_kept: int | None, length: int = T, kept: int = T):
     """Features, gradients by name, and which tokens each layer kept, [B, T] bool."""
-    params = from_flat(tensors(name), shapes_of(name), MODELS[name].layer_runs)
+    params = from_flat(tensors(name), shapes_of(name), segments_of(MODELS[name]))
     out, gradient, indices = jax.device_get(program(name, kind)(params, length, kept, num_kept=num_kept))
     kept_by = dict(zip(LAYERS[name], [] if indices is None else indices, strict=indices is not None))
     return out, by_name(gradient, name), {n: (at[:, :, None] == np.arange(T)).any(1) for n, at in kept_by.items()}
@@ -162,12 +163,12 @@ def test_a_run_of_layers_drops_all_over_or_not_at_all(segments, first, last, wor
     config = GPT2Config(segments=segments)
     random_ltd = RandomLTDConfig(steps=1, first_layers=first, last_layers=last)
     with pytest.raises(ValueError, match="random_ltd drops tokens in layers") as raised:
-        check_dropping(config, random_ltd)
+        check_dropping(segments_of(config), random_ltd.layers(12))
     message = str(raised.value)
     assert f"set model.segments to {working}" in message and "random_ltd.first_layers" in message
     lengths = tuple(int(length) for length in working.strip("[]").split(","))
-    check_dropping(dataclasses.replace(config, segments=lengths), random_ltd)
-    check_dropping(dataclasses.replace(config, segments=(1,) * 12), random_ltd)
+    for works in (lengths, (1,) * 12):
+        check_dropping(segments_of(dataclasses.replace(config, segments=works)), random_ltd.layers(12))
 
 
 def test_a_model_refuses_a_run_that_is_partly_dropped_and_too_few_layers():
@@ -175,4 +176,4 @@ def test_a_model_refuses_a_run_that_is_partly_dropped_and_too_few_layers():
     with pytest.raises(ValueError, match=r"set model.segments to \[1, 1, 1\]"):
         abstract(MODELS["gpt2"]).features(jnp.zeros((B, T), int), dropping=dropping)
     with pytest.raises(ValueError, match="the model has 2"):
-        check_dropping(GPT2Config(num_layers=2), RandomLTDConfig(steps=1))
+        RandomLTDConfig(steps=1).layers(2)

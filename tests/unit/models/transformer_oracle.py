@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from dsjax.models.config import BloomConfig, GPT2Config, ModelConfig
-from dsjax.models.families.registry import abstract
+from dsjax.models.families.registry import abstract, segments_of
 from dsjax.models.transformer import Transformer
 from tests.helpers import from_flat, make_params
 
@@ -33,7 +33,7 @@ def build(config: ModelConfig) -> Transformer:
     """The model with these parameters."""
     model = abstract(config)
     graph, state = nnx.split(model, nnx.Param)
-    flat = from_flat(large_params(config), nnx.to_pure_dict(state), config.layer_runs)
+    flat = from_flat(large_params(config), nnx.to_pure_dict(state), segments_of(config))
     return nnx.merge(graph, jax.tree.map(jnp.asarray, flat))
 
 

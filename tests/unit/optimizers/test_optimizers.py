@@ -13,7 +13,7 @@ from dsjax.optimizers.create import create_optimizer
 from dsjax.optimizers.lamb import scale_by_layer_trust_ratio
 
 # A stack of three layers' matrices, a stack of three biases, a matrix and a bias; the stack's layers differ in size.
-STACKED = {"w": True, "b": True, "table": False, "scale": False}
+STACKED = {"w": 1, "b": 1, "table": 0, "scale": 0}
 SHAPES = {"w": (3, 4, 5), "b": (3, 5), "table": (6, 4), "scale": (4,)}
 IS_MATRIX = {"w": True, "b": False, "table": True, "scale": False}
 STEPS, RATE = 5, 0.03
@@ -99,7 +99,7 @@ def test_steps_are_the_algorithm(config):
 
 def test_a_stacks_layers_do_not_know_each_other():
     """Ten times the first layer changes the first layer's trust ratio alone."""
-    scale = scale_by_layer_trust_ratio({"w": True})
+    scale = scale_by_layer_trust_ratio({"w": 1})
     w, u = jnp.float32(make_tensors(0)["w"]), jnp.float32(make_tensors(1)["w"])
     run = lambda w: scale.update({"w": u}, scale.init({"w": w}), {"w": w})[0]["w"]
     larger = run(w.at[0].multiply(10))
@@ -109,7 +109,7 @@ def test_a_stacks_layers_do_not_know_each_other():
 
 def test_the_trust_ratio_needs_parameters():
     with pytest.raises(ValueError, match="the trust ratio needs the parameters"):
-        scale_by_layer_trust_ratio({"w": True}).update({"w": jnp.ones((2, 2))}, optax.EmptyState())
+        scale_by_layer_trust_ratio({"w": 1}).update({"w": jnp.ones((2, 2))}, optax.EmptyState())
 
 
 def test_states_lie_like_their_parameters():

@@ -41,10 +41,10 @@ def test_a_models_tree_tells_stacks_from_layers():
     config = dataclasses.replace(TINY, num_layers=4, segments=())
     model = make_training(MeshConfig(data=1), config).model
     assert model.axes["embed"]["table"] == ("vocab", "embed")
-    assert model.axes["segments"][1]["mlp"]["up"]["kernel"] == ("embed", "mlp")
-    assert model.shapes["segments"][1]["mlp"]["up"]["kernel"].shape == (2, 32, 128)
-    assert all(jax.tree.leaves(model.stacked["segments"]))
-    assert not any(jax.tree.leaves({name: tree for name, tree in model.stacked.items() if name != "segments"}))
+    assert model.axes["segments"][1][0]["mlp"]["up"]["kernel"] == ("embed", "mlp")
+    assert model.shapes["segments"][1][0]["mlp"]["up"]["kernel"].shape == (2, 32, 128)
+    assert set(jax.tree.leaves(model.leading["segments"])) == {1}
+    assert set(jax.tree.leaves({name: tree for name, tree in model.leading.items() if name != "segments"})) == {0}
     specs = model.specs(lambda axes, shape: PartitionSpec(*axes))
-    assert specs["segments"][1]["mlp"]["up"]["kernel"] == PartitionSpec(None, "embed", "mlp")
+    assert specs["segments"][1][0]["mlp"]["up"]["kernel"] == PartitionSpec(None, "embed", "mlp")
     assert specs["final_norm"]["scale"] == PartitionSpec("embed")

@@ -23,8 +23,8 @@ def test_norms_are_per_layer():
     training = make_training(ONE, TINY, SGD)
     gradients = make_gradients(training)
     squares = squared_norms(training.model, gradients)
-    kernel = np.float64(gradients["segments"][0]["mlp"]["up"]["kernel"])
-    np.testing.assert_allclose(squares["segments"][0]["mlp"]["up"]["kernel"], (kernel**2).sum((1, 2)), rtol=1e-6)
+    kernel = np.float64(gradients["segments"][0][0]["mlp"]["up"]["kernel"])
+    np.testing.assert_allclose(squares["segments"][0][0]["mlp"]["up"]["kernel"], (kernel**2).sum((1, 2)), rtol=1e-6)
     table = np.float64(gradients["embed"]["table"])
     np.testing.assert_allclose(squares["embed"]["table"], (table**2).sum(), rtol=1e-6)
 

@@ -22,7 +22,7 @@ from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import BertConfig, LlamaConfig, PretrainedConfig
-from dsjax.models.families.registry import abstract, create
+from dsjax.models.families.registry import abstract, create, segments_of
 from dsjax.models.formats.pretrained import initial_weights, load_params, open_weights, resolve, save_pretrained
 from dsjax.models.naming import to_named
 from dsjax.models.tree import ModelTree
@@ -181,7 +181,7 @@ def test_a_resumed_run_keeps_its_rates_of_dropout(place, tmp_path):
 
 def test_the_first_weights_are_the_folders_on_every_mesh(place):
     config = resolved(make_config(place)).model
-    want = to_named(load_params(open_weights(place / "bert"), config, seed=3), config.layer_runs)
+    want = to_named(load_params(open_weights(place / "bert"), config, seed=3), segments_of(config))
     layout = Layout(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), devices=jax.devices()), 3)
     model = ModelTree.of(abstract(config))
     specs = model.specs(layout.parameter)
@@ -189,9 +189,9 @@ def test_the_first_weights_are_the_folders_on_every_mesh(place):
     got = initial_weights(config, shardings=shardings, seed=3)
     for leaf, sharding in zip(jax.tree.leaves(got), jax.tree.leaves(shardings), strict=True):
         assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim) and leaf.dtype == np.float32
-    for name, value in to_named(got, config.layer_runs).items():
+    for name, value in to_named(got, segments_of(config)).items():
         np.testing.assert_array_equal(value, want[name], err_msg=name)
-    stored = to_named(load_params(open_weights(place / "bert"), BERT), BERT.layer_runs)
+    stored = to_named(load_params(open_weights(place / "bert"), BERT), segments_of(BERT))
     for name in set(stored) & set(want):
         np.testing.assert_array_equal(want[name], stored[name], err_msg=name)
     assert {name for name in want if name not in stored} == {
