@@ -12,21 +12,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from dsjax.cli.main import parser_of
+from dsjax.config.run import RunConfig
+from dsjax.data.config import DataConfig
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import BloomConfig, ModelConfig, RandomLTDConfig
-from dsjax.models.families.registry import abstract, initial_params, segments_of
+from dsjax.models.families.registry import initial_params, segments_of
 from dsjax.models.naming import leaf_names, to_named
 from dsjax.models.stack import Segments
 from dsjax.models.tree import ModelTree
 from dsjax.objectives.registry import chosen_objective
 from dsjax.optimizers.api import Measured, StagedTransform, UpdateInputs
 from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
+from dsjax.setup.assembly import Setup, assemble
+from dsjax.setup.config import TrainConfig
 from dsjax.setup.placement import training_placement
-from dsjax.setup.programs import Programs, make_programs
-from dsjax.setup.state import TrainState, init_state, make_optimizer, state_shardings
-from dsjax.setup.step import StepOptions
+from dsjax.setup.programs import Programs
+from dsjax.setup.state import TrainState, init_state, make_optimizer
 
 TINY = BloomConfig(vocab_size=64, num_layers=2, model_dim=32, num_heads=8, dropout=0.1, segments=(2,))
 """Eight heads, so that `tensor` may be anything up to 8; one scanned segment, which compiles fastest."""
@@ -100,20 +103,39 @@ FAST = {"xla_backend_optimization_level": 0}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Training:
-    """A model, an optimizer and their programs on a mesh.
+    """A setup whose programs run.
 
     `gradient` and `train` run the programs compiled with FAST; what a run would compile is in `programs`. `frozen` is
     what is not trained of the model, None when all is.
     """
 
-    config: ModelConfig
-    layout: Layout
-    model: ModelTree
-    optimizer: StagedTransform
-    shardings: TrainState
-    programs: Programs
+    setup: Setup
     frozen: Any = None
     compiled: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.setup.config.model
+
+    @property
+    def layout(self) -> Layout:
+        return self.setup.layout
+
+    @property
+    def model(self) -> ModelTree:
+        return self.setup.model
+
+    @property
+    def optimizer(self) -> StagedTransform:
+        return self.setup.optimizer
+
+    @property
+    def shardings(self) -> TrainState:
+        return self.setup.shardings
+
+    @property
+    def programs(self) -> Programs:
+        return self.setup.programs
 
     def params(self, named: dict[str, np.ndarray] | None = None) -> Any:
         """Parameters on their shards, from tensors by name (default: `make_params`)."""
@@ -238,26 +260,26 @@ def make_training(
     With `only`, tensors whose names end so are trained and the rest is frozen: programs of few tensors compile fast.
     """
     devices = jax.devices()[: mesh.data * mesh.fsdp * mesh.expert * mesh.tensor]
-    layout = Layout(make_mesh(mesh, devices=devices), mesh.zero_stage)
-    model, frozen = ModelTree.of(abstract(config)), None
-    if only:
-        rest = model.part(lambda name: not name.endswith(only))
-        model = model.part(lambda name: name.endswith(only))
-        values = from_flat(make_params(config), rest.shapes, segments_of(config))
-        frozen = jax.device_put(values, jax.tree.map(layout.named, rest.specs(layout.parameter)))
-    transform = make_optimizer(optimizer, model, layout, steps=steps)
-    if per_worker:
-        transform = _per_worker(transform)
-    shardings = state_shardings(layout, model, transform, ema=ema_decay > 0)
-    options = StepOptions(
-        objective=chosen_objective(config),
-        clip_norm=clip_norm,
-        ema_decay=ema_decay,
-        dropout=config.dropout > 0 or config.attention_dropout > 0,
+    run = RunConfig(
+        mesh=mesh,
+        model=config,
+        data=DataConfig(sequence_length=16),
+        optimizer=optimizer,
         random_ltd=random_ltd,
+        train=TrainConfig(steps=steps or 1, batch_size=16, clip_norm=clip_norm, ema_decay=ema_decay),
     )
-    programs = make_programs(model, transform, layout, shardings, options)
-    return Training(config, layout, model, transform, shardings, programs, frozen)
+    setup = assemble(run, layout=Layout(make_mesh(mesh, devices=devices), mesh.zero_stage))
+    frozen = None
+    if only:
+        rest = setup.model.part(lambda name: not name.endswith(only))
+        trained = setup.model.part(lambda name: name.endswith(only))
+        transform = make_optimizer(setup.config.optimizer, trained, setup.layout, steps=setup.schedule.num_steps)
+        setup = dataclasses.replace(setup, model=trained, frozen=rest, optimizer=transform)
+        values = from_flat(make_params(config), rest.shapes, segments_of(config))
+        frozen = jax.device_put(values, jax.tree.map(setup.layout.named, rest.specs(setup.layout.parameter)))
+    if per_worker:
+        setup = dataclasses.replace(setup, optimizer=_per_worker(setup.optimizer))
+    return Training(setup, frozen)
 
 
 def _per_worker(transform: StagedTransform) -> StagedTransform:

@@ -40,6 +40,22 @@ def write_atomically(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
+def back_up(path: Path, content: bytes) -> None:
+    """Writes what a file held beside it, as `<name>.bak`, or `.bak.1`, `.bak.2`, ... if that exists.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> back_up(path, b"first"); back_up(path, b"second")
+        >>> sorted(file.name for file in path.parent.iterdir())
+        ['note.txt.bak', 'note.txt.bak.1']
+    """
+    number = 0
+    while (backup := path.with_name(f"{path.name}.bak" + (f".{number}" if number else ""))).exists():
+        number += 1
+    write_atomically(backup, content)
+
+
 def rename_durably(old: Path, new: Path) -> None:
     """Renames a folder that is whole on disk; after a power failure it has one name or the other."""
     os.rename(old, new)

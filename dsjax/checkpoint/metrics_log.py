@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dsjax.checkpoint.manifest import write_atomically
+from dsjax.checkpoint.manifest import back_up, write_atomically
 from dsjax.observe.untrusted import parse_json
 
 
@@ -49,7 +49,7 @@ def truncate_metrics(path: Path, last_step: int) -> int:
             rows.append(line + b"\n")
     new = b"".join(rows)
     if new != old:
-        _back_up(path, old)
+        back_up(path, old)
         write_atomically(path, new)
     return len(lines) - len(rows)
 
@@ -60,10 +60,3 @@ def _parse(line: bytes) -> dict | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
-
-
-def _back_up(path: Path, content: bytes) -> None:
-    attempt = 0
-    while (backup := path.with_name(f"{path.name}.bak" + (f".{attempt}" if attempt else ""))).exists():
-        attempt += 1
-    write_atomically(backup, content)

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from dsjax.data.curriculum.metrics import code_of
     from dsjax.data.rows.mixture import Rows
     from dsjax.observe.plots import require_plots
-    from dsjax.runs.folder import resolved
+    from dsjax.setup.resolve import resolved
 
     if arguments.examples < 0 or (arguments.workers is not None and arguments.workers < 1):
         raise ValueError(

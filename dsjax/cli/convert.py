@@ -114,12 +114,17 @@ def _to_run(trained: "TrainedModel", loaded: "Loaded | None", destination, *, qu
     import dataclasses
     import sys
 
-    from dsjax.config.load import to_yaml
+    import jax
+
     from dsjax.data.corpus.build import build_corpus
-    from dsjax.inference.convert import RunSettings, to_run
+    from dsjax.inference.convert import to_run
+    from dsjax.mesh.build import make_mesh
+    from dsjax.mesh.config import MeshConfig
+    from dsjax.mesh.layout import Layout
     from dsjax.plan.preflight import check_end
     from dsjax.runs.commands import resume
-    from dsjax.runs.folder import resolved
+    from dsjax.setup.assembly import assemble
+    from dsjax.setup.resolve import resolved
 
     config = resolved(_run_config(trained, loaded, destination))
     check_end(config)  # or the run would be refused when it is to be trained on
@@ -130,15 +135,8 @@ def _to_run(trained: "TrainedModel", loaded: "Loaded | None", destination, *, qu
     # That of the data: tokens that were made before have their own ends.
     trained = dataclasses.replace(trained, tokenizer=corpus.tokenizer)
     config = resolved(_with_tokenizer(config, str((destination / "tokenizer").absolute())))
-    settings = RunSettings(
-        config_yaml=to_yaml(config),
-        model=config.model,
-        optimizer=config.optimizer,
-        ema=config.train.ema_decay > 0,
-        seed=config.seed,
-        data_hash=corpus.hash,
-    )
-    to_run(trained, destination, settings)
+    one_device = Layout(make_mesh(MeshConfig(data=1), devices=jax.devices()[:1]))
+    to_run(trained, destination, assemble(config, layout=one_device), data_hash=corpus.hash)
     return _result(trained, destination, "run", [*_uses(trained, destination), resume(destination)])
 
 

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from dsjax.config.load import load_run
     from dsjax.data.corpus.build import build_corpus
     from dsjax.runs.disk import unwritable
-    from dsjax.runs.folder import resolved
+    from dsjax.setup.resolve import resolved
 
     if arguments.workers is not None and arguments.workers < 1:
         raise ValueError(f"--workers must be at least 1; got {arguments.workers}")

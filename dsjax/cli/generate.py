@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from dsjax.data.corpus.progress import elapsed
     from dsjax.inference.open import open_model, with_adapter
-    from dsjax.inference.text import chat_prompt, plain_prompt, write
+    from dsjax.inference.text import chat_prompt, generate_text, plain_prompt
     from dsjax.mesh.processes import use_compilation_cache
 
     texts = [_prompt(given) for given in arguments.prompt]
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         prompts = [chat_prompt(trained, text, system=arguments.system) for text in texts]
     else:
         prompts = [plain_prompt(trained, text) for text in texts]
-    all_written = write(
+    all_written = generate_text(
         trained, prompts, options=options, stop=arguments.stop, show=_nothing if arguments.json else _show
     )
     if not arguments.json:

@@ -12,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=int, metavar="N", help="devices of the mesh, if an axis is -1 (the rest)")
     parser.add_argument("--device", metavar="NAME", help="accelerator to fit, such as h200, h100-80g, a100-40g")
     parser.add_argument("--compile", action="store_true", help="put it through XLA on virtual CPU devices as well")
+    parser.add_argument("--shardings", action="store_true", help="also list the largest tensors and how they are split")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -26,8 +27,9 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from dsjax.config.load import load_run
+    from dsjax.mesh.report import placement_table
     from dsjax.observe.devices import lookup
-    from dsjax.plan.plan import plan
+    from dsjax.plan.plan import plan, planned_setup
     from dsjax.plan.table import plan_table
 
     config = load_run(arguments.config, arguments.sets)
@@ -41,5 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(result.to_dict() | ({"compiled": compiled} if compiled else {}), indent=2))
     else:
-        Console(width=100, highlight=False).print(plan_table(result, compiled))
+        console = Console(width=100, highlight=False)
+        if arguments.shardings:
+            state = planned_setup(config, num_devices=arguments.devices).shapes
+            console.print(placement_table(state, title="State"))
+        console.print(plan_table(result, compiled))
     return 1 if result.fits is False else 0

@@ -92,16 +92,6 @@ class Feedback:
 jax.tree_util.register_dataclass(Feedback)
 
 
-def owed(carry: jax.Array, scale: jax.Array) -> jax.Array:
-    """The error that a carry [S, N] and its scale [S] stand for.
-
-    Example:
-        >>> owed(jnp.array([[1.0, -3.0]]), jnp.array([2.0])).tolist()
-        [[-1.0, -1.0]]
-    """
-    return carry - jnp.where(carry >= 0, scale[:, None], -scale[:, None])
-
-
 def one_bit_mean(
     tensors: Rows,
     feedback: Feedback,
@@ -144,13 +134,8 @@ def one_bit_mean(
     counts = [_count(mask, x, end) for mask, x, end in zip(masks, tensors, ends, strict=True)]
 
     # Phase 1: every worker packs all of its tensors, and sends chunk j of each to server j.
-    packed = [
-        sign_pack(_pad(x, size), carry, scale, mask=mask, length=end, implementation=scheme.kernel)
-        for x, size, carry, scale, mask, end in zip(
-            tensors, sizes, feedback.worker, feedback.worker_scale, masks, ends, strict=True
-        )
-    ]
-    carries, bits, squares = map(list, zip(*packed, strict=True))
+    padded = [_pad(x, size) for x, size in zip(tensors, sizes, strict=True)]
+    carries, bits, squares = _packed(padded, feedback, masks, ends, scheme)
     scales, counts = _scales(carries, squares, counts, shards, scheme)
     by_server = [b.reshape(b.shape[0], num_workers, -1).swapaxes(0, 1) for b in bits]
     bits, received = opened(exchanged(payload(by_server, scales), axis), by_server)
@@ -207,6 +192,18 @@ def reset_errors(feedback: Feedback, where: Rows, *, axis: str, num_workers: int
 def _pad(x: jax.Array, size: int) -> jax.Array:
     """Rows [S, n] with zeros (or False) behind them, [S, size]."""
     return x if x.shape[1] == size else jnp.pad(x, ((0, 0), (0, size - x.shape[1])))
+
+
+def _packed(
+    tensors: Rows, feedback: Feedback, masks: Sequence[jax.Array | None], ends: Sequence[int], scheme: Scheme
+) -> tuple[Rows, Rows, Rows]:
+    """A worker's padded tensors with what they are owed: carries, bits and squares."""
+    packed = [
+        sign_pack(x, carry, scale, mask=mask, length=end, implementation=scheme.kernel)
+        for x, carry, scale, mask, end in zip(tensors, feedback.worker, feedback.worker_scale, masks, ends, strict=True)
+    ]
+    carries, bits, squares = map(list, zip(*packed, strict=True))
+    return carries, bits, squares
 
 
 def _masked(x: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -10,8 +10,6 @@ Strict: a key that no dataclass knows, a key given twice, a value of the wrong t
 errors, and all of them are reported at once. Scalars follow YAML 1.2: `1e-4` is a number, `on` and `no` are text.
 """
 
-import hashlib
-import json
 import os
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +26,6 @@ from dsjax.config.tree import List, Node, Section, join, wrap
 
 __all__ = [
     "ConfigError",
-    "config_hash",
     "decode",
     "differences",
     "flatten",
@@ -147,8 +144,3 @@ def differences(a: object, b: object) -> list[tuple[str, object, object]]:
     left, right = flatten(a), flatten(b)
     paths = left | right
     return [(path, left.get(path), right.get(path)) for path in paths if left.get(path) != right.get(path)]
-
-
-def config_hash(config: object) -> str:
-    """12 hex digits, equal for equal configs."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:12]

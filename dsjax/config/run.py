@@ -89,7 +89,7 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ResolvedRunConfig(RunConfig):
-    """A run config whose model is spelt out and whose data know what they are for (`dsjax.runs.folder.resolved`)."""
+    """A run config whose model is spelt out and whose data know what they are for (`dsjax.setup.resolve.resolved`)."""
 
     model: ModelConfig = dataclasses.field(default_factory=BloomConfig)
     """The model, of a family."""

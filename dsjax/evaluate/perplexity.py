@@ -137,7 +137,7 @@ class Batch:
     """Which targets count."""
 
 
-class Batches:
+class WindowBatches:
     """The windows of some documents, those of about the same size together, so that few programs are compiled.
 
     Args:
@@ -148,7 +148,7 @@ class Batches:
         multiple: the number of rows is a multiple of this; rows that are left over score nothing.
 
     Example:
-        >>> batches = Batches([np.arange(8)], length=4, stride=2, batch_tokens=8, multiple=1)
+        >>> batches = WindowBatches([np.arange(8)], length=4, stride=2, batch_tokens=8, multiple=1)
         >>> len(batches), sum(int(batch.scored.sum()) for batch in batches)
         (2, 7)
     """
@@ -255,7 +255,7 @@ def score(
     whole, by_rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("rows"))
     graph, state = nnx.split(model, nnx.Param)
     params = jax.device_put(nnx.to_pure_dict(state), whole)
-    batches = Batches(
+    batches = WindowBatches(
         documents, length=length, stride=stride, batch_tokens=batch_tokens * len(devices), multiple=len(devices)
     )
     if not len(batches):
@@ -271,7 +271,7 @@ def score(
 
 
 def _one_ahead(
-    graph, params, batches: Batches, by_rows: NamedSharding, num_devices: int
+    graph, params, batches: WindowBatches, by_rows: NamedSharding, num_devices: int
 ) -> Iterator[tuple[Batch, jax.Array]]:
     """Each batch with its losses; the next one is computed while they are read."""
     pending = None

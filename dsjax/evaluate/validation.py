@@ -6,11 +6,11 @@ from typing import Any
 
 import jax
 
-from dsjax.data.config import DataConfig
 from dsjax.data.corpus.build import Corpus
 from dsjax.data.rows.pipeline import validation_rows
 from dsjax.evaluate.config import EvaluateConfig
 from dsjax.mesh.layout import Layout
+from dsjax.setup.assembly import Setup
 from dsjax.setup.config import TrainConfig
 from dsjax.setup.placement import Placement, evaluation_placement
 from dsjax.setup.programs import Programs
@@ -55,19 +55,18 @@ class Validation:
         return jax.device_get([self.programs.evaluate(params, batch) for batch in batches])
 
 
-def make_validation(
-    corpus: Corpus, data: DataConfig, *, num_rows: int, placement: Placement, programs: Programs
-) -> Validation | None:
+def make_validation(setup: Setup, corpus: Corpus, programs: Programs) -> Validation | None:
     """The validation of a run; None when the data has no validation rows.
 
     Args:
-        corpus: the data.
-        data: its config.
-        num_rows: how many are used; 0 means all.
-        placement: of a batch of them.
-        programs: of the run.
+        setup: the run.
+        corpus: its data.
+        programs: of the run, with the parameters that are not trained.
     """
-    (batch_size,) = placement.grid
-    fixed = validation_rows(corpus, data, batch_size=batch_size, num_rows=num_rows, positions=placement.positions)
+    config = setup.config
+    placement = validation_placement(config.evaluate, config.train, setup.layout)
+    (batch_size,), rows = placement.grid, config.evaluate.rows
+    positions = placement.positions
+    fixed = validation_rows(corpus, config.data, batch_size=batch_size, num_rows=rows, positions=positions)
     batches = [placement(batch) for batch in fixed]
     return Validation(batches, programs) if batches else None

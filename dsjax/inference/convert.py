@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import tokenizers
 from flax import nnx
 from tokenizers import decoders, models, pre_tokenizers
@@ -23,17 +22,12 @@ from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.store import CheckpointStore
 from dsjax.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer
 from dsjax.inference.open import TrainedModel
-from dsjax.models.config import ModelConfig
-from dsjax.models.families.registry import segments_of
 from dsjax.models.formats.pretrained import write_params
 from dsjax.models.naming import to_named
-from dsjax.models.tree import ModelTree
-from dsjax.observe.environment import versions
-from dsjax.optimizers.config import OptimizerConfig
-from dsjax.optimizers.create import create_optimizer
 from dsjax.runs.counters import Counters
-from dsjax.runs.folder import write_atomically, write_json
-from dsjax.setup.state import TrainState
+from dsjax.runs.folder import RunFolder, write_json
+from dsjax.setup.assembly import Setup
+from dsjax.setup.state import TrainState, new_state
 
 _BYTE_FILE = "byte_tokenizer.json"
 
@@ -90,62 +84,37 @@ def byte_tokenizer_file() -> Tokenizer:
     return Tokenizer(library)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """What a run folder needs beside a model.
-
-    Attributes:
-        config_yaml: the resolved config, as the folder keeps it.
-        model: its model; the parameters' shapes are those of the model that is converted.
-        optimizer: its optimizer, whose state begins afresh.
-        ema: whether it keeps an average of the parameters.
-        seed: its seed.
-        data_hash: of its corpus.
-    """
-
-    config_yaml: str
-    model: ModelConfig
-    optimizer: OptimizerConfig
-    ema: bool
-    seed: int
-    data_hash: str
-
-
-def to_run(trained: TrainedModel, path: str | Path, settings: RunSettings) -> None:
+def to_run(trained: TrainedModel, path: str | Path, setup: Setup, *, data_hash: str) -> None:
     """Write a model as a run folder with one checkpoint, at step 0, from which `dsjax train --resume` goes on.
 
     Args:
         trained: from `open_model`.
         path: a folder that does not exist or is empty.
-        settings: the rest of the run.
+        setup: the run, on one device; its model is that of `trained`.
+        data_hash: of its corpus.
 
     Raises:
         ValueError: the folder is not empty.
         CheckpointError, OSError: the disk is full or not writable; what was written is removed.
     """
-    state = _initial_state(trained, settings)
+    state = _initial_state(trained, setup)
     with _whole_or_nothing(Path(path)) as folder:
         folder.mkdir()
-        trained.tokenizer.save(folder / "tokenizer")
-        assert Tokenizer.load(folder / "tokenizer").hash == trained.tokenizer.hash, "a saved tokenizer is another one"
         store = CheckpointStore(folder / "checkpoints", CheckpointConfig(asynchronous=False))
-        clocks = {"counters": dataclasses.asdict(Counters()), "data_hash": settings.data_hash}
-        store.save(0, to_named(state, segments_of(settings.model)), clocks=clocks)
+        clocks = {"counters": dataclasses.asdict(Counters()), "data_hash": data_hash}
+        store.save(0, to_named(state, setup.model.segments), clocks=clocks)
         store.close()
-        write_json(folder / "versions.json", versions())
-        labels = {"labels": list(trained.labels)} if trained.labels else {}
-        write_json(folder / "data.json", {"hash": settings.data_hash, **labels})
-        write_atomically(folder / "config.yaml", settings.config_yaml)
+        data = {"hash": data_hash} | ({"labels": list(trained.labels)} if trained.labels else {})
+        RunFolder(folder, resumed=False, is_first_process=True).write_start(setup.config, data, trained.tokenizer.save)
+        assert Tokenizer.load(folder / "tokenizer").hash == trained.tokenizer.hash, "a saved tokenizer is another one"
 
 
-def _initial_state(trained: TrainedModel, settings: RunSettings) -> TrainState:
-    """As `init_state`, from given parameters."""
-    tree = ModelTree.of(trained.model)
+def _initial_state(trained: TrainedModel, setup: Setup) -> TrainState:
+    """As `init_state`, from given parameters, which are not copied."""
     params = nnx.to_pure_dict(nnx.state(trained.model, nnx.Param))
-    optimizer = create_optimizer(settings.optimizer, tree.shapes, tree.leading)
-    _, run_key = jax.random.split(jax.random.key(settings.seed))
-    ema = jax.tree.map(jnp.copy, params) if settings.ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(optimizer.init)(params), run_key, ema)
+    _, run_key = jax.random.split(jax.random.key(setup.config.seed))
+    ema = setup.config.train.ema_decay > 0
+    return jax.jit(lambda params, key: new_state(params, setup.optimizer, key, ema=ema))(params, run_key)
 
 
 def refuse_overwriting(path: Path) -> None:

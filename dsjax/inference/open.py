@@ -1,7 +1,7 @@
 """A trained model to use: from a run folder, a Hugging Face folder or a GGUF file, which the verbs take alike.
 
 trained = open_model("runs/quickstart", report=print)
-write(trained, [plain_prompt(trained, "def ")], options=Generation(max_new_tokens=50), show=print)  # inference/text.py
+generate_text(trained, [plain_prompt(trained, "def ")], options=Generation(max_new_tokens=50), show=print)  # text.py
 """
 
 import dataclasses

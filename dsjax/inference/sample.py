@@ -11,7 +11,7 @@ from rich.console import Console
 from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.inference.config import SampleConfig
 from dsjax.inference.open import TrainedModel
-from dsjax.inference.text import plain_ids, plain_prompt, write
+from dsjax.inference.text import generate_text, plain_ids, plain_prompt
 from dsjax.models.config import ModelConfig
 from dsjax.models.families.registry import FAMILIES
 from dsjax.models.generate import Generation, check_positions
@@ -112,6 +112,6 @@ def draw(
         seed=seed,
     )
     show = lambda piece: console.print(printable(piece, console.encoding), end="", markup=False)
-    [written] = write(trained, [plain_prompt(trained, sample.prompt)], options=options, show=show)
+    [written] = generate_text(trained, [plain_prompt(trained, sample.prompt)], options=options, show=show)
     console.print()
     return sample.prompt + written.text

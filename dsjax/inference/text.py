@@ -34,7 +34,7 @@ class Prompt:
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
+class GeneratedText:
     """What a model wrote after a prompt.
 
     Attributes:
@@ -109,14 +109,14 @@ def without_unused_tokens(trained: TrainedModel) -> Transformer:
     return nnx.merge(graph, params)
 
 
-def write(
+def generate_text(
     trained: TrainedModel,
     prompts: Sequence[Prompt],
     *,
     options: Generation,
     stop: Sequence[str] = (),
     show: Callable[[str], None],
-) -> list[Written]:
+) -> list[GeneratedText]:
     """Let a model go on with prompts, all of them as one batch, until each text ends or is long enough.
 
     Args:
@@ -145,7 +145,7 @@ def write(
     for row in rows:
         row.finish()
     _show(rows, front, show)
-    return [row.written() for row in rows]
+    return [row.result() for row in rows]
 
 
 def _show(rows: list["_Row"], front: int, show: Callable[[str], None]) -> int:
@@ -198,9 +198,9 @@ class _Row:
         if self.stopped_by is None and self._cutter.found:
             self.stopped_by = "stop string"
 
-    def written(self) -> Written:
+    def result(self) -> GeneratedText:
         why = self.stopped_by or "max_new_tokens"
-        return Written("".join(self._pieces), len(self.prompt.ids), self._count, why)
+        return GeneratedText("".join(self._pieces), len(self.prompt.ids), self._count, why)
 
     def _add(self, piece: str) -> None:
         self._pieces.append(piece)

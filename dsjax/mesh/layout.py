@@ -79,7 +79,7 @@ class Layout:
         """The spec of a parameter split by ZeRO: on its tensor dimension if that divides, else the largest that does.
 
         Of `fsdp` and `expert` it takes the axes that no dimension lies on: experts are split over `fsdp` alone. Where
-        no dimension divides, it splits nothing (the sharding report shows it).
+        no dimension divides, it splits nothing (`dsjax plan --shardings` shows it).
 
         Example:
             >>> from jax.sharding import AbstractMesh

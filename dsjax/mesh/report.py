@@ -9,7 +9,7 @@ from rich.table import Table
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
+class TensorPlacement:
     """One tensor: its name, global shape, dtype, spec and the bytes that one device holds."""
 
     name: str
@@ -24,7 +24,7 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def placements(tree) -> list[Placement]:
+def placements(tree) -> list[TensorPlacement]:
     """One row per leaf of a tree of arrays or ShapeDtypeStructs with NamedShardings.
 
     Example:
@@ -39,7 +39,7 @@ def placements(tree) -> list[Placement]:
         local = leaf.sharding.shard_shape(leaf.shape)
         spec = str(tuple(leaf.sharding.spec)) if isinstance(leaf.sharding, NamedSharding) else "-"
         size = math.prod(local) * leaf.dtype.itemsize
-        rows.append(Placement(path_name(path), tuple(leaf.shape), str(leaf.dtype), spec, size))
+        rows.append(TensorPlacement(path_name(path), tuple(leaf.shape), str(leaf.dtype), spec, size))
     return rows
 
 

@@ -12,6 +12,8 @@ gives a smaller, stricter utilisation. Say which one a figure uses.
 Of F parameters that are frozen beside N trained ones (LoRA) no gradient is computed: 6 N + 4 F + 12 L H Q T.
 """
 
+import dataclasses
+
 import numpy as np
 from jaxtyping import Float64, Int64
 
@@ -43,17 +45,8 @@ def model_flops_per_token(
         >>> model_flops_per_token(1_000_000, num_layers=4, model_dim=128, sequence_length=256)
         7572864.0
     """
-    row = training_flops(
-        layer_parameters=0,
-        other_parameters=num_parameters + 2 / 3 * num_frozen,
-        num_layers=num_layers,
-        dropping_layers=0,
-        attention_dim=model_dim,
-        rows=1,
-        length=sequence_length,
-        kept=sequence_length,
-        causal=causal,
-    )
+    matrices = Matrices(0, num_parameters + 2 / 3 * num_frozen, num_layers, attention_dim=model_dim)
+    row = training_flops(matrices, rows=1, length=sequence_length, kept=sequence_length, causal=causal)
     return float(row) / sequence_length
 
 
@@ -78,17 +71,27 @@ def mfu(tokens_per_second: float, flops_per_token: float, *, peak_flops: float, 
     return tokens_per_second * flops_per_token / (peak_flops * num_devices)
 
 
+@dataclasses.dataclass(frozen=True)
+class Matrices:
+    """The matrix products of a model.
+
+    Attributes:
+        layer_parameters: P, of one layer. Frozen ones count 2/3 here and below: they have no gradient.
+        other_parameters: those outside the layers, such as the output projection.
+        num_layers: L.
+        attention_dim: width of all heads together, H Q.
+        dropping_layers: L_n, layers that may see fewer tokens.
+    """
+
+    layer_parameters: float
+    other_parameters: float
+    num_layers: int
+    attention_dim: int
+    dropping_layers: int = 0
+
+
 def training_flops(
-    *,
-    layer_parameters: float,
-    other_parameters: float,
-    num_layers: int,
-    dropping_layers: int,
-    attention_dim: int,
-    rows: Count,
-    length: Count,
-    kept: Count,
-    causal: bool = False,
+    matrices: Matrices, *, rows: Count, length: Count, kept: Count, causal: bool = False
 ) -> Float64[np.ndarray, "*steps"]:
     """FLOPs of a training step in which some layers see fewer tokens (random-LTD, arXiv 2211.11586).
 
@@ -97,27 +100,24 @@ def training_flops(
     see min(kept, length) tokens, all else sees `length`. Whatever depends on the step may be an array over steps.
 
     Args:
-        layer_parameters: P, of one layer. Frozen ones count 2/3 here and below: they have no gradient.
-        other_parameters: those in matrix products outside the layers, such as the output projection.
-        num_layers: L.
-        dropping_layers: L_n.
-        attention_dim: width of all heads together, H Q.
+        matrices: of the model.
         rows: of the global batch.
         length: real positions of a row.
         kept: tokens that the dropping layers see of them.
         causal: count only the keys up to the query, half of them.
 
     Example:
-        >>> model = dict(layer_parameters=12 * 64**2, other_parameters=0, num_layers=4, attention_dim=64, rows=8)
-        >>> steps = training_flops(**model, dropping_layers=2, length=128, kept=np.array([64, 128]))
-        >>> (1 - steps / training_flops(**model, dropping_layers=0, length=128, kept=128)).round(4).tolist()
+        >>> model = Matrices(12 * 64**2, 0, num_layers=4, attention_dim=64, dropping_layers=2)
+        >>> steps = training_flops(model, rows=8, length=128, kept=np.array([64, 128]))
+        >>> (1 - steps / training_flops(model, rows=8, length=128, kept=128)).round(4).tolist()
         [0.2812, 0.0]
     """
     length = np.asarray(length, np.float64)
     keys = 0.5 if causal else 1.0
-    layer = lambda tokens: 2.0 * layer_parameters * tokens + 4.0 * attention_dim * keys * tokens**2
-    layers = (num_layers - dropping_layers) * layer(length) + dropping_layers * layer(np.minimum(kept, length))
-    return 3.0 * np.asarray(rows) * (layers + 2.0 * other_parameters * length)
+    layer = lambda tokens: 2.0 * matrices.layer_parameters * tokens + 4.0 * matrices.attention_dim * keys * tokens**2
+    dropping = matrices.dropping_layers
+    layers = (matrices.num_layers - dropping) * layer(length) + dropping * layer(np.minimum(kept, length))
+    return 3.0 * np.asarray(rows) * (layers + 2.0 * matrices.other_parameters * length)
 
 
 def layer_tokens(

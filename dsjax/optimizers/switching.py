@@ -106,12 +106,13 @@ def make_workers(mesh: Mesh, axis: str, granularity: Granularity, scale: Scale, 
     return Workers(axis, mesh.shape[axis], granularity=granularity, scheme=scheme)
 
 
-def make_moments(
-    b1: Any, b2: Any, eps: Any, bias_correction: bool, weight_decay: Any, decays: Mask, mask: Mask, mask_unseen: bool,
-    parity: str,
-) -> Moments:  # fmt: skip
-    """Moments from what a user gave; DeepSpeed 0.19.6 has no bias correction whatever it is asked."""
-    return Moments(b1, b2, eps, bias_correction and not parity, weight_decay, decays, mask, mask_unseen, bool(parity))
+def with_parity(moments: Moments, parity: str) -> Moments:
+    """The moments as DeepSpeed 0.19.6 has them, if parity asks for it: no bias correction, whatever it is asked."""
+    return dataclasses.replace(
+        moments,
+        bias_correction=moments.bias_correction and not parity,
+        deepspeed_parity=bool(parity),
+    )
 
 
 def static_step(name: str, value: Any) -> int:

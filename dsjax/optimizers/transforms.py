@@ -24,10 +24,10 @@ from typing import Any
 import optax
 from jax.sharding import Mesh
 
-from dsjax.optimizers.algorithms.onebit_adam import OneBitAdam
+from dsjax.optimizers.algorithms.onebit_adam import Moments, OneBitAdam
 from dsjax.optimizers.algorithms.onebit_lamb import OneBitLamb
 from dsjax.optimizers.algorithms.zero_one_adam import ZeroOneAdam
-from dsjax.optimizers.switching import Mask, Scale, make_moments, make_workers, static_step, switching
+from dsjax.optimizers.switching import Mask, Scale, make_workers, static_step, switching, with_parity
 from dsjax.optimizers.workers import Granularity
 
 
@@ -80,7 +80,8 @@ def scale_by_onebit_adam(
         [0.0, 0.0, 0.0]
     """
     workers = make_workers(mesh, axis, granularity, scale, parity)
-    moments = make_moments(b1, b2, eps, bias_correction, weight_decay, decay_mask, momentum_mask, mask_unseen, parity)
+    moments = Moments(b1, b2, eps, bias_correction, weight_decay, decay_mask, momentum_mask, mask_unseen)
+    moments = with_parity(moments, parity)
     return switching(OneBitAdam(workers, moments, static_step("freeze_step", freeze_step)))
 
 
@@ -110,7 +111,8 @@ def onebit_adam(
             granularity, scale, parity: as in `scale_by_onebit_adam`.
     """
     workers = make_workers(mesh, axis, granularity, scale, parity)
-    moments = make_moments(b1, b2, eps, bias_correction, weight_decay, decay_mask, momentum_mask, mask_unseen, parity)
+    moments = Moments(b1, b2, eps, bias_correction, weight_decay, decay_mask, momentum_mask, mask_unseen)
+    moments = with_parity(moments, parity)
     adam = switching(OneBitAdam(workers, moments, static_step("freeze_step", freeze_step)))
     return optax.chain(adam, optax.scale_by_learning_rate(learning_rate))
 
@@ -152,7 +154,8 @@ def onebit_lamb(
             scale, parity: as in `onebit_adam`.
     """
     workers = make_workers(mesh, axis, granularity, scale, parity)
-    moments = make_moments(b1, b2, eps, bias_correction, weight_decay, decay_mask, momentum_mask, mask_unseen, parity)
+    moments = Moments(b1, b2, eps, bias_correction, weight_decay, decay_mask, momentum_mask, mask_unseen)
+    moments = with_parity(moments, parity)
     freeze = static_step("freeze_step", freeze_step)
     bounds = (max_coeff, min_coeff, coeff_beta, factor_max, factor_min, factor_threshold)
     lamb = switching(OneBitLamb(workers, moments, freeze, *bounds))
@@ -195,7 +198,8 @@ def zero_one_adam(
             scale, parity: as in `onebit_adam`.
     """
     workers = make_workers(mesh, axis, granularity, scale, parity)
-    moments = make_moments(b1, b2, eps, bias_correction, weight_decay, decay_mask, momentum_mask, mask_unseen, parity)
+    moments = Moments(b1, b2, eps, bias_correction, weight_decay, decay_mask, momentum_mask, mask_unseen)
+    moments = with_parity(moments, parity)
     scalers = [
         static_step(name, value)
         for name, value in (

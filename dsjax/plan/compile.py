@@ -19,45 +19,24 @@ from dsjax.collectives.hlo import count_collectives, table, total_bytes
 from dsjax.config.load import from_dict, to_dict
 from dsjax.config.run import RunConfig
 from dsjax.data.rows.formats import row_format
-from dsjax.mesh.build import make_mesh
-from dsjax.mesh.layout import Layout
-from dsjax.models.adapter_training import split_model
-from dsjax.objectives.registry import objective_of
-from dsjax.plan.trace import is_spec
-from dsjax.runs.folder import resolved, schedule_of
+from dsjax.setup.assembly import Setup, assemble
 from dsjax.setup.placement import batch_shapes
-from dsjax.setup.programs import make_programs
-from dsjax.setup.state import abstract_state, make_optimizer, state_shardings
-from dsjax.setup.step import BATCH_SPEC, GradientInputs, StepOptions
+from dsjax.setup.state import is_spec
+from dsjax.setup.step import BATCH_SPEC, GradientInputs
 
 
-def lower_programs(config: RunConfig, layout: Layout) -> dict[str, Any]:
+def lower_programs(setup: Setup) -> dict[str, Any]:
     """The gradient and the first stage's update, lowered from shapes alone: name -> jax.stages.Lowered."""
-    config = resolved(config)
-    train = config.train
-    model, frozen = split_model(config.model, config.lora)
-    optimizer = make_optimizer(config.optimizer, model, layout, steps=schedule_of(config).num_steps)
-    shardings = state_shardings(layout, model, optimizer, ema=train.ema_decay > 0)
-    programs = make_programs(
-        model,
-        optimizer,
-        layout,
-        shardings,
-        StepOptions(
-            objective=objective_of(config.data.task),
-            clip_norm=train.clip_norm,
-            ema_decay=train.ema_decay,
-            dropout=config.model.dropout > 0 or config.model.attention_dropout > 0,
-        ),
-    )
-    state = abstract_state(model, optimizer, shardings)
-    workers = layout.mesh.shape["data"]
-    shapes = batch_shapes(row_format(config.data), train.batch_size, workers=workers, accumulation=train.accumulation)
+    layout, model, optimizer, state = setup.layout, setup.model, setup.optimizer, setup.shapes
+    programs, train = setup.programs, setup.config.train
+    workers, row = layout.mesh.shape["data"], row_format(setup.config.data)
+    shapes = batch_shapes(row, train.batch_size, workers=workers, accumulation=train.accumulation)
     rows = layout.named(BATCH_SPEC)
     batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for name, x in shapes.items()}
     placed = lambda shapes, specs: jax.tree.map(
         lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.named(spec)), shapes, specs
     )
+    frozen = setup.frozen
     untrained = None if frozen is None else placed(frozen.shapes, frozen.specs(layout.parameter))
     inputs = GradientInputs(state.params, state.key, state.step, batch, untrained)  # pyright: ignore
     gradient = programs.gradient.lower(inputs)
@@ -110,10 +89,9 @@ def main() -> None:
     config = from_dict(RunConfig, order["config"])
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", order["devices"])
-    layout = Layout(make_mesh(config.mesh), config.mesh.zero_stage)
-    sizes = dict(layout.mesh.shape)
-    lowered = lower_programs(config, layout)
-    json.dump({name: measure(program, sizes) for name, program in lowered.items()}, sys.stdout)
+    setup = assemble(config)
+    sizes = dict(setup.layout.mesh.shape)
+    json.dump({name: measure(program, sizes) for name, program in lower_programs(setup).items()}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,8 @@ import functools
 import numpy as np
 from jaxtyping import Float64
 
-from dsjax.models.config import ModelConfig, RandomLTDConfig
-from dsjax.models.tree import ModelTree
-from dsjax.observe.flops import training_flops
-from dsjax.setup.schedule import StepSchedule
+from dsjax.observe.flops import Matrices, training_flops
+from dsjax.setup.assembly import Setup
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -25,42 +23,23 @@ class Cost:
     dense: float
 
     @classmethod
-    def of(
-        cls,
-        config: ModelConfig,
-        model: ModelTree,
-        frozen: ModelTree | None,
-        schedule: StepSchedule,
-        random_ltd: RandomLTDConfig | None,
-        *,
-        rows: int,
-        sequence_length: int,
-    ) -> "Cost":
-        """The cost of a run.
-
-        Args:
-            config: the model.
-            model: what is trained of it.
-            frozen: the rest, None when all is trained.
-            schedule: of the run.
-            random_ltd: which layers drop tokens.
-            rows: of a whole step.
-            sequence_length: of a whole row.
-        """
-        layers, others = model.matrix_parameters(config.task)
-        if frozen is not None:  # no gradient: 4 FLOPs for each instead of 6
-            more_layers, more_others = frozen.matrix_parameters(config.task)
+    def of(cls, setup: Setup) -> "Cost":
+        """The cost of a run."""
+        config, schedule, random_ltd = setup.config.model, setup.schedule, setup.config.random_ltd
+        layers, others = setup.model.matrix_parameters(config.task)
+        if setup.frozen is not None:  # no gradient: 4 FLOPs for each instead of 6
+            more_layers, more_others = setup.frozen.matrix_parameters(config.task)
             layers, others = layers + 2 / 3 * more_layers, others + 2 / 3 * more_others
-        flops = functools.partial(
-            training_flops,
+        matrices = Matrices(
             layer_parameters=layers / config.num_layers,
             other_parameters=others,
             num_layers=config.num_layers,
-            dropping_layers=0 if random_ltd is None else len(random_ltd.layers(config.num_layers)),
             attention_dim=config.num_heads * config.head_size,
+            dropping_layers=0 if random_ltd is None else len(random_ltd.layers(config.num_layers)),
         )
-        dense = float(flops(rows=rows, length=sequence_length, kept=sequence_length))
-        return cls(flops(rows=schedule.rows, length=schedule.length, kept=schedule.kept), dense)
+        rows, length = setup.config.train.batch_size, setup.config.data.sequence_length
+        dense = float(training_flops(matrices, rows=rows, length=length, kept=length))
+        return cls(training_flops(matrices, rows=schedule.rows, length=schedule.length, kept=schedule.kept), dense)
 
     @functools.cached_property
     def _spent(self) -> np.ndarray:

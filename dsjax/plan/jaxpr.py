@@ -72,14 +72,6 @@ class Program:
         """Bytes of a value on one device."""
         return aval_bytes(self.avals[number]) // self.divisors[number]
 
-    def users(self) -> dict[int, list[int]]:
-        """value -> the places of the operations that read it."""
-        found: dict[int, list[int]] = {}
-        for place, op in enumerate(self.ops):
-            for number in {n for n in op.inputs if n is not None}:
-                found.setdefault(number, []).append(place)
-        return found
-
 
 def aval_bytes(aval: Any) -> int:
     """Bytes of a value; a PRNG key counts as the 8 bytes of its data."""

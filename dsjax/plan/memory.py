@@ -1,4 +1,4 @@
-"""The most that a traced program holds at once, beside its arguments and results; see plan_jaxpr.py for the rules."""
+"""The most that a traced program holds at once, beside its arguments and results; see jaxpr.py for the rules."""
 
 from jax.extend.core import Jaxpr
 

@@ -19,24 +19,22 @@ from dsjax.data.rows.formats import row_format
 from dsjax.mesh.build import resolve_sizes
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import BATCH_AXES, Layout
-from dsjax.models.adapter_training import split_model
 from dsjax.models.families.registry import check_divisible, check_length
 from dsjax.models.tree import count_parameters
-from dsjax.objectives.registry import objective_of
 from dsjax.observe.devices import DeviceSpec
 from dsjax.observe.memory import available_memory_bytes, device_memory_report, format_bytes
 from dsjax.plan.cost import Cost
 from dsjax.plan.preflight import advise, check_end, missing_tools, refuse_all
 from dsjax.plan.rounds import Round, predict_rounds
 from dsjax.plan.schedule import schedule_rows
-from dsjax.plan.trace import OneDevice, Traced, abstract_layout, shard_bytes, state_specs, trace
+from dsjax.plan.trace import OneDevice, Shapes, Traced, abstract_layout, shard_bytes, trace
 from dsjax.plan.traffic import Traffic, predict_traffic
 from dsjax.runs.disk import checkpoints_at_once, disk_problem, tensor_bytes
-from dsjax.runs.folder import resolved, schedule_of
+from dsjax.setup.assembly import Setup, assemble
 from dsjax.setup.placement import batch_shapes, evaluation_placement, training_placement
+from dsjax.setup.resolve import resolved
 from dsjax.setup.schedule import StepSchedule
-from dsjax.setup.state import abstract_state, make_optimizer, state_shardings
-from dsjax.setup.step import BATCH_SPEC, StepOptions
+from dsjax.setup.step import BATCH_SPEC
 
 _SCALARS = 12  # step and key
 
@@ -152,17 +150,16 @@ def plan(config: RunConfig, *, num_devices: int | None = None, device: DeviceSpe
         >>> needs.memory.parameters == 4 * needs.num_parameters, needs.memory.optimizer == 8 * needs.num_parameters + 4
         (True, True)
     """
-    config = resolved(config)
-    layout = abstract_layout(_sizes(config, num_devices), config.mesh.zero_stage)
-    _check(config, layout)
+    setup = planned_setup(config, num_devices=num_devices)
+    config, layout = setup.config, setup.layout
     on_cpu = device is None and config.mesh.platform != "gpu" and bool(config.mesh.cpu_devices or layout.mesh.size == 1)
+    available = Available()
     if device is not None:
         share = gpu_share()
-        found = _plan(config, layout, 1, int(device.memory_bytes * share), f"{share:.0%} of a {device.name}")
+        available = Available(int(device.memory_bytes * share), f"{share:.0%} of a {device.name}")
     elif on_cpu:
-        found = _plan(config, layout, layout.mesh.size, available_memory_bytes(), "available on this host")
-    else:
-        found = _plan(config, layout, 1, None, "")
+        available = Available(available_memory_bytes(), "available on this host", sharing=layout.mesh.size)
+    found = _plan(setup, available)
     here = [f"on this machine {problem}" for problem in missing_tools(config.observe)]
     if on_cpu:  # else the run is for another machine, and so is its disk
         problem, _ = disk_problem(Path("runs"), found.checkpoint, found.checkpoints)
@@ -170,28 +167,43 @@ def plan(config: RunConfig, *, num_devices: int | None = None, device: DeviceSpe
     return dataclasses.replace(found, warnings=(*found.warnings, *here))
 
 
+def planned_setup(config: RunConfig, *, num_devices: int | None = None) -> Setup:
+    """Assemble a run on a mesh that need not exist; arguments and errors as of `plan`.
+
+    Example:
+        >>> from dsjax.mesh.config import MeshConfig
+        >>> from dsjax.setup.config import TrainConfig
+        >>> run = RunConfig(mesh=MeshConfig(data=2, fsdp=4, zero_stage=3), train=TrainConfig(steps=1))
+        >>> planned_setup(run).shapes.params["embed"]["table"].sharding.spec
+        P(('tensor', 'fsdp', 'expert'), None)
+    """
+    config = resolved(config)
+    layout = abstract_layout(_sizes(config, num_devices), config.mesh.zero_stage)
+    _check(config, layout)
+    return assemble(config, layout=layout)
+
+
 def gpu_share() -> float:
     """The part of a GPU's memory that JAX takes when it starts, and never more."""
     return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75"))
 
 
-def require_memory(config: RunConfig, layout: Layout) -> None:
+def require_memory(setup: Setup) -> None:
     """Refuse a run that this machine's memory will not hold; called before anything large is allocated.
 
     Args:
-        config: the run.
-        layout: its layout on the devices that there are.
+        setup: the run, on the devices that there are.
 
     Raises:
         ValueError: bytes needed and available, the largest parts, and how to run all the same.
     """
-    config = resolved(config)
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
-        needs = _plan(config, layout, len(devices), available_memory_bytes(), "available on this host")
+        available = Available(available_memory_bytes(), "available on this host", sharing=len(devices))
     else:
         free = [d.limit - (d.in_use or 0) for d in device_memory_report(devices) if d.limit is not None]
-        needs = _plan(config, layout, 1, min(free) if free else None, f"free on a {devices[0].device_kind}")
+        available = Available(min(free) if free else None, f"free on a {devices[0].device_kind}")
+    needs = _plan(setup, available)
     if needs.fits is False:
         assert needs.available is not None
         shared = f" for {len(devices)} devices that share it" if devices[0].platform == "cpu" else " on each device"
@@ -229,30 +241,65 @@ def _check(config: ResolvedRunConfig, layout: Layout) -> None:
     refuse_all(checks)
 
 
-def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: int | None, available_from: str) -> Plan:
-    """The plan on a layout whose mesh divides everything."""
-    sizes, train, length = dict(layout.mesh.shape), config.train, config.data.sequence_length
-    model, frozen = split_model(config.model, config.lora)
-    schedule = schedule_of(config)
-    optimizer = make_optimizer(config.optimizer, model, layout, steps=schedule.num_steps)
-    cost = Cost.of(
-        config.model, model, frozen, schedule, config.random_ltd, rows=train.batch_size, sequence_length=length
-    )
-    rows = row_format(config.data)
-    batch = batch_shapes(rows, train.batch_size, workers=sizes["data"], accumulation=train.accumulation)
-    options = StepOptions(
-        objective=objective_of(config.data.task),
-        clip_norm=train.clip_norm,
-        ema_decay=train.ema_decay,
-        dropout=config.model.dropout > 0 or config.model.attention_dropout > 0,
-    )
-    one = OneDevice.of(config.model, model, layout, batch, frozen=frozen, lora=config.lora)
-    traced = trace(one, optimizer, (model, layout), options)
+@dataclasses.dataclass(frozen=True)
+class Available:
+    """Memory to hold against what a run needs.
 
-    shardings = state_shardings(layout, model, optimizer, ema=train.ema_decay > 0)
-    state = abstract_state(model, optimizer, shardings)
-    specs = state_specs(model, optimizer, layout, ema=train.ema_decay > 0)
-    size = lambda tree, spec: shard_bytes(tree, spec, sizes)
+    Attributes:
+        bytes: how much there is; None if nobody knows.
+        source: where it is.
+        sharing: how many devices of the mesh take of it.
+    """
+
+    bytes: int | None = None
+    source: str = ""
+    sharing: int = 1
+
+
+def _plan(setup: Setup, available: Available) -> Plan:
+    """The plan of a run whose mesh divides everything."""
+    config, layout, train = setup.config, setup.layout, setup.config.train
+    sizes, state, frozen = dict(layout.mesh.shape), setup.shapes, setup.frozen
+    row = row_format(config.data)
+    batch = batch_shapes(row, train.batch_size, workers=sizes["data"], accumulation=train.accumulation)
+    one = OneDevice.of(setup, batch)
+    traced = trace(setup, one)
+    memory, gradient, update = _memory(setup, batch, traced)
+    peak = sum(dataclasses.asdict(memory).values())
+    cost = Cost.of(setup)
+    trained = count_parameters(setup.model)
+    return Plan(
+        name=config.name,
+        axis_sizes=sizes,
+        zero_stage=layout.zero_stage,
+        num_parameters=trained + (0 if frozen is None else count_parameters(frozen)),
+        num_trained=trained,
+        memory=memory,
+        gradient=gradient,
+        update=update,
+        peak=peak,
+        gradient_bytes=memory.gradients,
+        schedule=setup.schedule,
+        cost=cost,
+        rounds=predict_rounds(setup),
+        traffic=predict_traffic(setup, rows=one.batch["tokens"].shape[2]),
+        step_flops=traced.flops * layout.mesh.size,
+        model_flops=cost.dense,
+        step_tokens=train.batch_size * config.data.sequence_length,
+        needed=peak * available.sharing,
+        available=available.bytes,
+        available_from=available.source,
+        advice=_advice(config, layout, memory, traced, peak),
+        checkpoint=tensor_bytes(state),
+        checkpoints=checkpoints_at_once(config.checkpoint, setup.schedule.num_steps),
+        warnings=tuple(advise(config, setup.schedule, workers=sizes["data"])),
+    )
+
+
+def _memory(setup: Setup, batch: Shapes, traced: Traced) -> tuple[Memory, ProgramBytes, ProgramBytes]:
+    """Bytes on one device: by what they are, of the gradient program and of the update."""
+    model, frozen, layout, state, specs = setup.model, setup.frozen, setup.layout, setup.shapes, setup.specs
+    size = lambda tree, spec: shard_bytes(tree, spec, dict(layout.mesh.shape))
     parameters = size(state.params, specs.params)
     untrained = 0 if frozen is None else size(frozen.shapes, frozen.specs(layout.parameter))
     gradients = size(model.shapes, model.specs(layout.gradient))
@@ -278,44 +325,7 @@ def _plan(config: ResolvedRunConfig, layout: Layout, sharing: int, available: in
         residuals=residuals,
         working=temporary - residuals,
     )
-    peak = sum(dataclasses.asdict(memory).values())
-    checkpoint, checkpoints = tensor_bytes(state), checkpoints_at_once(config.checkpoint, schedule.num_steps)
-    needed = peak * sharing
-    return Plan(
-        name=config.name,
-        axis_sizes=sizes,
-        zero_stage=layout.zero_stage,
-        num_parameters=count_parameters(model) + (0 if frozen is None else count_parameters(frozen)),
-        num_trained=count_parameters(model),
-        memory=memory,
-        gradient=gradient,
-        update=update,
-        peak=peak,
-        gradient_bytes=gradients,
-        schedule=schedule,
-        cost=cost,
-        rounds=predict_rounds(model, optimizer, state.opt_state, layout, steps=schedule.num_steps),
-        traffic=predict_traffic(
-            config.model,
-            model,
-            layout,
-            rows=one.batch["tokens"].shape[2],
-            length=length,
-            accumulation=train.accumulation,
-            mean=optimizer.gradients == "mean",
-            frozen=frozen,
-        ),
-        step_flops=traced.flops * layout.mesh.size,
-        model_flops=cost.dense,
-        step_tokens=train.batch_size * length,
-        needed=needed,
-        available=available,
-        available_from=available_from,
-        advice=_advice(config, layout, memory, traced, peak),
-        checkpoint=checkpoint,
-        checkpoints=checkpoints,
-        warnings=tuple(advise(config, schedule, workers=sizes["data"])),
-    )
+    return memory, gradient, update
 
 
 def _advice(config: ResolvedRunConfig, layout: Layout, memory: Memory, traced: Traced, peak: int) -> str:

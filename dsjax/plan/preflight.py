@@ -161,8 +161,8 @@ def late_schedule(rate: ScheduleConfig, schedule: StepSchedule) -> list[str]:
 
     Example:
         >>> from dsjax.setup.config import TrainConfig
-        >>> from dsjax.setup.schedule import make_pace
-        >>> schedule = make_pace(TrainConfig(steps=20, batch_size=2), None, None, sequence_length=8, num_layers=1)
+        >>> from dsjax.setup.schedule import make_schedule
+        >>> schedule = make_schedule(TrainConfig(steps=20, batch_size=2), None, None, sequence_length=8, num_layers=1)
         >>> late_schedule(ScheduleConfig(warmup=40), schedule)
         ['optimizer.schedule.warmup = 40 steps is longer than the run, 20 steps: the learning rate only gets to 50% of \
 its peak']

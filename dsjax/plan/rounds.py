@@ -19,9 +19,9 @@ import math
 import jax
 
 from dsjax.mesh.layout import Layout
-from dsjax.models.tree import ModelTree
-from dsjax.optimizers.api import StagedTransform, Tree
+from dsjax.optimizers.api import Tree
 from dsjax.plan.trace import shard_bytes
+from dsjax.setup.assembly import Setup
 
 _LOSS_AND_TOKENS = 8
 
@@ -43,18 +43,9 @@ class Round:
     sent: int
 
 
-def predict_rounds(
-    model: ModelTree, optimizer: StagedTransform, opt_state: Tree, layout: Layout, *, steps: int
-) -> tuple[Round, ...]:
-    """The stages of a run, in the order in which it first enters them; none with one worker.
-
-    Args:
-        model: the model taken apart.
-        optimizer: the optimizer.
-        opt_state: the shapes of its state.
-        layout: mesh and ZeRO stage.
-        steps: of the run.
-    """
+def predict_rounds(setup: Setup) -> tuple[Round, ...]:
+    """The stages of a run, in the order in which it first enters them; none with one worker."""
+    model, optimizer, layout = setup.model, setup.optimizer, setup.layout
     workers = layout.mesh.shape["data"]
     if workers == 1:
         return ()
@@ -62,10 +53,10 @@ def predict_rounds(
     specs = model.specs(layout.gradient if mean else layout.optimizer)
     gradients = shard_bytes(model.shapes, specs, dict(layout.mesh.shape))
     rounds = []
-    message = 0 if mean else _message(opt_state, layout, workers)
+    message = 0 if mean else _message(setup.shapes.opt_state, layout, workers)
     # Bytes of buffers that are exchanged or gathered, and of those that are reduced.
     bits = (0, message) if workers == 2 else (2 * message, 0)
-    for stage, count in optimizer.rounds(steps).items():
+    for stage, count in optimizer.rounds(setup.schedule.num_steps).items():
         if stage in optimizer.no_collectives:
             buffers = reduced = 0
         elif stage in optimizer.local:

@@ -67,10 +67,10 @@ def picture(schedule: StepSchedule) -> str:
     Example:
         >>> from dsjax.data.config import CurriculumConfig, FixedLinear, LengthConfig
         >>> from dsjax.setup.config import TrainConfig
-        >>> from dsjax.setup.schedule import make_pace
+        >>> from dsjax.setup.schedule import make_schedule
         >>> length = LengthConfig(min=8, schedule=FixedLinear(steps=50))
         >>> run = TrainConfig(steps=100)
-        >>> schedule = make_pace(run, CurriculumConfig(length=length), None, sequence_length=64, num_layers=2)
+        >>> schedule = make_schedule(run, CurriculumConfig(length=length), None, sequence_length=64, num_layers=2)
         >>> [line.count("#") for line in picture(schedule).splitlines()[:8]]
         [40, 46, 52, 57, 63, 68, 74, 80]
     """

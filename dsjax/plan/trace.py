@@ -16,13 +16,13 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import ZERO_AXES, Layout
 from dsjax.models.adapters import with_adapters
-from dsjax.models.config import LoRAConfig, ModelConfig
 from dsjax.models.families.registry import abstract
 from dsjax.models.tree import ModelTree, joined
-from dsjax.optimizers.api import StagedTransform, Tree, UpdateInputs
+from dsjax.optimizers.api import Tree, UpdateInputs
 from dsjax.plan.jaxpr import aval_bytes, dot_flops, flatten
 from dsjax.plan.memory import peak_bytes, residual_bytes
-from dsjax.setup.state import TrainState, abstract_state
+from dsjax.setup.assembly import Setup
+from dsjax.setup.state import abstract_state, is_spec, placed, state_specs
 from dsjax.setup.step import GradientInputs, StepOptions, make_gradient, make_update
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
@@ -52,20 +52,12 @@ class OneDevice:
     frozen: ModelTree | None = None
 
     @classmethod
-    def of(
-        cls,
-        config: ModelConfig,
-        model: ModelTree,
-        layout: Layout,
-        batch: Shapes,
-        *,
-        frozen: ModelTree | None = None,
-        lora: LoRAConfig | None = None,
-    ) -> "OneDevice":
-        """Divide a model and its global batch by a layout's mesh; of a run with `lora` the model is what is trained."""
+    def of(cls, setup: Setup, batch: Shapes) -> "OneDevice":
+        """Divide a run's model and its global batch by the mesh."""
+        config, layout, lora = setup.config.model, setup.layout, setup.config.lora
         sizes = dict(layout.mesh.shape)
         tensor = sizes["tensor"]
-        graph = model.graph
+        graph = setup.model.graph
         if tensor > 1:
             narrow = abstract(config, tensor=tensor)
             graph = ModelTree.of(narrow if lora is None else with_adapters(narrow, lora)).graph
@@ -80,10 +72,10 @@ class OneDevice:
             for name, x in batch.items()
         }
         return cls(
-            divided(model),
+            divided(setup.model),
             dataclasses.replace(zero, batch_axes=()),
             rows,
-            None if frozen is None else divided(frozen),
+            None if setup.frozen is None else divided(setup.frozen),
         )
 
 
@@ -104,29 +96,22 @@ class Traced:
     flops: int
 
 
-def trace(
-    one: OneDevice,
-    optimizer: StagedTransform,
-    whole: tuple[ModelTree, Layout],
-    options: StepOptions,
-) -> Traced:
-    """Trace the gradient, the loss's vjp and the updates of one device; `whole`: model and layout, not divided."""
-    model, layout, clip_norm, ema_decay = one.model, one.layout, options.clip_norm, options.ema_decay
+def trace(setup: Setup, one: OneDevice) -> Traced:
+    """Trace the gradient, the loss's vjp and the updates of one device of a run."""
+    model, layout, optimizer = one.model, one.layout, setup.optimizer
     key, step = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
     # Gradients per worker only leave out the sum over the first dimension, which is 1 here.
-    gradient = make_gradient(model, layout, options, per_worker=False)
+    gradient = make_gradient(model, layout, setup.options, per_worker=False)
     frozen, frozen_divisors = _frozen(one)
     jaxpr = jax.make_jaxpr(gradient)(GradientInputs(model.shapes, key, step, one.batch, frozen)).jaxpr  # pyright: ignore
     parameters = zero_divisors(model.specs(layout.parameter), layout)
     rest = [*[1] * (len(jaxpr.invars) - len(parameters) - len(frozen_divisors)), *frozen_divisors]
-    if optimizer.gradients == "mean":
-        update = max(_update_peak(one, optimizer, stage, clip_norm, ema_decay) for stage in optimizer.updates)
-    else:
-        update = max(_worker_update_peak(*whole, optimizer, stage, clip_norm) for stage in optimizer.updates)
+    mean = optimizer.gradients == "mean"
+    update = max(_update_peak(setup, one, s) if mean else _worker_update_peak(setup, s) for s in optimizer.updates)
     # In local stages workers compute with parameters of their own.
-    own = shard_bytes(whole[0].shapes, whole[0].specs(whole[1].parameter), dict(whole[1].mesh.shape))
+    own = shard_bytes(setup.model.shapes, setup.specs.params, dict(setup.layout.mesh.shape))
     return Traced(
-        residuals=_residuals(one, parameters, options),
+        residuals=_residuals(one, parameters, setup.options),
         gradient_temporary=peak_bytes(flatten(jaxpr, [*parameters, *rest])) + (own if optimizer.local else 0),
         update_temporary=update,
         flops=dot_flops(jaxpr),
@@ -160,21 +145,20 @@ def _residuals(one: OneDevice, parameters: list[int], options: StepOptions) -> i
     return residual_bytes(jaxpr, [*parameters, *between, *frozen_divisors])
 
 
-def _update_peak(one: OneDevice, optimizer: StagedTransform, stage: str, clip_norm: float, ema_decay: float) -> int:
+def _update_peak(setup: Setup, one: OneDevice, stage: str) -> int:
     """Most bytes that an update holds beside the state and the gradients."""
-    model, layout = one.model, one.layout
-    specs = state_specs(model, optimizer, layout, ema=ema_decay > 0)
-    state = abstract_state(model, optimizer, _named(specs, layout))
-    update = make_update(model, optimizer, stage, clip_norm=clip_norm, ema_decay=ema_decay)
+    model, layout, optimizer, train = one.model, one.layout, setup.optimizer, setup.config.train
+    specs = state_specs(layout, model, optimizer, ema=train.ema_decay > 0)
+    state = abstract_state(model, optimizer, placed(layout, specs))
+    update = make_update(model, optimizer, stage, clip_norm=train.clip_norm, ema_decay=train.ema_decay)
     jaxpr = jax.make_jaxpr(update)(state, model.shapes, _SCALAR, _SCALAR).jaxpr
     given = [*zero_divisors(specs, layout), *zero_divisors(model.specs(layout.gradient), layout), 1, 1]
     return peak_bytes(flatten(jaxpr, given), donated=True)
 
 
-def _worker_update_peak(
-    model: ModelTree, layout: Layout, optimizer: StagedTransform, stage: str, clip_norm: float
-) -> int:
+def _worker_update_peak(setup: Setup, stage: str) -> int:
     """The same of an update that is one shard_map: of what it computes on one device."""
+    model, layout, optimizer, clip_norm = setup.model, setup.layout, setup.optimizer, setup.config.train.clip_norm
     workers = layout.mesh.shape["data"]
     gradients = jax.tree.map(lambda x: jax.ShapeDtypeStruct((workers, *x.shape), x.dtype), model.shapes)
     loss = jax.ShapeDtypeStruct((workers,) if stage in optimizer.local else (), jnp.float32)
@@ -187,28 +171,6 @@ def _worker_update_peak(
     jaxpr = jax.make_jaxpr(update)(gradients, opt_state, model.shapes, _SCALAR, loss).jaxpr
     (local,) = [eqn.params["jaxpr"] for eqn in jaxpr.eqns if eqn.primitive.name == "shard_map"]
     return peak_bytes(flatten(local), donated=True)
-
-
-def state_specs(model: ModelTree, optimizer: StagedTransform, layout: Layout, *, ema: bool) -> TrainState:
-    """A TrainState of PartitionSpecs, as setup/state.py places it."""
-    opt_state = jax.eval_shape(optimizer.init, model.shapes)
-    by_zero = model.specs(layout.optimizer)
-    return TrainState(
-        step=PartitionSpec(),
-        params=model.specs(layout.parameter),
-        opt_state=optimizer.state_specs(opt_state, by_zero),
-        key=PartitionSpec(),
-        ema=by_zero if ema else None,
-    )
-
-
-def is_spec(leaf: Any) -> bool:
-    """Whether it is a PartitionSpec, a leaf of the trees here."""
-    return isinstance(leaf, PartitionSpec)
-
-
-def _named(specs: Tree, layout: Layout) -> Tree:
-    return jax.tree.map(layout.named, specs, is_leaf=is_spec)
 
 
 def _axes(spec: PartitionSpec) -> list[tuple[str, ...]]:

@@ -27,8 +27,9 @@ import jax.numpy as jnp
 from dsjax.mesh.layout import ZERO_AXES, Layout
 from dsjax.models.config import ModelConfig
 from dsjax.models.families.registry import FAMILIES
-from dsjax.models.tree import ModelTree, joined
+from dsjax.models.tree import joined
 from dsjax.plan.trace import shard_bytes
+from dsjax.setup.assembly import Setup
 
 _LOSS_AND_TOKENS = 8
 
@@ -42,36 +43,22 @@ class Traffic:
     bytes: int
 
 
-def predict_traffic(
-    config: ModelConfig,
-    model: ModelTree,
-    layout: Layout,
-    *,
-    rows: int,
-    length: int,
-    accumulation: int,
-    mean: bool,
-    frozen: ModelTree | None = None,
-) -> tuple[Traffic, ...]:
+def predict_traffic(setup: Setup, *, rows: int) -> tuple[Traffic, ...]:
     """The collectives of a step.
 
     Args:
-        config: the model.
-        model: what is trained, taken apart.
-        layout: mesh and ZeRO stage.
+        setup: the run.
         rows: of one micro-batch on one device (b).
-        length: tokens in a row (T).
-        accumulation: micro-batches in a step (A).
-        mean: whether gradients are averaged over `data` before the optimizer sees them.
-        frozen: what is not trained; None when all is.
     """
+    config, model, layout = setup.config.model, setup.model, setup.layout
+    length, accumulation = setup.config.data.sequence_length, setup.config.train.accumulation
     sizes = dict(layout.mesh.shape)
     found = []
-    if sizes["data"] > 1 and mean:
+    if sizes["data"] > 1 and setup.optimizer.gradients == "mean":
         gradients = shard_bytes(model.shapes, model.specs(layout.gradient), sizes)
         found.append(Traffic("data", "reduce gradients, once a step", gradients + _LOSS_AND_TOKENS))
     if layout.size(ZERO_AXES) > 1:
-        found += _zero(config, model, frozen, layout, sizes, accumulation)
+        found += _zero(setup)
     if sizes["tensor"] > 1:
         itemsize = jnp.dtype(config.compute_dtype).itemsize
         # A norm after the residual needs the MLP's result again too, one before it only the attention's.
@@ -96,15 +83,10 @@ def _backward_sums(config: ModelConfig, layout: Layout) -> float:
     return mlp + 1 + 2 * heads * architecture.head_dim / architecture.model_dim
 
 
-def _zero(
-    config: ModelConfig,
-    model: ModelTree,
-    frozen: ModelTree | None,
-    layout: Layout,
-    sizes: dict[str, int],
-    accumulation: int,
-) -> list[Traffic]:
+def _zero(setup: Setup) -> list[Traffic]:
     """What crosses the axes of ZeRO."""
+    config, model, frozen, layout = setup.config.model, setup.model, setup.frozen, setup.layout
+    sizes, accumulation = dict(layout.mesh.shape), setup.config.train.accumulation
     axis = "+".join(a for a in ZERO_AXES if sizes[a] > 1)
     gathered = model.specs(layout.gathered)
     whole = shard_bytes(model.shapes, gathered, sizes)

@@ -1,12 +1,13 @@
 """The corpus of a run: made by one process and opened by the others, and whether it fits the model."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from dsjax.data.config import CurriculumConfig, DataConfig
+from dsjax.data.config import DataConfig
 from dsjax.data.corpus.build import Corpus, build_corpus
 from dsjax.data.curriculum.analyze import metrics_of, open_index
 from dsjax.data.curriculum.draw import Curriculum
@@ -14,6 +15,7 @@ from dsjax.data.rows.mixture import Rows
 from dsjax.data.rows.pipeline import longest_row
 from dsjax.mesh.processes import barrier
 from dsjax.models.config import ModelConfig
+from dsjax.setup.assembly import Setup
 
 
 def open_corpus(config: DataConfig, model: ModelConfig, *, console: Console, begun: str = "") -> Corpus:
@@ -67,53 +69,58 @@ def check_vocabulary(size: int, model: ModelConfig) -> None:
         )
 
 
-def open_curriculum(
-    config: CurriculumConfig | None,
-    corpus: Corpus,
-    rows: Rows,
-    data: DataConfig,
-    *,
-    batch_size: int,
-    num_steps: int,
-    console: Console,
-) -> tuple[Curriculum | None, Callable[[int], int] | None]:
-    """What draws the rows of a run, and what tells the longest row of a step; None where the config asks for neither.
+@dataclasses.dataclass(frozen=True)
+class RunData:
+    """The data of a run.
 
-    The first process measures how difficult rows are, if that was not done before. All processes call it.
+    Attributes:
+        corpus: the tokens.
+        rows: of its training split.
+        curriculum: draws the rows; None leaves that to `rows`.
+        longest: step -> tokens of its longest row, where batches lose the columns that nobody needs; else None.
+    """
+
+    corpus: Corpus
+    rows: Rows
+    curriculum: Curriculum | None = None
+    longest: Callable[[int], int] | None = None
+
+
+def open_rows(setup: Setup, corpus: Corpus, *, console: Console) -> RunData:
+    """The rows of a run, and what draws them; the first process measures how difficult rows are. All processes call it.
 
     Args:
-        config: the curriculum, if there is one.
-        corpus: the data.
-        rows: of its training split.
-        data: how they came about.
-        batch_size: rows of a step.
-        num_steps: of the run.
+        setup: the run.
+        corpus: its data.
         console: a quiet one shows no progress.
 
     Raises:
         ValueError: too few rows are easy enough for the first step, or a metric of the user's own fails.
     """
-    if config is None:
-        return None, None
-    metrics = metrics_of(config)
-    if not metrics:
-        return None, None
+    config, batch_size = setup.config, setup.config.train.batch_size
+    rows = Rows.of(corpus, config.data, split="train")
+    metrics = () if config.curriculum is None else metrics_of(config.curriculum)
+    if config.curriculum is None or not metrics:
+        return RunData(corpus, rows)
     if jax.process_index() == 0:
-        index = open_index(corpus, rows, config=data, metrics=metrics, progress=not console.quiet)
+        index = open_index(corpus, rows, config=config.data, metrics=metrics, progress=not console.quiet)
         barrier("curriculum")
     else:
         barrier("curriculum")
-        index = open_index(corpus, rows, config=data, metrics=metrics)
-    drawn = None
-    if config.difficulty:
+        index = open_index(corpus, rows, config=config.data, metrics=metrics)
+    drawn = longest = None
+    if difficulty := config.curriculum.difficulty:
         drawn = Curriculum(
-            index.values, config.difficulty, batch_size=batch_size, seed=data.shuffle_seed, num_steps=num_steps
+            index.values,
+            difficulty,
+            batch_size=batch_size,
+            seed=config.data.shuffle_seed,
+            num_steps=setup.schedule.num_steps,
         )
-    longest = None
-    if config.cut_to_longest:
+    if config.curriculum.cut_to_longest:
         numbers = rows.numbers if drawn is None else drawn.rows
         longest = longest_row(index.values["length"], numbers, batch_size=batch_size)
-    return drawn, longest
+    return RunData(corpus, rows, drawn, longest)
 
 
 def describe(corpus: Corpus) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dsjax.checkpoint import retention
+from dsjax.checkpoint.config import CheckpointConfig
 from dsjax.checkpoint.manifest import read_json
 from dsjax.checkpoint.store import CheckpointError, CheckpointStore
 from dsjax.models.naming import abstract_named, from_named, to_named
@@ -18,24 +19,53 @@ from dsjax.setup.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
+class RunStatus:
+    """How far a run has come.
+
+    Attributes:
+        folder: of the run.
+        store: its checkpoints.
+        counters: what is counted over the whole run; they go on from the newest checkpoint, and change in place.
+        saved: the step of that checkpoint; None before the first.
+    """
+
+    folder: RunFolder
+    store: CheckpointStore
+    counters: Counters
+    saved: int | None = None
+
+
+def status_of(folder: RunFolder, config: CheckpointConfig, report: Callable[[str], None]) -> RunStatus:
+    """Look how far the run in a folder has come; of a new one not at all.
+
+    Args:
+        folder: of the run.
+        config: how its checkpoints are kept.
+        report: told of damaged checkpoints.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none is whole.
+    """
+    store = CheckpointStore(folder.path / "checkpoints", config)
+    saved, counters = _newest_checkpoint(store, report) if folder.resumed else (None, Counters())
+    return RunStatus(folder, store, counters, saved)
+
+
+@dataclasses.dataclass(frozen=True)
 class Saver:
     """Writes checkpoints; a disk that is full stops neither the run nor the last good one.
 
     Attributes:
-        store: where they go.
+        status: of the run: where checkpoints go, its counters, and how to go on.
         segments: the stack of the model's layers.
-        counters: saved beside the state.
-        data_hash: saved beside it too.
+        data_hash: saved beside the state.
         progress: told of a save that failed.
-        folder: says how to go on.
     """
 
-    store: CheckpointStore
+    status: RunStatus
     segments: Segments
-    counters: Counters
     data_hash: str
     progress: Progress
-    folder: RunFolder
 
     def save(self, state: TrainState, *, validation_loss: float | None, must: bool) -> None:
         """Save the state as it is after `counters.steps` steps.
@@ -48,31 +78,32 @@ class Saver:
         Raises:
             CheckpointError: it must be saved and cannot be.
         """
-        clocks = {"counters": dataclasses.asdict(self.counters), "data_hash": self.data_hash}
+        counters, store = self.status.counters, self.status.store
+        clocks = {"counters": dataclasses.asdict(counters), "data_hash": self.data_hash}
         try:
-            self.store.wait()
+            store.wait()
         except CheckpointError as error:  # the save before this one failed
             self._note(error)
-        there_before = self.counters.steps in self.store.steps() if must else False
+        there_before = counters.steps in store.steps() if must else False
         try:
             tree = to_named(state, self.segments)
-            self.store.save(self.counters.steps, tree, clocks=clocks, metric=validation_loss)
+            store.save(counters.steps, tree, clocks=clocks, metric=validation_loss)
             if must:
-                self.store.wait()
+                store.wait()
         except CheckpointError as error:
             # Saved, but what it replaces could not be removed: nothing that the run needs is missing.
-            if not must or (self.counters.steps in self.store.steps() and not there_before):
+            if not must or (counters.steps in store.steps() and not there_before):
                 self._note(error)
                 return
-            steps = self.store.steps()
+            steps = store.steps()
             last = f"the last whole checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
-            raise CheckpointError(f"{error}\n{last}; make room, then: {self.folder.how_to_resume}") from error
+            raise CheckpointError(f"{error}\n{last}; make room, then: {self.status.folder.how_to_resume}") from error
 
     def _note(self, error: CheckpointError) -> None:
         self.progress.note(f"{error}; training goes on, earlier checkpoints are intact")
 
 
-def newest_checkpoint(store: CheckpointStore, report: Callable[[str], None]) -> tuple[int | None, Counters]:
+def _newest_checkpoint(store: CheckpointStore, report: Callable[[str], None]) -> tuple[int | None, Counters]:
     """The step of the newest whole checkpoint and its counters; (None, zeros) if the run was stopped before its first.
 
     Raises:
@@ -88,13 +119,12 @@ def newest_checkpoint(store: CheckpointStore, report: Callable[[str], None]) -> 
 
 
 def summary_if_finished(
-    folder: RunFolder, counters: Counters, train: TrainConfig, total_steps: int, report: Callable[[str], None]
+    status: RunStatus, train: TrainConfig, total_steps: int, report: Callable[[str], None]
 ) -> dict[str, Any] | None:
     """The summary of a run that has nothing left to do, else None.
 
     Args:
-        folder: of the run.
-        counters: of its newest checkpoint.
+        status: of the run.
         train: how long it is asked to be.
         total_steps: the same in steps.
         report: told that it is finished, and how it would go on.
@@ -102,12 +132,13 @@ def summary_if_finished(
     Raises:
         ValueError: it has done more steps than it is now asked for.
     """
+    folder, counters = status.folder, status.counters
     if counters.steps > total_steps:
         raise ValueError(
             f"{folder.path} has done {counters.steps} steps, but the config now ends after {total_steps}; give at "
             f"least {counters.steps}, or start a new run with another --run-dir"
         )
-    if counters.steps < total_steps or not (folder.path / SUMMARY_FILE).is_file():
+    if not folder.resumed or counters.steps < total_steps or not (folder.path / SUMMARY_FILE).is_file():
         return None
     summary = read_json(folder.path / SUMMARY_FILE)
     # Without a sample, be it an empty one, it was written before the end; what failed at the end is tried again.

@@ -40,31 +40,13 @@ class Programs:
     dropping: Callable[[int], tuple[Callable, Callable | None]] | None = None
     frozen: Tree | None = None
 
-    def gradient_of(
-        self,
-        optimizer: StagedTransform,
-        stage: str,
-        state: TrainState,
-        batch: Batch,
-        *,
-        num_kept: int | None = None,
-        counts: jax.Array | np.ndarray | None = None,
-    ) -> tuple[Tree, dict]:
-        """The gradients that an update of this stage wants, and metrics.
+    def gradient_for(self, optimizer: StagedTransform, stage: str, *, num_kept: int | None = None) -> Callable:
+        """The jitted program of the gradients that an update of this stage wants: one object for a stage and num_kept.
 
         Args:
             optimizer: the optimizer.
             stage: of its stages.
-            state: before the step.
-            batch: [W, A, b, T] on the mesh.
             num_kept: slots for the tokens that random-LTD's layers see, static; None: nothing is dropped.
-            counts: int32 [2], how many positions of a row are real and how many of these are kept; with num_kept.
-        """
-        program = self.gradient_for(optimizer, stage, num_kept=num_kept)
-        return program(self.gradient_inputs(optimizer, stage, state, batch, counts=counts))
-
-    def gradient_for(self, optimizer: StagedTransform, stage: str, *, num_kept: int | None = None) -> Callable:
-        """The jitted program of `gradient_of`, the same object for the same stage and num_kept.
 
         Raises:
             ValueError: num_kept is given, but these programs were made without random_ltd.
@@ -96,7 +78,7 @@ class Programs:
         return GradientInputs(state.params, state.key, state.step, batch, self.frozen, shift, counts)
 
     def with_frozen(self, frozen: Tree | None) -> "Programs":
-        """The same with parameters that are not trained, which gradient_of and evaluate take beside params."""
+        """The same with parameters that are not trained, which gradients and evaluate take beside params."""
         if frozen is None:
             return self
         evaluate = lambda params, batch: self.evaluate(params, batch, frozen)

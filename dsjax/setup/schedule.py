@@ -22,7 +22,7 @@ from jaxtyping import Int64
 
 from dsjax.data.config import CurriculumConfig, LengthConfig
 from dsjax.data.curriculum.difficulty import difficulty, grown
-from dsjax.data.rows.pipeline import BatchShape
+from dsjax.data.rows.shape import BatchShape
 from dsjax.models.config import RandomLTDConfig
 from dsjax.observe.flops import layer_tokens as count_layer_tokens
 from dsjax.optimizers.config import ScheduleConfig
@@ -165,41 +165,15 @@ def make_schedule(
     lengths = curriculum.length if curriculum else None
     most = _checked(lengths, random_ltd, sequence_length)
     dropping = random_ltd.dropping_layers(num_layers) if random_ltd else 0
-
-    def steps(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Rows, lengths, kept counts and columns left over of the first steps."""
-        numbers = np.arange(count, dtype=np.int64)
-        rows = np.full(count, train.batch_size, np.int64)
-        length, left_out = np.full(count, sequence_length, np.int64), np.zeros(count, np.int64)
-        if lengths is not None:
-            length = difficulty(lengths.schedule, numbers + 1, least=lengths.min, most=most)
-            if lengths.how == "reshape":
-                cuts = _cuts(sequence_length, length, train.max_programs)
-                length, rows = sequence_length // cuts, rows * cuts
-                left_out = sequence_length - length * cuts
-        kept = length
-        if random_ltd is not None:
-            slots = grown(
-                numbers,
-                random_ltd.steps,
-                least=random_ltd.min_kept,
-                most=random_ltd.max_kept or sequence_length,
-                quantum=random_ltd.quantum,
-            )
-            kept = np.minimum(length, slots)
-        return rows, length, kept, left_out
-
-    def counted(rows: np.ndarray, length: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        each = count_layer_tokens(rows=1, length=length, kept=kept, num_layers=num_layers, dropping_layers=dropping)
-        added = lambda counts: np.concatenate([[0], np.cumsum(counts)])
-        return added(rows * (each // num_layers)), added(rows * each)
+    sized = functools.partial(_sizes, train, lengths, random_ltd, sequence_length=sequence_length, most=most)
+    counted = functools.partial(_counted, num_layers=num_layers, dropping_layers=dropping)
 
     count = train.steps or -(-train.tokens // (train.batch_size * sequence_length))
-    rows, length, kept, left_out = steps(count)
+    rows, length, kept, left_out = sized(count)
     tokens, layer_tokens = counted(rows, length, kept)
     while train.tokens and tokens[-1] < train.tokens:
         count *= 2
-        rows, length, kept, left_out = steps(count)
+        rows, length, kept, left_out = sized(count)
         tokens, layer_tokens = counted(rows, length, kept)
     if train.tokens:
         count = int(np.searchsorted(tokens, train.tokens))
@@ -212,6 +186,48 @@ def make_schedule(
     return StepSchedule(
         rows, length, kept, bucket, buckets, tokens[: count + 1], layer_tokens[: count + 1], left_out, max(0.0, waste)
     )
+
+
+def _sizes(
+    train: TrainConfig,
+    lengths: LengthConfig | None,
+    random_ltd: RandomLTDConfig | None,
+    count: int,
+    *,
+    sequence_length: int,
+    most: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, lengths, kept counts and columns left over of the first steps."""
+    numbers = np.arange(count, dtype=np.int64)
+    rows = np.full(count, train.batch_size, np.int64)
+    length, left_out = np.full(count, sequence_length, np.int64), np.zeros(count, np.int64)
+    if lengths is not None:
+        length = difficulty(lengths.schedule, numbers + 1, least=lengths.min, most=most)
+        if lengths.how == "reshape":
+            cuts = _cuts(sequence_length, length, train.max_programs)
+            length, rows = sequence_length // cuts, rows * cuts
+            left_out = sequence_length - length * cuts
+    kept = length
+    if random_ltd is not None:
+        slots = grown(
+            numbers,
+            random_ltd.steps,
+            least=random_ltd.min_kept,
+            most=random_ltd.max_kept or sequence_length,
+            quantum=random_ltd.quantum,
+        )
+        kept = np.minimum(length, slots)
+    return rows, length, kept, left_out
+
+
+def _counted(
+    rows: np.ndarray, length: np.ndarray, kept: np.ndarray, *, num_layers: int, dropping_layers: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Effective and layer tokens before each step, and after the last."""
+    layers = {"num_layers": num_layers, "dropping_layers": dropping_layers}
+    each = count_layer_tokens(rows=1, length=length, kept=kept, **layers)
+    added = lambda counts: np.concatenate([[0], np.cumsum(counts)])
+    return added(rows * (each // num_layers)), added(rows * each)
 
 
 def _checked(lengths: LengthConfig | None, random_ltd: RandomLTDConfig | None, sequence_length: int) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from dsjax.mesh.layout import Layout
 from dsjax.models.tree import ModelTree
@@ -43,19 +43,40 @@ def make_optimizer(config: OptimizerConfig, model: ModelTree, layout: Layout, *,
     return create_optimizer(config, model.shapes, model.leading, mesh=layout.mesh, specs=specs, steps=steps)
 
 
-def state_shardings(layout: Layout, model: ModelTree, optimizer: StagedTransform, *, ema: bool) -> TrainState:
-    """A TrainState of NamedShardings."""
-    params = model.specs(layout.parameter)
+def state_specs(layout: Layout, model: ModelTree, optimizer: StagedTransform, *, ema: bool) -> TrainState:
+    """A TrainState of PartitionSpecs; the layout's mesh need not have devices."""
     opt_state = jax.eval_shape(optimizer.init, model.shapes)
-    specs = TrainState(
+    by_zero = model.specs(layout.optimizer)
+    return TrainState(
         step=PartitionSpec(),
-        params=params,
-        opt_state=optimizer.state_specs(opt_state, model.specs(layout.optimizer)),
+        params=model.specs(layout.parameter),
+        opt_state=optimizer.state_specs(opt_state, by_zero),
         key=PartitionSpec(),
-        ema=model.specs(layout.optimizer) if ema else None,
+        ema=by_zero if ema else None,
     )
-    is_spec = lambda leaf: isinstance(leaf, PartitionSpec)
-    return jax.tree.map(lambda spec: NamedSharding(layout.mesh, spec), specs, is_leaf=is_spec)
+
+
+def placed(layout: Layout, specs: Tree) -> Tree:
+    """The NamedShardings of a tree of PartitionSpecs."""
+    return jax.tree.map(layout.named, specs, is_leaf=is_spec)
+
+
+def is_spec(leaf: Any) -> bool:
+    """Whether it is a PartitionSpec, a leaf of the trees here."""
+    return isinstance(leaf, PartitionSpec)
+
+
+def new_state(params: Tree, optimizer: StagedTransform, run_key: jax.Array, *, ema: bool) -> TrainState:
+    """The state before the first step, from its parameters; to be traced.
+
+    Args:
+        params: float32.
+        optimizer: the optimizer.
+        run_key: of dropout.
+        ema: whether an average of the parameters is kept.
+    """
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), run_key, average)
 
 
 def init_state(
@@ -70,15 +91,13 @@ def init_state(
     Args:
         make_params: key -> parameters (traced).
         optimizer: the optimizer.
-        shardings: from `state_shardings`; ema None means that none is kept.
+        shardings: of the state; ema None means that none is kept.
         seed: of the initial weights and of dropout.
     """
 
     def make() -> TrainState:
         init_key, run_key = jax.random.split(jax.random.key(seed))
-        params = make_params(init_key)
-        ema = None if shardings.ema is None else jax.tree.map(jnp.copy, params)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), run_key, ema)
+        return new_state(make_params(init_key), optimizer, run_key, ema=shardings.ema is not None)
 
     return jax.jit(make, out_shardings=shardings)()
 
@@ -95,8 +114,7 @@ def state_around(params: Tree, optimizer: StagedTransform, shardings: TrainState
 
     def make(params: Tree) -> TrainState:
         run_key = jax.random.split(jax.random.key(seed))[1]
-        ema = None if shardings.ema is None else jax.tree.map(jnp.copy, params)
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), run_key, ema)
+        return new_state(params, optimizer, run_key, ema=shardings.ema is not None)
 
     return jax.jit(make, donate_argnums=0, out_shardings=shardings)(params)
 

@@ -191,12 +191,7 @@ class Recorder:
         if metrics.schedule:
             shown["tokens"] = counters.tokens
         self._progress.update(metrics.step, **shown, **metrics.schedule, **extra)
-        if counters.skipped_in_a_row >= self._max_skipped:
-            raise NonFiniteError(
-                f"{counters.skipped_in_a_row} steps in a row had a gradient that is not finite, the last at step "
-                f"{metrics.step}, first in {bad}; the parameters are those before them. Start again with a lower "
-                "learning rate, look at the data of these steps, or raise train.max_nonfinite_steps and resume"
-            )
+        self._stop_if_hopeless(metrics.step, bad)
 
     def commit(self) -> None:
         """Write the last row and see to it that all rows outlive this process: before a checkpoint counts them.
@@ -248,6 +243,15 @@ class Recorder:
         bad = self._tensor_names[first_bad] if first_bad >= 0 else "the loss"
         self._progress.note(f"step {metrics.step}: gradient not finite, first in {bad}; the step changes nothing")
         return bad
+
+    def _stop_if_hopeless(self, step: int, bad: str) -> None:
+        """Raise NonFiniteError once the bound on skipped steps is reached."""
+        if self.counters.skipped_in_a_row >= self._max_skipped:
+            raise NonFiniteError(
+                f"{self.counters.skipped_in_a_row} steps in a row had a gradient that is not finite, the last at step "
+                f"{step}, first in {bad}; the parameters are those before them. Start again with a lower "
+                "learning rate, look at the data of these steps, or raise train.max_nonfinite_steps and resume"
+            )
 
 
 def _local(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The steps of a run, one after another: batch, gradients, update, and now and then a look at how it goes."""
 
+import dataclasses
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -11,13 +13,11 @@ from dsjax.data.rows.pipeline import Batches
 from dsjax.evaluate.validation import Validation
 from dsjax.mesh.processes import agree_any
 from dsjax.observe.profile import TraceWindow
-from dsjax.optimizers.api import StagedTransform
 from dsjax.optimizers.schedules import learning_rate
 from dsjax.plan.cost import Cost
-from dsjax.runs.folder import RunFolder
 from dsjax.runs.saving import Saver
+from dsjax.setup.assembly import Setup
 from dsjax.setup.dispatch import Gradients
-from dsjax.setup.placement import Placement
 from dsjax.setup.programs import Programs
 from dsjax.setup.schedule import StepSchedule
 from dsjax.setup.state import TrainState
@@ -25,39 +25,48 @@ from dsjax.train.recorder import Recorder, StepMetrics
 from dsjax.train.signals import StopRequest
 
 
-def train_steps(
-    config: ResolvedRunConfig,
-    state: TrainState,
-    programs: Programs,
-    optimizer: StagedTransform,
-    schedule: StepSchedule,
-    cost: Cost,
-    placements: dict[int, Placement],
-    batches: Batches,
-    recorder: Recorder,
-    evaluate: Validation | None,
-    saver: Saver,
-    stop: StopRequest,
-    folder: RunFolder,
-) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class Instruments:
+    """What is open around the steps of a run.
+
+    Attributes:
+        batches: the rows of each step.
+        recorder: told of each step.
+        validation: of the state; None without validation rows.
+        saver: of checkpoints.
+        stop: whether a signal asks to stop.
+        profile: the folder of a trace, if one is asked for.
+    """
+
+    batches: Batches
+    recorder: Recorder
+    validation: Validation | None
+    saver: Saver
+    stop: StopRequest
+    profile: Path
+
+
+def train_steps(setup: Setup, programs: Programs, state: TrainState, instruments: Instruments) -> TrainState:
     """The steps that are left; the state after the last, or after the one at which a signal stopped them."""
-    total, end, rate_schedule = schedule.num_steps, schedule.clocks(schedule.num_steps), config.optimizer.schedule
-    warmed, counters = schedule.warmed(rate_schedule), recorder.counters
-    trace = TraceWindow(config.observe.profile, folder.path / "profile")
+    schedule, optimizer, recorder = setup.schedule, setup.optimizer, instruments.recorder
+    counters, cost = recorder.counters, Cost.of(setup)
+    rates, peak = setup.config.optimizer.schedule, setup.config.optimizer.learning_rate
+    end, warmed = schedule.clocks(schedule.num_steps), schedule.warmed(rates)
+    trace = TraceWindow(setup.config.observe.profile, instruments.profile)
     stage_at = lambda step: optimizer.stage(step, counters.freeze_step)
     gradient_of = Gradients(programs, optimizer, schedule, stage_at)
     recorder.restart_clock()
     with gradient_of:
-        for step in range(counters.steps, total):
+        for step in range(counters.steps, schedule.num_steps):
             trace.step(step + 1, pending=state.step)
             before = time.perf_counter()
-            _, rows = next(batches)
-            batch = placements[schedule.bucket_at(step).rows](rows)
+            _, rows = next(instruments.batches)
+            batch = setup.placements[schedule.bucket_at(step).rows](rows)
             # Rows that came while the device was still at the last step's work kept nobody waiting.
             waited = time.perf_counter() - before if state.step.is_ready() else 0.0
 
             after, stage = schedule.clocks(step + 1), stage_at(step)
-            rate = learning_rate(rate_schedule, config.optimizer.learning_rate, after=after, end=end, warmed=warmed)
+            rate = learning_rate(rates, peak, after=after, end=end, warmed=warmed)
             compiles = recorder.enter(stage, must_wait=gradient_of.must_wait(step))
             gradients, metrics, stall = gradient_of.at(step, stage, state, batch)
             state, more = programs.updates[stage](state, gradients, metrics["loss"], np.float32(rate))
@@ -66,7 +75,7 @@ def train_steps(
             metrics.pop("worker_loss", None)
             device = {**metrics, **more}
             if stage not in optimizer.no_collectives:  # whether to stop is a message, too
-                device["stop"] = agree_any(bool(stop.received))
+                device["stop"] = agree_any(bool(instruments.stop.received))
             del gradients
             recorder.add(
                 StepMetrics(
@@ -75,43 +84,49 @@ def train_steps(
                     learning_rate=rate,
                     after=after,
                     flops=float(cost.flops[step]),
-                    schedule=_shown(config, schedule, cost, step),
+                    schedule=_shown(setup.config, schedule, cost, step),
                     data_seconds=waited,
                     compiles=compiles,
                     stall=stall,
                 )
             )
-            last = step + 1 == total
-            loss = None
-            if evaluate is not None and (_due(step + 1, config.evaluate.every) or last):
-                recorder.settle()
-                try:
-                    metrics = evaluate(state)
-                    loss = metrics["validation_loss"]
-                    recorder.flush(**metrics)
-                except jax.errors.JaxRuntimeError as error:  # the devices' memory did not do
-                    if jax.process_count() > 1:  # the others may be waiting inside of it
-                        raise
-                    recorder.commit()
-                    saver.save(state, validation_loss=None, must=True)
-                    if not last:
-                        raise
-                    recorder.failed("the last evaluation", error)
-                    break
-            stopping = recorder.stop_agreed and not last
-            if _due(step + 1, config.checkpoint.every) or last or stopping:
-                recorder.commit()
-                saver.save(state, validation_loss=loss, must=last or stopping)
-            if stopping:
+            if _look(setup, instruments, state, step + 1):
                 break
-            if _due(step + 1, config.evaluate.every) or _due(step + 1, config.checkpoint.every):
-                recorder.restart_clock()
         recorder.flush()
     try:
         trace.close(pending=state.step)
     except (OSError, RuntimeError) as error:
         recorder.failed("the trace of observe.profile", error)
     return state
+
+
+def _look(setup: Setup, instruments: Instruments, state: TrainState, step: int) -> bool:
+    """Evaluate and save after so many steps, where that is due; whether the run ends here."""
+    config, recorder, saver = setup.config, instruments.recorder, instruments.saver
+    last, loss = step == setup.schedule.num_steps, None
+    evaluates, saves = _due(step, config.evaluate.every), _due(step, config.checkpoint.every)
+    if instruments.validation is not None and (evaluates or last):
+        recorder.settle()
+        try:
+            metrics = instruments.validation(state)
+            loss = metrics["validation_loss"]
+            recorder.flush(**metrics)
+        except jax.errors.JaxRuntimeError as error:  # not enough memory on the devices
+            if jax.process_count() > 1:  # the others may be waiting inside of it
+                raise
+            recorder.commit()
+            saver.save(state, validation_loss=None, must=True)
+            if not last:
+                raise
+            recorder.failed("the last evaluation", error)
+            return True
+    stopping = recorder.stop_agreed and not last
+    if saves or last or stopping:
+        recorder.commit()
+        saver.save(state, validation_loss=loss, must=last or stopping)
+    if evaluates or saves:
+        recorder.restart_clock()
+    return stopping
 
 
 def _due(step: int, every: int) -> bool:

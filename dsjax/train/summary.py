@@ -22,6 +22,7 @@ from dsjax.data.corpus.ngram import TooLittleText, baseline
 from dsjax.data.rows.labels import CLASS
 from dsjax.data.rows.pipeline import validation_rows
 from dsjax.inference.sample import draw, how_to_draw
+from dsjax.models.families.registry import abstract
 from dsjax.models.tree import ModelTree, count_parameters
 from dsjax.observe.devices import from_jax_device_kind
 from dsjax.observe.flops import mfu
@@ -29,16 +30,17 @@ from dsjax.observe.memory import device_memory_report, peak_host_bytes
 from dsjax.observe.output import printable
 from dsjax.observe.plots import loss_plot
 from dsjax.observe.trackers import METRICS_FILE, read_metrics
-from dsjax.runs.counters import Counters
 from dsjax.runs.folder import FAILED, SUMMARY_FILE, RunFolder, write_json
+from dsjax.setup.assembly import Setup
 from dsjax.train.recorder import Recorder
 
 Utilisation = Callable[[float], float] | None
 """FLOPs per second -> model FLOPs utilisation; None when nobody knows the devices' peak."""
 
 
-def utilisation(config: ResolvedRunConfig, *, num_devices: int) -> Utilisation:
-    """How the utilisation of a run's devices follows from its speed."""
+def utilisation(setup: Setup) -> Utilisation:
+    """The function from a run's speed to the utilisation of its devices."""
+    config, num_devices = setup.config, setup.layout.mesh.size
     peak = config.observe.peak_tflops
     if not peak:
         spec = from_jax_device_kind(jax.devices()[0].device_kind)
@@ -50,35 +52,29 @@ def utilisation(config: ResolvedRunConfig, *, num_devices: int) -> Utilisation:
 
 
 def summarise(
-    config: ResolvedRunConfig,
+    setup: Setup,
     folder: RunFolder,
     corpus: Corpus,
-    counters: Counters,
     recorder: Recorder,
-    model: ModelTree,
     weights: Callable[[], Any],
     console: Console,
-    *,
-    trained: int,
-    use: Utilisation,
 ) -> dict[str, Any]:
     """Write summary.json, loss.png and the sample; print the table. Returns the summary.
 
     Args:
-        config, folder, corpus, counters, console: of the run.
+        setup, folder, corpus, console: of the run.
         recorder: of the run; its `failures` get what fails here.
-        model, weights: what came of it, adapters merged; weights are made when they are asked for.
-        trained: how many parameters were trained.
-        use: from `utilisation`.
+        weights: makes what came of it, adapters merged, when it is asked for.
     """
     if not folder.is_first_process:
         return {}
+    config, model = setup.config, ModelTree.of(abstract(setup.config.model))
     rows = read_metrics(folder.path / METRICS_FILE)
     parameters: dict[str, tuple[Any, str]] = {"parameters": (count_parameters(model), "counted")}
     if config.lora is not None:
         how = "counted: adapters, and what the weights lacked for the task"
-        parameters["trained_parameters"] = (trained, how)
-    own = functools.partial(_metrics, config, corpus, counters, recorder, rows, use=use)
+        parameters["trained_parameters"] = (count_parameters(setup.model), how)
+    own = functools.partial(_metrics, setup, corpus, recorder, rows)
     write_json(folder.path / SUMMARY_FILE, _as_json(config.name, parameters | own({}), folder))
     compared = {}
     with _noted("figures to compare with", recorder):
@@ -146,16 +142,14 @@ def _plot(rows: list[dict[str, Any]], metrics: dict[str, tuple[Any, str]], folde
 
 
 def _metrics(
-    config: ResolvedRunConfig,
+    setup: Setup,
     corpus: Corpus,
-    counters: Counters,
     recorder: Recorder,
     rows: list[dict[str, Any]],
     compared: dict[str, tuple[Any, str]],
-    *,
-    use: Utilisation,
 ) -> dict[str, tuple[Any, str]]:
     """name -> (value, how it was obtained), with those to compare with in their place."""
+    config, counters = setup.config, recorder.counters
     metrics: dict[str, tuple[Any, str]] = {
         "steps": (counters.steps, "counted, skipped ones included"),
         "skipped_steps": (counters.skipped, "steps whose gradient was not finite"),
@@ -178,7 +172,7 @@ def _metrics(
             float(waiting),
             "share of the step time in which the device was idle while rows were fetched and placed",
         )
-        if use is not None:
+        if (use := utilisation(setup)) is not None:
             matrices = "6 N" if config.lora is None else "6 N trained + 4 N frozen"
             how = f"FLOPs of a step by {matrices} + 12 L D T, a second, median / (devices x peak)"
             metrics["mfu"] = (use(float(np.median(recorder.flop_rates))), how)

@@ -56,7 +56,7 @@ def settings_of(run: str) -> dict[str, Any]:
 def fewer_rows(share: str, tokens: int) -> dict[str, Any]:
     """The plain run with as many optimizer steps as both methods take for the same tokens, so with smaller batches."""
     from dsjax.config.load import load_run
-    from dsjax.runs.folder import resolved, schedule_of
+    from dsjax.setup.resolve import resolved, schedule_of
 
     both = settings_of(f"both-{share}-0")
     steps = schedule_of(

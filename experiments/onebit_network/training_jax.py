@@ -1,8 +1,8 @@
 """One process of the training benchmark: whole steps by the programs of `dsjax train`, data parallel over gloo."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -13,22 +13,18 @@ from side_by_side import serve_and_leave
 
 from dsjax.collectives.hlo import count_collectives
 from dsjax.config.load import from_dict
+from dsjax.config.run import RunConfig
 from dsjax.config.schema import kinds
-from dsjax.mesh.build import make_mesh
+from dsjax.data.config import DataConfig
 from dsjax.mesh.config import MeshConfig
-from dsjax.mesh.layout import Layout
 from dsjax.mesh.processes import start_processes
 from dsjax.models.config import GPT2Config
-from dsjax.models.families.registry import abstract, initial_params
-from dsjax.models.tree import ModelTree, count_parameters
-from dsjax.objectives.registry import objective_of
-from dsjax.optimizers.api import StagedTransform
-from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
+from dsjax.models.tree import count_parameters
+from dsjax.optimizers.config import OptimizerConfig
 from dsjax.plan.rounds import predict_rounds
+from dsjax.setup.assembly import Setup, assemble, first_state
+from dsjax.setup.config import TrainConfig
 from dsjax.setup.placement import training_placement
-from dsjax.setup.programs import make_programs
-from dsjax.setup.state import init_state, make_optimizer, state_shardings
-from dsjax.setup.step import StepOptions
 
 BF16 = "bf16_adam"
 # What a device sends of a buffer, in (W - 1) / W of it.
@@ -40,31 +36,31 @@ class Trainer:
 
     def __init__(self, model: dict[str, Any], optimizer: dict[str, Any], *, rows: int, clip: float, steps: int) -> None:
         start_processes()
-        self.layout = Layout(make_mesh(MeshConfig(data=-1)))
-        config = GPT2Config(**model)
-        self.model = ModelTree.of(abstract(config))
-        self.optimizer = self._optimizer(optimizer, steps)
-        self.kind, self.total = optimizer["kind"], steps
-        self.shardings = state_shardings(self.layout, self.model, self.optimizer, ema=False)
-        options = StepOptions(objective=objective_of("language_model"), clip_norm=clip)
-        self.programs = make_programs(self.model, self.optimizer, self.layout, self.shardings, options)
+        self.kind = optimizer["kind"]
+        self.setup = self._setup(GPT2Config(**model), optimizer, TrainConfig(steps=steps, clip_norm=clip))
+        self.optimizer, self.programs = self.setup.optimizer, self.setup.programs
         self.rate = np.float32(optimizer["learning_rate"])
-        self.state = init_state(partial(initial_params, config), self.optimizer, self.shardings, seed=0)
-        self.batches = [self._batch(config, rows, number) for number in range(4)]
+        self.state, _ = first_state(self.setup)
+        self.batches = [self._batch(GPT2Config(**model), rows, number) for number in range(4)]
         self.done = 0
         self.programs_done: dict[str, Any] = {}
 
-    def _optimizer(self, given: dict[str, Any], steps: int) -> StagedTransform:
-        constants = {"schedule": {"kind": "constant"}} | given
-        if given["kind"] == BF16:
-            adam = from_dict(AdamWConfig, constants | {"kind": "adamw"})
-            return averaged_in_bf16(make_optimizer(adam, self.model, self.layout, steps=steps), self.layout.mesh)
-        config = from_dict(kinds(OptimizerConfig)[given["kind"]], constants)
-        return make_optimizer(config, self.model, self.layout, steps=steps)
+    def _setup(self, model: GPT2Config, given: dict[str, Any], train: TrainConfig) -> Setup:
+        kind, constants = self.kind, {"schedule": {"kind": "constant"}} | given
+        if kind == BF16:
+            kind, constants = "adamw", constants | {"kind": "adamw"}
+        data, optimizer = (
+            DataConfig(sequence_length=model.max_positions),
+            from_dict(kinds(OptimizerConfig)[kind], constants),
+        )
+        setup = assemble(RunConfig(mesh=MeshConfig(data=-1), model=model, data=data, optimizer=optimizer, train=train))
+        if self.kind != BF16:
+            return setup
+        return dataclasses.replace(setup, optimizer=averaged_in_bf16(setup.optimizer, setup.layout.mesh))
 
     def _batch(self, config: GPT2Config, rows: int, number: int) -> dict[str, jax.Array]:
         """Tokens with frequencies like a text's, rows of all processes [W, 1, b, T]."""
-        placement = training_placement(self.layout, batch_size=rows, accumulation=1)
+        placement = training_placement(self.setup.layout, batch_size=rows, accumulation=1)
         odds = 1 / np.arange(1, config.vocab_size + 1)
         shape = (rows, config.max_positions + 1)
         tokens = np.random.default_rng(number).choice(config.vocab_size, shape, p=odds / odds.sum()).astype(np.int32)
@@ -110,11 +106,9 @@ class Trainer:
         """Size, versions, and of each stage the bytes that a process sends in a step: as planned, and in the HLO."""
         planned = {}
         if self.kind != BF16:  # which is no optimizer of dsjax's
-            opt_state = jax.eval_shape(self.optimizer.init, self.model.shapes)
-            rounds = predict_rounds(self.model, self.optimizer, opt_state, self.layout, steps=self.total)
-            planned = {one.stage: one.sent for one in rounds}
+            planned = {one.stage: one.sent for one in predict_rounds(self.setup)}
         return {
-            "parameters": count_parameters(self.model),
+            "parameters": count_parameters(self.setup.model),
             "versions": {"jax": jax.__version__, "numpy": np.__version__},
             "planned": planned,
             "compiled": {stage: self._sent(stage) for stage in self.programs_done if stage in self.optimizer.updates},
@@ -122,7 +116,7 @@ class Trainer:
 
     def _sent(self, stage: str) -> float:
         """Bytes that a process sends in a step, from the texts of the compiled programs."""
-        sizes, workers = dict(self.layout.mesh.shape), self.layout.mesh.shape["data"]
+        sizes, workers = dict(self.setup.layout.mesh.shape), self.setup.layout.mesh.shape["data"]
         texts = [program.as_text() for program in self.compiled(stage)]
         found = [one for text in texts for one in count_collectives(text, sizes)]
         return sum(one.total_bytes * WAYS[one.kind] for one in found) * (workers - 1) / workers

@@ -18,12 +18,13 @@ from typing import Any
 import jax
 import yaml
 
-import dsjax.train.loop as loop
+import dsjax.setup.assembly as assembly
 from dsjax.collectives.hlo import count_collectives
 from dsjax.config.load import from_dict, load_run, to_dict
 from dsjax.config.run import RunConfig
 from dsjax.plan.plan import plan
 from dsjax.setup.programs import Programs
+from dsjax.train.loop import run
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -96,7 +97,7 @@ def measured(config: RunConfig, folder: Path) -> dict[str, Any]:
     """A real run: for each program how often it was called and what a call sends."""
     calls: collections.Counter[str] = collections.Counter()
     bytes_of: dict[str, float] = {}
-    make = loop.make_programs
+    make = assembly.make_programs
 
     def counting(*arguments: Any, **options: Any) -> Programs:
         programs, sizes = make(*arguments, **options), dict(arguments[2].mesh.shape)
@@ -108,12 +109,12 @@ def measured(config: RunConfig, folder: Path) -> dict[str, Any]:
             programs.local and wrap("gradient alone", programs.local),
         )
 
-    loop.make_programs = counting
+    assembly.make_programs = counting
     start = time.perf_counter()
     try:
-        result = loop.run(config, run_dir=folder)
+        result = run(config, run_dir=folder)
     finally:
-        loop.make_programs = make
+        assembly.make_programs = make
     updates = {name: count for name, count in calls.items() if name.startswith("update ")}
     return {
         "calls": dict(calls),

@@ -27,6 +27,7 @@ from dsjax.mesh.build import make_mesh  # noqa: E402
 from dsjax.mesh.layout import Layout  # noqa: E402
 from dsjax.plan.compile import lower_programs, measure  # noqa: E402
 from dsjax.plan.plan import plan  # noqa: E402
+from dsjax.setup.assembly import assemble  # noqa: E402
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
@@ -53,7 +54,7 @@ def compare(name: str, size: dict[str, Any], remat: str) -> dict[str, Any]:
     layout = Layout(make_mesh(config.mesh, devices=jax.devices()[:1]))
     result: dict[str, Any] = {"size": name, "remat": remat, "residuals": predicted.memory.residuals}
     result["plan_seconds"] = round(seconds, 2)
-    lowered = lower_programs(config, layout)
+    lowered = lower_programs(assemble(config, layout=layout))
     for program, ours in (("gradient", predicted.gradient), ("update", predicted.update)):
         found = measure(lowered[program], dict(layout.mesh.shape))
         for kind in ("arguments", "temporary"):

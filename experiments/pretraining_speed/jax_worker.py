@@ -10,19 +10,18 @@ from flax import nnx
 from protocol import Job, commands
 from side_by_side import serve
 
+from dsjax.config.run import RunConfig
+from dsjax.data.config import DataConfig
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import GPT2Config
-from dsjax.models.families.registry import abstract, create
 from dsjax.models.formats.pretrained import load_pretrained
-from dsjax.models.tree import ModelTree
-from dsjax.objectives.registry import objective_of
 from dsjax.optimizers.config import AdamWConfig
-from dsjax.optimizers.create import create_optimizer
-from dsjax.setup.programs import make_programs
-from dsjax.setup.state import TrainState, init_state, state_shardings
-from dsjax.setup.step import BATCH_SPEC, GradientInputs, StepOptions
+from dsjax.setup.assembly import assemble, first_state
+from dsjax.setup.config import TrainConfig
+from dsjax.setup.state import TrainState
+from dsjax.setup.step import BATCH_SPEC, GradientInputs
 
 
 class JaxTrainer:
@@ -32,7 +31,7 @@ class JaxTrainer:
         self.job = job
         mesh_config = MeshConfig(platform="gpu" if job.device == "cuda" else "cpu")
         set_platform(mesh_config)
-        self.layout = Layout(make_mesh(mesh_config, devices=jax.devices()[:1]))
+        layout = Layout(make_mesh(mesh_config, devices=jax.devices()[:1]))
         self.config = GPT2Config(
             vocab_size=job.vocab_size,
             num_layers=job.num_layers,
@@ -42,12 +41,10 @@ class JaxTrainer:
             compute_dtype="bfloat16" if job.compute_dtype == "bfloat16" else "float32",
             remat="full" if job.remat == "full" else "none",
         )
-        model = ModelTree.of(abstract(self.config))
         adamw = AdamWConfig(**job.optimizer)  # pyright: ignore[reportArgumentType]
-        self.optimizer = create_optimizer(adamw, model.shapes, model.leading)
-        self.shardings = state_shardings(self.layout, model, self.optimizer, ema=False)
-        options = StepOptions(objective=objective_of("language_model"))
-        self.programs = make_programs(model, self.optimizer, self.layout, self.shardings, options)
+        data, train = DataConfig(sequence_length=job.length), TrainConfig(steps=1, clip_norm=0.0)
+        self.setup = assemble(RunConfig(model=self.config, data=data, optimizer=adamw, train=train), layout=layout)
+        self.programs = self.setup.programs
         self.learning_rate = jnp.float32(adamw.learning_rate)
         self.batches = [self._place(rows) for rows in np.load(job.tokens)]
         self.reset()
@@ -55,15 +52,14 @@ class JaxTrainer:
     def _place(self, rows: np.ndarray) -> dict[str, jax.Array]:
         """[B, T+1] -> a batch [1, 1, B, T]."""
         arrays = {"tokens": rows[:, :-1], "targets": rows[:, 1:], "loss_mask": np.ones(rows[:, 1:].shape, bool)}
-        sharding = self.layout.named(BATCH_SPEC)
+        sharding = self.setup.layout.named(BATCH_SPEC)
         return {name: jax.device_put(array[None, None], sharding) for name, array in arrays.items()}
 
     def reset(self) -> None:
-        make = lambda key: nnx.to_pure_dict(nnx.state(create(self.config, key=key), nnx.Param))
-        self.state: TrainState = init_state(make, self.optimizer, self.shardings, seed=0)
+        self.state, _ = first_state(self.setup)
         if self.job.weights:
             given = nnx.to_pure_dict(nnx.state(load_pretrained(self.job.weights, segments=()), nnx.Param))
-            params = jax.device_put(given, self.shardings.params)
+            params = jax.device_put(given, self.setup.shardings.params)
             self.state = TrainState(self.state.step, params, self.state.opt_state, self.state.key)
         self.at = 0
 

@@ -20,20 +20,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from side_by_side import MOST_OTHER_CORES, busy_seconds, machine, write_between_marks
 
 from dsjax.config.load import load_run
-from dsjax.mesh.build import make_mesh, set_platform
-from dsjax.mesh.layout import Layout
-from dsjax.models.adapter_training import split_model
-from dsjax.models.families.registry import initial_params
-from dsjax.objectives.registry import objective_of
+from dsjax.config.run import RunConfig
+from dsjax.mesh.build import set_platform
 from dsjax.observe.environment import versions
 from dsjax.observe.host import restart_with_huge_pages
 from dsjax.plan.cost import Cost
-from dsjax.runs.folder import resolved, schedule_of
+from dsjax.setup.assembly import Setup, assemble, first_state
 from dsjax.setup.placement import training_placement
-from dsjax.setup.programs import make_programs
-from dsjax.setup.schedule import Bucket, StepSchedule
-from dsjax.setup.state import init_state, make_optimizer, state_shardings
-from dsjax.setup.step import StepOptions
+from dsjax.setup.schedule import Bucket
 
 HERE = Path(__file__).parent
 REPEATS, STEPS = 3, 2
@@ -42,16 +36,10 @@ REPEATS, STEPS = 3, 2
 class Trainer:
     """Compiled steps of every size, on random tokens."""
 
-    def __init__(self, config: Any, schedule: StepSchedule) -> None:
-        self.layout = Layout(make_mesh(config.mesh), config.mesh.zero_stage)
-        self.model, _ = split_model(config.model, None)
-        self.optimizer = make_optimizer(config.optimizer, self.model, self.layout, steps=schedule.num_steps)
-        shardings = state_shardings(self.layout, self.model, self.optimizer, ema=False)
-        options = StepOptions(objective=objective_of("language_model"), clip_norm=1.0, random_ltd=config.random_ltd)
-        self.programs = make_programs(self.model, self.optimizer, self.layout, shardings, options)
-        make = lambda key: initial_params(config.model, key)
-        self.state = init_state(make, self.optimizer, shardings, seed=0)
-        self.vocab = config.model.vocab_size
+    def __init__(self, setup: Setup) -> None:
+        self.layout, self.optimizer, self.programs = setup.layout, setup.optimizer, setup.programs
+        self.state, _ = first_state(setup)
+        self.vocab = setup.config.model.vocab_size
         self.update = self.programs.updates["full"]
 
     def batch(self, bucket: Bucket) -> dict[str, jax.Array]:
@@ -83,12 +71,11 @@ class Trainer:
         return step, seconds, int(compiled.memory_analysis().temp_size_in_bytes)
 
 
-def measure(config: Any, *, quick: bool) -> dict[str, Any]:
+def measure(config: RunConfig, *, quick: bool) -> dict[str, Any]:
     """Everything that is recorded."""
-    schedule = schedule_of(config)
-    trainer = Trainer(config, schedule)
-    whole = {"rows": config.train.batch_size, "sequence_length": config.data.sequence_length}
-    cost = Cost.of(config.model, trainer.model, None, schedule, config.random_ltd, **whole)
+    setup = assemble(config)
+    config, schedule, cost = setup.config, setup.schedule, Cost.of(setup)
+    trainer = Trainer(setup)
     dense = Bucket(config.train.batch_size, config.data.sequence_length)
     sizes = list(dict.fromkeys([dense, *schedule.buckets]))
     sizes = sizes[:: max(1, len(sizes) // 3)] if quick else sizes
@@ -188,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="four sizes, also on a busy machine; writes nothing")
     quick = parser.parse_args().quick
-    config = resolved(load_run(HERE / "config.yaml", []))
+    config = load_run(HERE / "config.yaml", [])
     set_platform(config.mesh)
     result = measure(config, quick=quick)
     print("\n".join(report(result)))

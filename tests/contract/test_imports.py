@@ -43,7 +43,13 @@ ALLOWED = {
 }
 # Of dsjax.config, and so of RunConfig: the command, the planner, and the run: its assembly, its folder (which keeps the
 # config), its loop and steps, and its summary.
-SEES_RUN_CONFIG = {"setup/assembly.py", "runs/folder.py", "plan/plan.py", "plan/compile.py", "plan/preflight.py"} | {
+SEES_RUN_CONFIG = {
+    "setup/resolve.py",
+    "setup/assembly.py",
+    "runs/folder.py",
+    "plan/plan.py",
+    "plan/compile.py",
+    "plan/preflight.py",
     "train/loop.py",
     "train/steps.py",
     "train/summary.py",

@@ -27,7 +27,6 @@ from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import LlamaConfig
 from dsjax.optimizers.config import OneBitAdamConfig, OneBitLambConfig, ZeroOneAdamConfig
 from dsjax.plan.rounds import Round, predict_rounds
-from dsjax.setup.state import abstract_state
 from tests.helpers import FAST, Training, make_rows, make_training
 
 SMALL = LlamaConfig(
@@ -66,7 +65,7 @@ def update_collectives(training: Training, stage: str) -> list[Collective]:
         lambda x, spec: shape((workers, *x.shape), "data", *spec), model.shapes, model.specs(layout.gradient)
     )
     loss = shape((workers,), "data") if stage in training.optimizer.local else shape(())
-    state = abstract_state(model, training.optimizer, training.shardings)
+    state = training.setup.shapes
     program = training.programs.updates[stage]
     return counted(program, state, gradients, loss, jnp.float32(1), sizes=layout.mesh.shape)
 
@@ -84,9 +83,7 @@ def device_sizes(training: Training) -> list[tuple[int, int]]:
 
 def planned_rounds(training: Training) -> dict[str, Round]:
     """What `dsjax plan` says of the stages."""
-    optimizer, model = training.optimizer, training.model
-    state = jax.eval_shape(optimizer.init, model.shapes)
-    return {one.stage: one for one in predict_rounds(model, optimizer, state, training.layout, steps=STEPS)}
+    return {one.stage: one for one in predict_rounds(training.setup)}
 
 
 def over_data(collectives) -> list[tuple[str, str, int]]:
@@ -138,7 +135,7 @@ def test_a_stage_sends_what_is_accounted_for(mesh, optimizer, stage):
 @pytest.mark.parametrize("mesh", ["data", "tensor", "zero3"])
 def test_a_gradient_of_workers_that_are_alone_sends_nothing_over_data(mesh):
     training = make_training(MESHES[mesh], SMALL, ZERO_ONE, steps=STEPS)
-    state = abstract_state(training.model, training.optimizer, training.shardings)
+    state = training.setup.shapes
     inputs = training.programs.gradient_inputs(training.optimizer, "local", state, training.place(make_rows()))
     assert training.programs.local is not None and inputs.shift is not None
     found = counted(training.programs.local, inputs, sizes=training.layout.mesh.shape)

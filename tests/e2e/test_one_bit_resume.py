@@ -14,12 +14,9 @@ from dsjax.config.load import load_run
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
-from dsjax.models.families.registry import abstract
 from dsjax.models.naming import to_named
-from dsjax.models.tree import ModelTree
-from dsjax.runs.folder import resolved
 from dsjax.runs.saving import restore
-from dsjax.setup.state import abstract_state, make_optimizer, state_shardings
+from dsjax.setup.assembly import assemble
 
 MODEL = {
     "kind": "llama", "vocab_size": 264, "num_layers": 1, "model_dim": 16, "num_heads": 4, "tied_embedding": True,
@@ -75,14 +72,10 @@ def test_zero_one_adam_goes_on_as_if_nothing_had_been(tmp_path, zygote, zero_one
 
 def restored(config: Path, run: Path, step: int, workers: int, told: list[str]) -> dict[str, np.ndarray]:
     """The tensors of a run's state on so many workers, from a checkpoint."""
-    settings = resolved(load_run(config))
-    mesh = MeshConfig(data=workers)
-    layout = Layout(make_mesh(mesh, devices=jax.devices()[:workers]))
-    model = ModelTree.of(abstract(settings.model))
-    optimizer = make_optimizer(settings.optimizer, model, layout, steps=settings.train.steps)
-    shapes = abstract_state(model, optimizer, state_shardings(layout, model, optimizer, ema=True))
-    store = CheckpointStore(run / "checkpoints", settings.checkpoint)
-    found = to_named(restore(store, step, shapes, model.segments, told.append), model.segments)
+    layout = Layout(make_mesh(MeshConfig(data=workers), devices=jax.devices()[:workers]))
+    setup = assemble(load_run(config), layout=layout)
+    segments, store = setup.model.segments, CheckpointStore(run / "checkpoints", setup.config.checkpoint)
+    found = to_named(restore(store, step, setup.shapes, segments, told.append), segments)
     return {name: np.asarray(x) for name, x in found.items() if name != "key"}
 
 

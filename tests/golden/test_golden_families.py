@@ -20,10 +20,11 @@ from flax import nnx
 from dsjax.checkpoint.safetensors_folder import open_folder, write_tree
 from dsjax.layers.context import Context
 from dsjax.models import load_pretrained
-from dsjax.models.families.registry import FAMILIES, config_from_hf
+from dsjax.models.families.registry import FAMILIES, config_from_hf, segments_of
 from dsjax.models.formats.pretrained import save_pretrained
+from dsjax.models.naming import to_named
 from dsjax.models.transformer import Transformer
-from tests.helpers import FAST, ONE, assert_close, batch_loss, make_training
+from tests.helpers import FAST, assert_close, batch_loss
 
 ROOT = Path(__file__).parent / "families"
 NAMES = sorted(path.parent.name for path in ROOT.glob("*/golden.npz"))
@@ -138,7 +139,7 @@ def test_loss_and_gradients(name, case):
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     value, gradients = loss_and_gradients(name)(params, batch_of(model, record), record.get("labels"))
     assert float(value) == pytest.approx(float(record["loss"]), rel=TOLERANCE)
-    got = hf_names(model.config, make_training(ONE, model.config).named(gradients))
+    got = hf_names(model.config, to_named(jax.device_get(gradients), segments_of(model.config)))
     want = {key.removeprefix("grad/"): value for key, value in record.items() if key.startswith("grad/")}
     assert got.keys() == want.keys()
     nothing = [key for key in want if key.endswith("key.bias")]

@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 from optimizer_recordings import ERRORS, TOLERANCE_ALONE, TOLERANCE_OF_ERRORS, assert_near
 from oracle_replay import replay, replay_collective, scale_of_compressed
 
-from dsjax.collectives.one_bit import Feedback, Scheme, one_bit_mean, owed
+from dsjax.collectives.one_bit import Feedback, Scheme, one_bit_mean
 from dsjax.optimizers import onebit_adam, onebit_lamb, state_specs, worker_params, zero_one_adam
 from tests.helpers import FAST
 
@@ -31,6 +31,11 @@ def mesh_of(workers: int) -> jax.sharding.Mesh:
     return jax.make_mesh(
         (workers,), ("data",), devices=jax.devices()[:workers], axis_types=(jax.sharding.AxisType.Auto,)
     )
+
+
+def owed(carry: jax.Array, scale: jax.Array) -> jax.Array:
+    """The error that a carry [S, N] and its scale [S] stand for."""
+    return carry - jnp.where(carry >= 0, scale[:, None], -scale[:, None])
 
 
 def seen(kind: str, params, state) -> dict:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from dsjax.config.run import RunConfig
+from dsjax.data.config import DataConfig
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
@@ -16,13 +18,10 @@ from dsjax.models.config import BertConfig, LlamaConfig, LoRAConfig
 from dsjax.models.families.registry import create, segments_of
 from dsjax.models.formats.pretrained import save_pretrained
 from dsjax.models.naming import to_named
-from dsjax.objectives.registry import chosen_objective
-from dsjax.optimizers.config import AdamWConfig
-from dsjax.optimizers.create import create_optimizer
+from dsjax.setup.assembly import assemble, first_state
+from dsjax.setup.config import TrainConfig
 from dsjax.setup.placement import training_placement
-from dsjax.setup.programs import make_programs
-from dsjax.setup.state import state_around, state_shardings
-from dsjax.setup.step import GradientInputs, StepOptions
+from dsjax.setup.step import GradientInputs
 from tests.helpers import FAST, assert_close, make_rows
 
 SIZES = {"vocab_size": 64, "num_layers": 2, "model_dim": 32, "num_heads": 8, "mlp_dim": 48, "segments": (2,)}
@@ -44,13 +43,10 @@ class Run:
     def __init__(self, config, mesh: MeshConfig, *, lora_config=LORA):
         sizes = mesh.data * mesh.fsdp * mesh.expert * mesh.tensor
         self.config, self.layout = config, Layout(make_mesh(mesh, devices=jax.devices()[:sizes]), mesh.zero_stage)
-        self.model, _ = lora.split_model(config, lora_config)
-        optimizer = create_optimizer(AdamWConfig(), self.model.shapes, self.model.leading)
-        shardings = state_shardings(self.layout, self.model, optimizer, ema=False)
-        params, self.frozen = lora.first_params(config, self.model, self.layout, seed=0)
-        self.state = state_around(params, optimizer, shardings, seed=0)
-        options = StepOptions(objective=chosen_objective(config), clip_norm=1.0)
-        self.programs = make_programs(self.model, optimizer, self.layout, shardings, options)
+        data, train = DataConfig(sequence_length=16), TrainConfig(steps=1, batch_size=16)
+        setup = assemble(RunConfig(model=config, lora=lora_config, data=data, train=train), layout=self.layout)
+        self.model, self.programs = setup.model, setup.programs
+        self.state, self.frozen = first_state(setup)
 
     def step(self, rows, *, accumulation=1):
         batch = training_placement(self.layout, batch_size=len(rows["tokens"]), accumulation=accumulation)(rows)

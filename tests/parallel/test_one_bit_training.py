@@ -238,7 +238,8 @@ def test_all_stages_of_a_run_compile_once_and_workers_agree():
     try:
         for number, stage in enumerate(stages):
             batch = training.place(make_rows(seed=number))
-            gradients, metrics = programs.gradient_of(optimizer, stage, state, batch)
+            inputs = programs.gradient_inputs(optimizer, stage, state, batch)
+            gradients, metrics = programs.gradient_for(optimizer, stage)(inputs)
             state, _ = programs.updates[stage](state, gradients, metrics["loss"], np.float32(RATE / (1 + number)))
             if stage not in optimizer.no_collectives:
                 assert_workers_agree((state.params, state.opt_state.nu))

@@ -50,7 +50,8 @@ def test_workers_that_are_alone_and_frozen_parameters_drop_the_same():
     try:
         for counts in ((16, 8), LTD_COUNTS):
             given, batch = np.array(counts, np.int32), training.place(rows)
-            gradients, metrics = programs.gradient_of(optimizer, stage, state, batch, num_kept=8, counts=given)
+            inputs = programs.gradient_inputs(optimizer, stage, state, batch, counts=given)
+            gradients, metrics = programs.gradient_for(optimizer, stage, num_kept=8)(inputs)
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
     assert programs.gradient_for(optimizer, stage, num_kept=8)._cache_size() == 1

@@ -61,21 +61,6 @@ class Corpus:
         return sum(store.num_tokens for store in self.train)
 
     @property
-    def train_bytes(self) -> int:
-        """UTF-8 bytes of the training text."""
-        return sum(store.num_bytes for store in self.train)
-
-    @property
-    def validation_tokens(self) -> int:
-        """Validation tokens, end-of-text tokens among them."""
-        return sum(store.num_tokens for store in self.validation)
-
-    @property
-    def validation_bytes(self) -> int:
-        """UTF-8 bytes of the validation text."""
-        return sum(store.num_bytes for store in self.validation)
-
-    @property
     def num_cut(self) -> int:
         """Labelled texts that were longer than a row."""
         stores = self.train + self.validation

@@ -6,7 +6,6 @@ Sequence-length warm-up (arXiv 2108.06084) gives each step a shape of its own: o
 (truncate), or all of it in pieces of `length` tokens that become rows of a larger batch (reshape).
 """
 
-import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from dsjax.data.corpus.build import Corpus
 from dsjax.data.curriculum.draw import Curriculum
 from dsjax.data.rows.format import Batch
 from dsjax.data.rows.mixture import Rows
+from dsjax.data.rows.shape import BatchShape
 
 
 class FixedBatches:
@@ -92,23 +92,6 @@ def validation_rows(
     """The fixed validation rows of a corpus, packed like the training rows; no batches without validation documents."""
     rows = Rows.of(corpus, config, split="validation") if corpus.validation else None
     return FixedBatches(rows, batch_size=batch_size, num_rows=num_rows, positions=positions)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class BatchShape:
-    """The global batch of one step.
-
-    Example:
-        >>> BatchShape(rows=8, length=80, width=128)  # 80 tokens of each row in the program for 128
-        BatchShape(rows=8, length=80, width=128)
-    """
-
-    rows: int
-    """Rows; more than the batch draws when each of these is cut into pieces (reshape)."""
-    length: int
-    """Columns that hold the text."""
-    width: int
-    """Columns of the arrays, those behind `length` blank."""
 
 
 def _blank(value: np.ndarray, length: int) -> np.ndarray:

@@ -14,18 +14,16 @@ from protocol import Job
 from run import write_inputs
 
 from dsjax.collectives.hlo import count_collectives
+from dsjax.config.run import RunConfig
+from dsjax.data.config import DataConfig
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import GPT2Config
-from dsjax.models.families.registry import abstract
-from dsjax.models.tree import ModelTree, count_parameters
-from dsjax.objectives.registry import objective_of
-from dsjax.optimizers.config import AdamWConfig
-from dsjax.optimizers.create import create_optimizer
-from dsjax.setup.programs import make_programs
-from dsjax.setup.state import abstract_state, state_shardings
-from dsjax.setup.step import BATCH_SPEC, GradientInputs, StepOptions
+from dsjax.models.tree import count_parameters
+from dsjax.setup.assembly import Setup, assemble
+from dsjax.setup.config import TrainConfig
+from dsjax.setup.step import BATCH_SPEC, GradientInputs
 
 STEPS = 3
 FIGURES = 4096
@@ -72,10 +70,11 @@ def two_devices(context: Context) -> Outcome:
     config = GPT2Config(
         vocab_size=512, num_layers=4, model_dim=256, num_heads=4, max_positions=512, compute_dtype="bfloat16"
     )
-    model = ModelTree.of(abstract(config))
-    text = gradient_text(model, layout, length=64 if context.rehearse else 512)
+    data, train = DataConfig(sequence_length=64 if context.rehearse else 512), TrainConfig(steps=1, clip_norm=0.0)
+    setup = assemble(RunConfig(model=config, data=data, train=train), layout=layout)
+    text = gradient_text(setup)
     crossing = [each for each in count_collectives(text, dict(layout.mesh.shape)) if "data" in each.axes]
-    total, gradient = sum(each.total_bytes for each in crossing), 4 * count_parameters(model)
+    total, gradient = sum(each.total_bytes for each in crossing), 4 * count_parameters(setup.model)
     calls = text.count("__cudnn$fmha")
     context.note(
         crossing=[f"{each.kind} {each.bytes} bytes x {each.count}" for each in crossing],
@@ -86,12 +85,9 @@ def two_devices(context: Context) -> Outcome:
     return Outcome(ours=ours, passed=once and gradient <= total <= gradient + FIGURES)
 
 
-def gradient_text(model: ModelTree, layout: Layout, *, length: int) -> str:
+def gradient_text(setup: Setup) -> str:
     """The compiled gradient program of 2 workers, each of which accumulates 2 parts of 2 rows."""
-    optimizer = create_optimizer(AdamWConfig(), model.shapes, model.leading)
-    shardings = state_shardings(layout, model, optimizer, ema=False)
-    programs = make_programs(model, optimizer, layout, shardings, StepOptions(objective=objective_of("language_model")))
-    state = abstract_state(model, optimizer, shardings)
-    array = lambda dtype: jax.ShapeDtypeStruct((2, 2, 2, length), dtype, sharding=layout.named(BATCH_SPEC))
+    state, sharding = setup.shapes, setup.layout.named(BATCH_SPEC)
+    array = lambda dtype: jax.ShapeDtypeStruct((2, 2, 2, setup.config.data.sequence_length), dtype, sharding=sharding)
     batch = {"tokens": array(jnp.int32), "targets": array(jnp.int32), "loss_mask": array(jnp.bool_)}
-    return programs.gradient.lower(GradientInputs(state.params, state.key, state.step, batch)).compile().as_text()
+    return setup.programs.gradient.lower(GradientInputs(state.params, state.key, state.step, batch)).compile().as_text()

@@ -16,7 +16,7 @@ from dsjax.cli.main import main
 from dsjax.data.config import DataConfig, FileTokenizer, TextSource
 from dsjax.data.corpus.build import build_corpus
 from dsjax.data.tokenizers.tokenizer import Tokenizer, byte_tokenizer
-from dsjax.evaluate.perplexity import Batches, read_text, score, windows
+from dsjax.evaluate.perplexity import WindowBatches, read_text, score, windows
 from dsjax.inference.convert import byte_tokenizer_file
 from dsjax.inference.open import open_model
 from dsjax.inference.text import plain_prompt
@@ -92,7 +92,7 @@ def test_batches_hold_every_target_once_after_its_own_past(sizes, length, batch_
     stride = data.draw(st.integers(1, length))
     starts = np.cumsum([0, *sizes])
     documents = [np.arange(start, start + size) for start, size in zip(starts, sizes, strict=False)]
-    batches = Batches(documents, length=length, stride=stride, batch_tokens=batch_tokens, multiple=multiple)
+    batches = WindowBatches(documents, length=length, stride=stride, batch_tokens=batch_tokens, multiple=multiple)
     seen, widths = [], set()
     for batch in batches:
         rows, width = batch.tokens.shape

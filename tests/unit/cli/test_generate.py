@@ -18,7 +18,7 @@ from tiny_models import CONFIGS, make_model, write_run
 
 from dsjax.cli.main import main
 from dsjax.inference.open import open_model
-from dsjax.inference.text import plain_prompt, without_unused_tokens, write
+from dsjax.inference.text import generate_text, plain_prompt, without_unused_tokens
 from dsjax.models.generate import Generation
 
 PROMPT = "héllo"
@@ -96,7 +96,7 @@ def test_it_stops_at_each_end_of_text(hf_folders, greedy, tmp_path, capsys):
 
 def test_text_appears_as_it_is_made(run_folder, greedy):
     trained, shown = open_model(run_folder, report=print), []
-    write(trained, [plain_prompt(trained, PROMPT)], options=Generation(max_new_tokens=20), show=shown.append)
+    generate_text(trained, [plain_prompt(trained, PROMPT)], options=Generation(max_new_tokens=20), show=shown.append)
     assert shown[0] == PROMPT and len(shown) == 1 + 20 + 1 and "".join(shown) == PROMPT + text_of(greedy())
 
 

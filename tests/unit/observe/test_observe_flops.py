@@ -10,7 +10,7 @@ import pytest
 from dsjax.data.curriculum.difficulty import grown
 from dsjax.models.config import GPT2Config, RandomLTDConfig
 from dsjax.objectives.registry import objective_of
-from dsjax.observe.flops import layer_tokens, model_flops_per_token, training_flops
+from dsjax.observe.flops import Matrices, layer_tokens, model_flops_per_token, training_flops
 from dsjax.plan.jaxpr import dot_flops
 from dsjax.setup.step import GradientInputs, StepOptions, make_gradient
 from tests.helpers import make_rows, make_training
@@ -29,24 +29,16 @@ def test_a_layers_flops_are_those_of_the_papers():
     """Forward 24 D^2 s + 4 D s^2 of a layer of GPT, three times that with the backward pass; data as arrays."""
     D, s, kept = 2048, np.array([512, 2048, 2048]), np.array([128, 128, 4096])
     f = lambda tokens: 24 * D**2 * tokens + 4 * D * tokens**2
-    got = training_flops(
-        layer_parameters=12 * D**2,
-        other_parameters=0,
-        num_layers=24,
-        dropping_layers=22,
-        attention_dim=D,
-        rows=3,
-        length=s,
-        kept=kept,
-    )
+    layers = Matrices(12 * D**2, 0, num_layers=24, attention_dim=D, dropping_layers=22)
+    got = training_flops(layers, rows=3, length=s, kept=kept)
     np.testing.assert_allclose(got, 3 * 3 * (2 * f(s) + 22 * f(np.minimum(kept, s))), rtol=1e-15)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_step_that_drops_nothing_is_palms(causal):
     """6 N + 4 F + 12 L H Q T for a token, half of the attention's where a query sees the keys before it."""
-    shape = {"num_layers": 5, "attention_dim": 48, "rows": 8, "length": 96, "kept": 96}
-    got = training_flops(layer_parameters=1000, other_parameters=700, dropping_layers=3, causal=causal, **shape)
+    layers = Matrices(1000, 700, num_layers=5, attention_dim=48, dropping_layers=3)
+    got = training_flops(layers, rows=8, length=96, kept=96, causal=causal)
     attention = 12 * 5 * 48 * 96 / (2 if causal else 1)
     assert float(got) == pytest.approx(8 * 96 * (6 * 5700 + attention), rel=1e-12)
     per_token = model_flops_per_token(
@@ -68,6 +60,6 @@ def test_a_step_is_its_programs_matrix_products():
         counts = None if kept is None else np.array([16, kept], np.int32)
         products[kept] = dot_flops(jax.make_jaxpr(program)(dataclasses.replace(inputs, counts=counts)).jaxpr)
     layer = 32 * 3 * 32 + 32 * 32 + 2 * 32 * 80
-    shape = {"num_layers": 4, "dropping_layers": 2, "attention_dim": 32, "rows": 16, "length": 16}
-    flops = training_flops(layer_parameters=layer, other_parameters=64 * 32, kept=np.array([16, 6]), **shape)
+    matrices = Matrices(layer, 64 * 32, num_layers=4, attention_dim=32, dropping_layers=2)
+    flops = training_flops(matrices, rows=16, length=16, kept=np.array([16, 6]))
     assert [products[None], products[6]] == flops.tolist()

@@ -49,6 +49,16 @@ def test_table_and_verdict():
     assert "does NOT fit" in done.stdout and "a100-40g" in done.stdout and "optimizer" in done.stdout
 
 
+def test_shardings_on_a_mesh_that_does_not_exist():
+    """The largest tensor of BLOOM-176B's state: 56 layers' kernels of the MLP over tensor 4 x fsdp 16."""
+    done = dsjax_plan(BLOOM, "--shardings")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and max(map(len, lines)) <= 100, done.stderr
+    largest = next(line for line in lines if "/mlp/" in line)
+    assert "14336x57344" in done.stdout.replace("\n", "") or "57344x14336" in done.stdout.replace("\n", "")
+    assert "tensor" in largest and "fsdp" in largest and "fits on" in done.stdout
+
+
 def test_everything_that_does_not_divide_is_said_at_once():
     done = dsjax_plan(BLOOM, "--set", "mesh.tensor=3", "--set", "mesh.data=7")
     assert done.returncode == 2 and not done.stdout

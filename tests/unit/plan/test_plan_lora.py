@@ -16,6 +16,7 @@ from dsjax.models.formats.pretrained import save_pretrained
 from dsjax.plan.compile import lower_programs, measure
 from dsjax.plan.plan import plan
 from dsjax.plan.table import plan_table
+from dsjax.setup.assembly import assemble
 from tests.unit.plan.plan_configs import config, layout_of
 
 SHAPE = {"vocab_size": 260, "num_layers": 4, "model_dim": 64, "num_heads": 4, "max_positions": 32}
@@ -46,7 +47,7 @@ def adapted(tmp_path_factory):
 def test_one_device_against_xla(adapted, name, accumulation):
     run = adapted(name, accumulation=accumulation)
     layout, predicted = layout_of(run), plan(run, num_devices=1)
-    for program, lowered in lower_programs(run, layout).items():
+    for program, lowered in lower_programs(assemble(run, layout=layout)).items():
         found, ours = measure(lowered, dict(layout.mesh.shape)), getattr(predicted, program)
         assert ours.arguments == pytest.approx(found["arguments"], rel=0.02)
         assert ours.temporary == pytest.approx(found["temporary"], rel=0.25)
@@ -56,7 +57,7 @@ def test_only_adapters_cross_the_mesh(adapted):
     run = adapted("llama", data=2, fsdp=2, zero_stage=2, accumulation=2)
     layout, predicted = layout_of(run), plan(run)
     sizes = dict(layout.mesh.shape)
-    found = [measure(lowered, sizes) for lowered in lower_programs(run, layout).values()]
+    found = [measure(lowered, sizes) for lowered in lower_programs(assemble(run, layout=layout)).values()]
     moved = sum(row.bytes for row in predicted.traffic)
     assert moved == pytest.approx(sum(sum(program["axes"].values()) for program in found), rel=0.02)
     # Reduced in each of two micro-batches, gathered when they are new, and in their shards over `data`; two scalars.

@@ -10,6 +10,7 @@ from dsjax.plan.compile import lower_programs, measure
 from dsjax.plan.jaxpr import dot_flops, flatten
 from dsjax.plan.memory import peak_bytes, residual_bytes
 from dsjax.plan.plan import plan, require_memory
+from dsjax.setup.assembly import assemble
 from tests.unit.plan.plan_configs import config, layout_of
 
 SHAPE = jax.ShapeDtypeStruct((16, 16), jnp.float32)
@@ -64,7 +65,7 @@ def test_products_in_a_scan_count_as_often_as_it_runs():
 def test_one_device_against_xla(kind, remat):
     run = config(kind=kind, remat=remat, accumulation=2)
     layout, predicted = layout_of(run), plan(run, num_devices=1)
-    for name, lowered in lower_programs(run, layout).items():
+    for name, lowered in lower_programs(assemble(run, layout=layout)).items():
         found, ours = measure(lowered, dict(layout.mesh.shape)), getattr(predicted, name)
         assert ours.arguments == pytest.approx(found["arguments"], rel=0.02)
         assert ours.temporary == pytest.approx(found["temporary"], rel=0.25)
@@ -79,7 +80,7 @@ BERT = {"max_positions": 32, "segments": (4,)}
 def test_other_families_against_xla(kind, more):
     run = config(kind=kind, more=more)
     layout, predicted = layout_of(run), plan(run, num_devices=1)
-    for name, lowered in lower_programs(run, layout).items():
+    for name, lowered in lower_programs(assemble(run, layout=layout)).items():
         found, ours = measure(lowered, dict(layout.mesh.shape)), getattr(predicted, name)
         assert ours.arguments == pytest.approx(found["arguments"], rel=0.02)
         assert ours.temporary == pytest.approx(found["temporary"], rel=0.25)
@@ -132,8 +133,8 @@ def test_dropout_is_traced():
 def test_more_than_there_is_is_refused_before_anything_is_allocated():
     run = config(width=65536, num_layers=96, vocab_size=65536)
     with pytest.raises(ValueError, match=r"needs .* TiB .* available on this host; largest are .* --force"):
-        require_memory(run, layout_of(run))
-    require_memory(config(), layout_of(config()))
+        require_memory(assemble(run, layout=layout_of(run)))
+    require_memory(assemble(config(), layout=layout_of(config())))
 
 
 def test_the_sum_of_a_parameters_shards_is_the_parameter():

@@ -4,6 +4,7 @@ import pytest
 
 from dsjax.plan.compile import lower_programs, measure
 from dsjax.plan.plan import plan
+from dsjax.setup.assembly import assemble
 from tests.unit.plan.plan_configs import config, layout_of
 
 MESHES = {
@@ -22,7 +23,7 @@ def test_against_the_compiled_programs(mesh):
     run = config(**mesh)
     layout, predicted = layout_of(run), plan(run)
     sizes = dict(layout.mesh.shape)
-    found = [measure(lowered, sizes) for lowered in lower_programs(run, layout).values()]
+    found = [measure(lowered, sizes) for lowered in lower_programs(assemble(run, layout=layout)).values()]
     for axis in ("data", "fsdp", "tensor"):
         moved = sum(row.bytes for row in predicted.traffic if axis in row.axis)
         counted = sum(program["axes"].get(axis, 0) for program in found)

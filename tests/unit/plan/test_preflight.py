@@ -18,8 +18,8 @@ from dsjax.observe.config import ObserveConfig
 from dsjax.plan import preflight
 from dsjax.plan.plan import plan
 from dsjax.runs import disk
-from dsjax.runs.folder import resolved, schedule_of
 from dsjax.setup.config import TrainConfig
+from dsjax.setup.resolve import resolved, schedule_of
 from dsjax.setup.schedule import make_schedule
 from tests.unit.plan.plan_configs import config
 

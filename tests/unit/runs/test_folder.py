@@ -14,7 +14,7 @@ from dsjax.config.run import RunConfig
 from dsjax.models.config import BloomConfig
 from dsjax.runs.counters import Counters
 from dsjax.runs.folder import new_folder, newest_folder, read_config
-from dsjax.runs.saving import Saver
+from dsjax.runs.saving import RunStatus, Saver
 from dsjax.setup.config import TrainConfig
 
 BAD = [
@@ -149,7 +149,7 @@ def test_a_last_checkpoint_that_is_whole_counts(monkeypatch, there, saved, fails
     monkeypatch.setattr("dsjax.runs.saving.to_named", lambda state, runs: {})
     store, notes = Store(there=there, saved=saved), Notes()
     folder = type("Folder", (), {"how_to_resume": "dsjax train"})
-    saver = Saver(store, (1,), Counters(steps=9), "hash", notes, folder)
+    saver = Saver(RunStatus(folder, store, Counters(steps=9)), (1,), "hash", notes)
     if fails:
         with pytest.raises(CheckpointError, match="make room, then: dsjax train"):
             saver.save(None, validation_loss=None, must=True)

@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 
 from dsjax.config.load import load_run
 from dsjax.data.config import CurriculumConfig, FixedDiscrete, FixedLinear, LengthConfig
-from dsjax.models.adapter_training import split_model
+from dsjax.mesh.config import AXES
 from dsjax.models.config import RandomLTDConfig
-from dsjax.observe.flops import training_flops
+from dsjax.observe.flops import Matrices, training_flops
 from dsjax.optimizers.config import OneBitAdamConfig, ScheduleConfig
 from dsjax.optimizers.create import advice
 from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.plan.cost import Cost
-from dsjax.runs.folder import resolved, schedule_of
+from dsjax.plan.trace import abstract_layout
+from dsjax.setup.assembly import assemble
 from dsjax.setup.config import TrainConfig
+from dsjax.setup.resolve import resolved
 from dsjax.setup.schedule import Bucket, StepSchedule, make_schedule
 
 ROOT = Path(__file__).parents[3]
@@ -57,11 +59,9 @@ def test_the_bookkeeping_of_the_gpt3_recipes(billions, curriculum, dropping, ste
     assert round(float((schedule.rows * schedule.length).sum()) / 1e9, 1) == raw
     assert schedule.tokens[-2] < billions * 10**9 <= schedule.tokens[-1]
     assert len(schedule.buckets) <= 16 and schedule.waste < 0.02
-    layers = {"layer_parameters": 12 * 2048**2, "other_parameters": 0, "num_layers": 24, "attention_dim": 2048}
-    plain = training_flops(**layers, dropping_layers=0, rows=512, length=2048, kept=2048) * 286_103
-    spent = training_flops(
-        **layers, dropping_layers=22, rows=schedule.rows, length=schedule.length, kept=schedule.kept
-    ).sum()
+    layers = Matrices(12 * 2048**2, 0, num_layers=24, attention_dim=2048, dropping_layers=22)
+    plain = training_flops(layers, rows=512, length=2048, kept=2048) * 286_103
+    spent = training_flops(layers, rows=schedule.rows, length=schedule.length, kept=schedule.kept).sum()
     assert spent / plain == pytest.approx(flops, abs=1e-3)
 
 
@@ -70,12 +70,10 @@ def test_the_bookkeeping_of_the_gpt3_recipes(billions, curriculum, dropping, ste
     [("gpt3-1.3b-curriculum", 339_169), ("gpt3-1.3b-ltd-200b", 248_526), ("gpt3-1.3b-efficient-150b", 188_632)],
 )
 def test_the_recipes_are_in_the_presets(name, steps):
-    config = resolved(load_run(ROOT / "configs" / "run" / f"{name}.yaml"))
-    schedule = schedule_of(config)
+    one_device = abstract_layout(dict.fromkeys(AXES, 1), zero_stage=0)
+    setup = assemble(load_run(ROOT / "configs" / "run" / f"{name}.yaml"), layout=one_device)
+    config, schedule, cost = setup.config, setup.schedule, Cost.of(setup)
     assert schedule.num_steps == steps
-    model, frozen = split_model(config.model, None)
-    whole = {"rows": config.train.batch_size, "sequence_length": config.data.sequence_length}
-    cost = Cost.of(config.model, model, frozen, schedule, config.random_ltd, **whole)
     # With the output projection, which sees all tokens of a row.
     layers, width, vocabulary = config.model.num_layers, config.model.model_dim, config.model.vocab_size
     layer = lambda tokens: 24 * width**2 * tokens + 4 * width * tokens.astype(float) ** 2

@@ -8,7 +8,6 @@ from jax.sharding import PartitionSpec
 
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.report import placements
-from dsjax.setup.state import abstract_state
 from tests.helpers import TINY, make_params, make_training
 
 P = sum(value.nbytes for value in make_params(TINY).values())
@@ -24,7 +23,7 @@ def bytes_per_device(tree) -> int:
 def test_zero_stages_save_what_they_say(stage, params, moments):
     """Over fsdp 4 x expert 2; every tensor of the model divides by 8."""
     training = make_training(MeshConfig(data=1, fsdp=4, expert=2, zero_stage=stage), ema_decay=0.9)
-    state = abstract_state(training.model, training.optimizer, training.shardings)
+    state = training.setup.shapes
     assert bytes_per_device(state.params) == params
     assert bytes_per_device(state.opt_state) == moments
     assert bytes_per_device(state.ema) == (P if stage == 0 else P // 8)
@@ -32,7 +31,7 @@ def test_zero_stages_save_what_they_say(stage, params, moments):
 
 def test_the_abstract_state_is_that_of_a_real_one():
     training = make_training(MeshConfig(data=2, fsdp=2, tensor=2, zero_stage=3), ema_decay=0.9)
-    abstract = abstract_state(training.model, training.optimizer, training.shardings)
+    abstract = training.setup.shapes
     describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, str(x.sharding)), tree)
     assert describe(abstract) == describe(training.state())
 

@@ -30,8 +30,9 @@ from dsjax.optimizers.config import AdamWConfig
 from dsjax.plan.plan import plan
 from dsjax.runs.begun import as_begun, class_numbers, with_class_names
 from dsjax.runs.corpus import open_corpus
-from dsjax.runs.folder import begun_folder, read_config, resolved
+from dsjax.runs.folder import begun_folder, read_config
 from dsjax.setup.config import TrainConfig
+from dsjax.setup.resolve import resolved
 from dsjax.train.loop import run
 from tests.wordpiece import BERT, write_folder
 

@@ -63,8 +63,8 @@ def test_every_document_once_in_order_and_on_one_side(tmp_path, small_parts, tok
     assert train == [text for text in documents + documents[:20] if text in set(train)]
     assert validation == [text for text in documents + documents[:20] if text in set(validation)]
     assert len(train) + len(validation) == 220 and 20 < len(validation) < 70
-    assert corpus.train_bytes == sum(len(text.encode()) for text in train)
-    assert corpus.validation_bytes == sum(len(text.encode()) for text in validation)
+    for stores, split in ((corpus.train, train), (corpus.validation, validation)):
+        assert sum(store.num_bytes for store in stores) == sum(len(text.encode()) for text in split)
     lines = [f"x.jsonl:{n}" for n in range(1, 222) if n != 201]
     names = corpus.document_names
     assert names["train"] == sorted(names["train"], key=lines.index) and set(names["train"]) <= set(lines)

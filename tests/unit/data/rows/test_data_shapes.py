@@ -12,7 +12,8 @@ from dsjax.data.rows.labels import LabelledFormat
 from dsjax.data.rows.masked import MaskedFormat, Masker
 from dsjax.data.rows.mixture import Rows
 from dsjax.data.rows.packed import PackedFormat
-from dsjax.data.rows.pipeline import Batches, BatchShape, longest_row
+from dsjax.data.rows.pipeline import Batches, longest_row
+from dsjax.data.rows.shape import BatchShape
 
 quick = settings(deadline=None, max_examples=25)
 
