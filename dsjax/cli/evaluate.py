@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stride", type=int, metavar="N", help="tokens between windows (default: half the length)")
     add("--score-first", action="store_true", help="score each document's first token too, after an end of text")
     add("--field", default="text", metavar="KEY", help="key of a .jsonl line's text (default: text)")
-    tasks = ("language_model", "classification", "masked")
+    tasks = tuple(_EVALUATIONS)
     add("--task", choices=tasks, metavar="TASK", help=", ".join(tasks) + " (default: what the model is for)")
     add("--label-key", default="label", metavar="KEY", help="key of a .jsonl line's label (default: label)")
     add("--pair-key", default="", metavar="KEY", help="key of a .jsonl line's second text, of pairs")
@@ -50,9 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
     use_compilation_cache()
     with elapsed(f"reading {arguments.source}", enabled=True):
         trained = open_model(arguments.source, report=lambda line: print(f"dsjax: {line}", file=sys.stderr))
-    metrics = {"language_model": _on_text, "masked": _on_hidden_tokens, "classification": _on_labels}[
-        _task(trained, arguments.task)
-    ](trained, arguments)
+    metrics = _EVALUATIONS[_task(trained, arguments.task)](trained, arguments)
     if arguments.json:
         named = {name: {"value": value, "how": how} for name, (value, how) in metrics.items()}
         print(json.dumps({"source": trained.what, **named}))
@@ -67,13 +65,14 @@ def _task(trained: "TrainedModel", asked: str | None) -> str:
     Raises:
         ValueError: it is for something else.
     """
-    own = trained.model.config.task
-    if own == "language_model" and not trained.model.architecture.causal:
-        own = "masked"
-    if own == "embedding" or asked not in (None, own):
+    from dsjax.objectives.registry import objectives_for
+
+    fitting = objectives_for(trained.model.config)
+    own = next(iter(fitting), trained.model.config.task)
+    if not fitting or asked not in (None, *fitting):
         wanted = f"--task {asked} needs a model for that" if asked else "such vectors are not evaluated here"
         raise ValueError(f"{trained.what} was made for the task {own}; {wanted}: fine-tune it first (dsjax train)")
-    return own
+    return asked or own
 
 
 def _on_text(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
@@ -150,6 +149,8 @@ def _on_labels(trained: "TrainedModel", arguments: argparse.Namespace) -> dict:
     return metrics(labelled, predict(trained.model, labelled.rows, batch_tokens=batch_tokens))
 
 
+_EVALUATIONS = {"language_model": _on_text, "classification": _on_labels, "masked": _on_hidden_tokens}
+"""By the name of the objective that trained the model."""
 _BATCH_TOKENS = 8192
 
 

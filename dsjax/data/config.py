@@ -53,7 +53,8 @@ class FileTokenizer:
 
 TokenizerConfig = ByteTokenizer | BPETokenizer | FileTokenizer
 
-DataTask = Literal["language_model", "masked", "classification"]
+DataTask = str
+"""Name of a task: data/rows/formats.py has its rows, objectives/registry.py its loss."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,10 +65,10 @@ class DataConfig:
     """The sources to read; several are mixed by their weights."""
     tokenizer: TokenizerConfig = dataclasses.field(default_factory=BPETokenizer)
     """The tokenizer."""
-    task: Literal["from_model", "language_model", "masked", "classification"] = "from_model"
-    """Purpose of the rows; from_model is settled by model.task when a run starts. language_model: the next token;
-    masked: tokens hidden from a model that reads both ways; classification: one text a row, cut to the row, with its
-    label."""
+    task: str = "from_model"
+    """Objective of the run, and its rows; from_model is settled by model.task when a run starts. language_model: the
+    next token; masked: tokens hidden from a model that reads both ways; classification: one text a row, cut to the row,
+    with its label."""
     mask_share: float = 0.15
     """Share of tokens that the task masked hides: 80% of them become [MASK], 10% another token, 10% stay."""
     sequence_length: int = 1024

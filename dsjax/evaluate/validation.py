@@ -39,12 +39,11 @@ class Validation:
     programs: Programs
 
     def __call__(self, state: TrainState) -> dict[str, float]:
-        """validation_loss, in nats per target, and of a classifier validation_accuracy."""
+        """validation_loss, in nats per target, and what else the objective counts, as a share of the targets."""
         sums = self._sums(state, self.batches)
         total = {name: math.fsum(float(batch[name]) for batch in sums) for name in sums[0]}
-        count = max(1.0, total["count"])
-        names = {"loss": "validation_loss", "correct": "validation_accuracy"}
-        return {names[name]: total[name] / count for name in names if name in total}
+        count = max(1.0, total.pop("count"))
+        return {f"validation_{name}": total.pop(name) / count for name in ("loss", *sorted(total.keys() - {"loss"}))}
 
     def rehearse(self, state: TrainState) -> None:
         """Evaluate one batch: what does not compile or does not fit is found before the first step, not at the last."""

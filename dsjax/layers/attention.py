@@ -8,6 +8,7 @@ Shapes: B batch, T queries, S keys, D model, H heads, G heads of keys and values
 import dataclasses
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dsjax.layers.context import Context
-from dsjax.layers.dropout import dropout
+from dsjax.layers.dropout import dropout, fold
 from dsjax.layers.linear import Linear
 from dsjax.layers.parameter import derive
 from dsjax.layers.positions import Rotation, rotate
@@ -40,6 +41,35 @@ class Visibility:
     bias: Float[Array, "B H T S"] | None
     causal: bool = True
     rotation: Rotation | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The view of whole rows: queries meet the keys of their own row, and nothing is kept.
+
+    Attributes:
+        visibility: which of them.
+    """
+
+    visibility: Visibility
+
+    @property
+    def rotation(self) -> Rotation | None:
+        """The turn of queries and keys."""
+        return self.visibility.rotation
+
+    def mix(
+        self,
+        q_BTHK: Float[Array, "B T H K"],
+        k_BTGK: Float[Array, "B T G K"],
+        v_BTGK: Float[Array, "B T G K"],
+        context: Context,
+        *,
+        dropout: float,
+    ) -> tuple[Float[Array, "B T H K"], None]:
+        """Attend within rows."""
+        keys = fold(context.keys, 0)
+        return attend(q_BTHK, k_BTGK, v_BTGK, self.visibility, dropout_keys=keys, dropout_rate=dropout), None
 
 
 def document_mask(
@@ -147,6 +177,29 @@ def for_each_query(x_BSGK: Float[Array, "B S G K"], num_heads: int) -> Float[Arr
     return jnp.einsum("bsgk,gh->bshk", x_BSGK, choice_GH, precision=jax.lax.Precision.HIGHEST)  # no TF32: bits stay
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionSpec:
+    """A kind of attention.
+
+    Attributes:
+        num_heads: H.
+        num_kv_heads: G; 0 means H.
+        head_dim: K; 0 means dim / H.
+        fused: one kernel for queries, keys and values instead of three.
+        use_bias: whether the projections have biases.
+        scores_by_layer: scores of layer i, counted from 0, are divided by i + 1.
+        dropout: rate at which attention weights are dropped in training.
+    """
+
+    num_heads: int
+    num_kv_heads: int = 0
+    head_dim: int = 0
+    fused: bool = True
+    use_bias: bool = True
+    scores_by_layer: bool = False
+    dropout: float = 0.0
+
+
 class Attention(nnx.Module):
     """Projects to queries, keys and values, attends, and projects back; the heads are the tensor-parallel dimension.
 
@@ -154,57 +207,54 @@ class Attention(nnx.Module):
     have it, or three: [D, H, K] and twice [D, G, K].
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        *,
-        key: jax.Array,
-        std: float,
-        residual_scale: float,
-        num_kv_heads: int = 0,
-        head_dim: int = 0,
-        fused: bool = True,
-        use_bias: bool = True,
-    ) -> None:
-        """Parts of `num_heads` heads; num_kv_heads and head_dim of 0 mean num_heads and dim / num_heads."""
-        head_dim = head_dim or dim // num_heads
-        self.num_heads = num_heads
-        make = partial(Linear, std=std, use_bias=use_bias)
-        if fused:
+    def __init__(self, spec: AttentionSpec, dim: int, *, key: jax.Array, std: float, residual_scale: float) -> None:
+        heads, head_dim = spec.num_heads, spec.head_dim or dim // spec.num_heads
+        make = partial(Linear, std=std, use_bias=spec.use_bias)
+        if spec.fused:
             self.qkv = make((dim, 3, dim), ("embed", "qkv", "heads"), key=derive(key, "qkv"))
         else:
-            shared = (dim, num_kv_heads or num_heads, head_dim)
-            self.q = make((dim, num_heads, head_dim), ("embed", "heads", "head"), key=derive(key, "q"))
+            shared = (dim, spec.num_kv_heads or heads, head_dim)
+            self.q = make((dim, heads, head_dim), ("embed", "heads", "head"), key=derive(key, "q"))
             self.k = make(shared, ("embed", "kv_heads", "head"), key=derive(key, "k"))
             self.v = make(shared, ("embed", "kv_heads", "head"), key=derive(key, "v"))
-        self.fused = fused
+        self.spec = spec
         self.out = Linear(
-            (num_heads * head_dim, dim),
+            (heads * head_dim, dim),
             ("heads", "embed"),
             key=derive(key, "out"),
             std=std * residual_scale,
-            use_bias=use_bias,
+            use_bias=spec.use_bias,
         )
 
-    def project(
-        self, x_BTD: Float[Array, "B T D"], visibility: Visibility, context: Context
+    def __call__(self, x_BTD: Float[Array, "B T D"], context: Context) -> tuple[Float[Array, "B T D"], Any]:
+        """Attention of x as the context's view has it, and the view's cache (None of whole rows)."""
+        view = context.view
+        assert view is not None
+        q, k, v = self._project(x_BTD, view.rotation, context)
+        if self.spec.scores_by_layer:  # scores are divided by dividing the queries
+            q = (q.astype(jnp.float32) / (context.number + 1)).astype(q.dtype)
+        mixed, cache = view.mix(q, k, v, context, dropout=self.spec.dropout)
+        merged = context.layout.activation(mixed.reshape(*mixed.shape[:2], -1), None, "heads")
+        return self.out(merged, context), cache
+
+    def _project(
+        self, x_BTD: Float[Array, "B T D"], turn: Rotation | None, context: Context
     ) -> tuple[Float[Array, "B T H K"], Float[Array, "B T G K"], Float[Array, "B T G K"]]:
         """Queries, keys and values of x; queries and keys turned to their positions if the model does so.
 
         Where the mesh splits the queries' heads but not the fewer ones of keys and values, these are repeated: G is H.
         """
         layout = context.layout
-        if self.fused:
+        if self.spec.fused:
             qkv = layout.activation(self.qkv(x_BTD, context), None, None, "heads")
-            heads = (*x_BTD.shape[:2], self.num_heads, qkv.shape[-1] // self.num_heads)
+            heads = (*x_BTD.shape[:2], self.spec.num_heads, qkv.shape[-1] // self.spec.num_heads)
             q, k, v = (part.reshape(heads) for part in jax.lax.split(qkv, (1, 1, 1), axis=2))
         else:
             q, k, v = (part(x_BTD, context) for part in (self.q, self.k, self.v))
             q = layout.activation(q, None, "heads", None)
             k, v = (layout.activation(x, None, "kv_heads", None) for x in (k, v))
-        if visibility.rotation is not None:
-            q, k = rotate(q, visibility.rotation), rotate(k, visibility.rotation)
+        if turn is not None:
+            q, k = rotate(q, turn), rotate(k, turn)
         if self._are_whole(q.shape[2], k.shape[2], layout):
             k, v = (layout.activation(for_each_query(x, q.shape[2]), None, "heads", None) for x in (k, v))
         return q, k, v
@@ -216,8 +266,3 @@ class Attention(nnx.Module):
         if heads % kv_heads:
             return True
         return layout.is_split("heads", heads) and not layout.is_split("kv_heads", kv_heads)
-
-    def finish(self, mixed_BTHK: Float[Array, "B T H K"], context: Context) -> Float[Array, "B T D"]:
-        """The output projection of the attended values."""
-        merged = mixed_BTHK.reshape(*mixed_BTHK.shape[:2], -1)
-        return self.out(context.layout.activation(merged, None, "heads"), context)

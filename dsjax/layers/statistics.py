@@ -5,7 +5,7 @@ layer, name -> [layers that have it, ...]. The layer's kind turns those of all i
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Array, Float
 
@@ -24,3 +24,20 @@ class Auxiliary:
 
     losses: Mapping[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
     metrics: Mapping[str, Float[Array, ""]] = dataclasses.field(default_factory=dict)
+
+
+def merged(parts: Sequence[Auxiliary]) -> Auxiliary:
+    """The losses and metrics of several kinds of layers.
+
+    Raises:
+        ValueError: two kinds give the same name.
+
+    Example:
+        >>> merged([Auxiliary({"balance": 1.0}), Auxiliary(metrics={"dropped": 0.5})]).metrics
+        {'dropped': 0.5}
+    """
+    names = [name for part in parts for name in (*part.losses, *part.metrics)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"two losses or metrics of layers have one name, {', '.join(twice)}: rename one of each")
+    losses = {name: loss for part in parts for name, loss in part.losses.items()}
+    return Auxiliary(losses, {name: metric for part in parts for name, metric in part.metrics.items()})

@@ -33,11 +33,10 @@ def split_model(config: ModelConfig, lora: LoRAConfig | None) -> tuple[ModelTree
         ValueError: there is nothing to adapt (no init_from), or no kernel matches.
     """
     if lora is None:
-        return ModelTree.of(abstract(config)), None
+        return ModelTree.of(abstract(config)).split()
     if not config.init_from:
         raise ValueError("lora adapts weights that exist: give model.init_from, a Hugging Face folder or a GGUF file")
-    whole, trained = ModelTree.of(with_adapters(abstract(config), lora)), _is_trained(config)
-    return whole.part(trained), whole.part(lambda name: not trained(name))
+    return ModelTree.of(with_adapters(abstract(config), lora)).split(_is_trained(config))
 
 
 def _is_trained(config: ModelConfig) -> Callable[[str], bool]:

@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +19,11 @@ from dsjax.layers.embedding import Embedding
 from dsjax.layers.linear import Linear
 from dsjax.layers.parameter import derive
 from dsjax.layers.weight import A, B, LowRank, Weight, with_product
+from dsjax.mesh.tree import Tree
 from dsjax.models.config import LoRAConfig
 from dsjax.models.naming import leaf_names
 from dsjax.models.stack import Segments
 from dsjax.models.transformer import Transformer
-
-Tree = Any
 
 
 @dataclasses.dataclass(frozen=True)

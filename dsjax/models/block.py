@@ -1,20 +1,19 @@
 """One layer of the transformer.
 
-Shapes: B rows, T positions, D model, H heads, G heads of keys and values, K head size, S places of the cache.
+Shapes: B rows, T positions, D model, H heads, G heads of keys and values, K head size.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from dsjax.layers.attention import Attention, Visibility, attend
+from dsjax.layers.attention import Attention, AttentionSpec
 from dsjax.layers.context import Context
 from dsjax.layers.dropout import dropout, fold
 from dsjax.layers.feed_forward import residual_scale
-from dsjax.layers.kv_cache import KeyValues, appended, attend_to_cache, stored
 from dsjax.layers.norm import Norm
 from dsjax.layers.parameter import derive
 from dsjax.layers.statistics import Statistics
@@ -34,84 +33,35 @@ class Block(nnx.Module):
         init = {"std": config.init_std, "residual_scale": scale}
         norm = partial(Norm, architecture.model_dim, architecture.norm, eps=architecture.norm_eps)
         self.attention_norm = norm()
-        self.attention = Attention(
-            architecture.model_dim,
-            architecture.num_heads,
+        attention = AttentionSpec(
+            num_heads=architecture.num_heads,
             num_kv_heads=architecture.num_kv_heads,
             head_dim=architecture.head_dim,
             fused=architecture.fused_qkv,
             use_bias=architecture.use_bias,
-            key=derive(key, "attention"),
-            **init,
+            scores_by_layer=architecture.scores_by_layer,
+            dropout=config.attention_dropout,
         )
+        self.attention = Attention(attention, architecture.model_dim, key=derive(key, "attention"), **init)
         self.mlp_norm = norm()
         self.mlp = make_feed_forward(spec.feed_forward, architecture.model_dim, key=derive(key, "mlp"), **init)
         self.config, self.architecture = config, architecture
 
-    def __call__(
-        self,
-        x_BTD: Float[Array, "B T D"],
-        visibility: Visibility,
-        context: Context,
-    ) -> tuple[Float[Array, "B T D"], Statistics]:
-        """The layer's output for a whole row, and the statistics of its feed-forward.
-
-        Args:
-            x_BTD: its input.
-            visibility: which position sees which.
-            context: of the layer.
-        """
-        h = self.attention_norm(x_BTD, context) if self.architecture.norm_first else x_BTD
-        q, k, v = self._project(h, visibility, context)
-        drop = {"dropout_keys": fold(context.keys, 0), "dropout_rate": self.config.attention_dropout}
-        return self._finish(x_BTD, h, attend(q, k, v, visibility, **drop), context)
-
-    def prefill(
-        self, x_BTD: Float[Array, "B T D"], visibility: Visibility, num_places: int, context: Context
-    ) -> tuple[Float[Array, "B T D"], KeyValues]:
-        """The output for whole rows, and a cache that holds them, with room up to num_places."""
-        h = self.attention_norm(x_BTD, context)
-        q, k, v = self._project(h, visibility, context)
-        out, _ = self._finish(x_BTD, h, attend(q, k, v, visibility), context)
-        return out, stored(k, v, num_places)
-
-    def decode(
-        self,
-        x_BTD: Float[Array, "B T D"],
-        visibility: Visibility,
-        cache: KeyValues,
-        start: Int[Array, ""],
-        context: Context,
-    ) -> tuple[Float[Array, "B T D"], KeyValues]:
-        """The output for T new positions, whose keys and values are written to the cache at `start`."""
-        h = self.attention_norm(x_BTD, context)
-        q, k, v = self._project(h, visibility, context)
-        cache = appended(cache, k, v, start)
-        mixed = attend_to_cache(q, cache, visibility)
-        out, _ = self._finish(x_BTD, h, mixed, context)
-        return out, cache
-
-    def _project(self, h_BTD, visibility: Visibility, context: Context):
-        """Queries, keys and values; scores are divided by dividing the queries."""
-        q, k, v = self.attention.project(h_BTD, visibility, context)
-        if self.architecture.scores_by_layer:
-            q = (q.astype(jnp.float32) / (context.number + 1)).astype(q.dtype)
-        return q, k, v
-
-    def _finish(self, x_BTD, h_BTD, mixed_BTHK, context: Context):
-        """From the attended values to the layer's output, with the statistics of its feed-forward."""
+    def __call__(self, x_BTD: Float[Array, "B T D"], context: Context) -> tuple[Float[Array, "B T D"], Any, Statistics]:
+        """The layer's output, its cache (None where the context's view has none) and its feed-forward's statistics."""
         first, rate = self.architecture.norm_first, self.config.dropout
-        keys, place = context.keys, lambda x: context.layout.activation(x, None, None)
+        place = lambda x: context.layout.activation(x, None, None)
+        h_BTD = self.attention_norm(x_BTD, context) if first else x_BTD
         residual = h_BTD if self.architecture.residual_after_norm else x_BTD
-        x_BTD = residual + dropout(self.attention.finish(mixed_BTHK, context), fold(keys, 1), rate=rate)
-        x_BTD = place(x_BTD)
+        y_BTD, cache = self.attention(h_BTD, context)
+        x_BTD = place(residual + dropout(y_BTD, fold(context.keys, 1), rate=rate))
         if not first:
             x_BTD = self.attention_norm(x_BTD, context)
         h_BTD = self.mlp_norm(x_BTD, context) if first else x_BTD
         residual = h_BTD if self.architecture.residual_after_norm else x_BTD
         y_BTD, statistics = self.mlp(h_BTD, context)
-        x_BTD = place(residual + dropout(y_BTD, fold(keys, 2), rate=rate))
-        return (x_BTD if first else self.mlp_norm(x_BTD, context)), statistics
+        x_BTD = place(residual + dropout(y_BTD, fold(context.keys, 2), rate=rate))
+        return (x_BTD if first else self.mlp_norm(x_BTD, context)), cache, statistics
 
 
 def rematerialised(body, policy: str, *, gathered: bool, scanned: bool):

@@ -1,6 +1,6 @@
 """Text from a model: one pass over the prompt, then one compiled step per token over a static key-value cache.
 
-Prompts are padded on the left to a bucket, so that all rows end at the same place and few programs are compiled.
+Prompts are padded on the left to a bucket, so that all rows end at the same slot and few programs are compiled.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from dsjax.mesh.layout import BATCH_AXES, ONE_DEVICE, Layout
 from dsjax.models.sampling import Sampling, choose
 from dsjax.models.transformer import Cache, Transformer
 
@@ -48,9 +49,9 @@ class _Progress:
 
     Attributes:
         cache: keys and values.
-        valid: which places of it count.
+        valid: which slots of it count.
         positions: each row's next position.
-        place: the next place.
+        slot: the next slot.
         key: of the draws.
         seen: tokens that occurred; None when nothing asks for them.
     """
@@ -58,17 +59,17 @@ class _Progress:
     cache: Cache
     valid: Bool[Array, "B S"]
     positions: Int[Array, " B"]
-    place: Int[Array, ""]
+    slot: Int[Array, ""]
     key: Key[Array, ""]
     seen: Bool[Array, "B V"] | None
 
 
-@partial(jax.jit, static_argnames=("graph", "sampling", "room"))
-def _prefill(graph, params, tokens, mask, key, *, sampling: Sampling, room: int):
+@partial(jax.jit, static_argnames=("graph", "sampling", "room", "layout"))
+def _prefill(graph, params, tokens, mask, key, *, sampling: Sampling, room: int, layout: Layout = ONE_DEVICE):
     model: Transformer = nnx.merge(graph, params)
     length = tokens.shape[1]
     positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    features, cache = model.prefill(tokens, mask.astype(bool), positions, length + room)
+    features, cache = model.prefill(tokens, mask.astype(bool), positions, num_slots=length + room, layout=layout)
     valid = jnp.pad(mask.astype(bool), ((0, 0), (0, room)), constant_values=True)
     seen = None
     if sampling.repetition_penalty != 1:
@@ -76,28 +77,31 @@ def _prefill(graph, params, tokens, mask, key, *, sampling: Sampling, room: int)
         seen = jnp.zeros((rows, model.config.vocab_size), bool)
         seen = seen.at[jnp.arange(rows)[:, None], tokens].max(mask.astype(bool))
     progress = _Progress(cache, valid, positions[:, -1] + 1, jnp.asarray(length, jnp.int32), key, seen)
-    return _next(model, features[:, -1], progress, sampling)
+    return _next(model, features[:, -1], progress, sampling, layout)
 
 
-@partial(jax.jit, static_argnames=("graph", "sampling"), donate_argnames="progress")
-def _step(graph, params, tokens, progress: _Progress, *, sampling: Sampling):
+@partial(jax.jit, static_argnames=("graph", "sampling", "layout"), donate_argnames="progress")
+def _step(graph, params, tokens, progress: _Progress, *, sampling: Sampling, layout: Layout = ONE_DEVICE):
     model: Transformer = nnx.merge(graph, params)
     features, cache = model.decode(
         tokens[:, None],
         progress.cache,
-        start=progress.place,
+        start=progress.slot,
         valid=progress.valid,
         positions=progress.positions[:, None],
+        layout=layout,
     )
-    moved = dataclasses.replace(progress, cache=cache, positions=progress.positions + 1, place=progress.place + 1)
-    return _next(model, features[:, -1], moved, sampling)
+    moved = dataclasses.replace(progress, cache=cache, positions=progress.positions + 1, slot=progress.slot + 1)
+    return _next(model, features[:, -1], moved, sampling, layout)
 
 
-def _next(model: Transformer, features_BD: Float[Array, "B D"], progress: _Progress, sampling: Sampling):
+def _next(
+    model: Transformer, features_BD: Float[Array, "B D"], progress: _Progress, sampling: Sampling, layout: Layout
+):
     """The tokens after the last ones, and the progress with them among those that occurred."""
-    logits_BV = model.logits(features_BD[:, None])[:, 0]
+    logits_BV = model.logits(features_BD[:, None], layout=layout)[:, 0]
     rows = jnp.arange(features_BD.shape[0])
-    # Of the row's number and the token's position in it: not of how long the neighbours are, which moves the place.
+    # Of the row's number and the token's position in it: not of how long the neighbours are, which moves the slot.
     keys = jax.vmap(lambda row, position: jax.random.fold_in(jax.random.fold_in(progress.key, row), position))(
         rows, progress.positions
     )
@@ -113,14 +117,16 @@ def stream(
     *,
     options: Generation,
     attention_mask: ArrayLike | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Iterator[Int[np.ndarray, " B"]]:
-    """Tokens [B] int32 as they are made, one array per place, until all rows have ended or are long enough.
+    """Tokens [B] int32 as they are made, one array per position, until all rows have ended or are long enough.
 
     Args:
         model: the model.
         input_ids: prompts [B, T].
         options: how much, and how. A row that has ended repeats the token that ended it.
         attention_mask: [B, T], 1 for tokens, 0 for padding on either side; None means no padding.
+        layout: where the model's parameters lie. Rows are split over data, fsdp and expert if these divide B.
 
     Raises:
         ValueError: an empty prompt, more positions than the model has, or a model that writes no text.
@@ -129,7 +135,8 @@ def stream(
     _check_fits(model, int(mask.sum(1).max()), options.max_new_tokens)
     graph, state = nnx.split(model, nnx.Param)
     params = nnx.to_pure_dict(state)
-    start = partial(_prefill, sampling=options.sampling, room=bucket(options.max_new_tokens))
+    layout = _for_rows(layout, len(ids))
+    start = partial(_prefill, sampling=options.sampling, room=bucket(options.max_new_tokens), layout=layout)
     tokens, progress = start(graph, params, ids, mask, jax.random.key(options.seed))
     stop_tokens = np.array(sorted(options.stop_tokens), np.int32)
     last, ended = np.zeros(len(ids), np.int32), np.zeros(len(ids), bool)
@@ -137,12 +144,18 @@ def stream(
         # The next step is dispatched before this token is read, so that reading does not hold the device up.
         current = tokens
         if made < options.max_new_tokens:
-            tokens, progress = _step(graph, params, current, progress, sampling=options.sampling)
+            tokens, progress = _step(graph, params, current, progress, sampling=options.sampling, layout=layout)
         last = np.where(ended, last, np.asarray(current))
         ended |= np.isin(last, stop_tokens)
         yield last
         if ended.all():
             return
+
+
+def _for_rows(layout: Layout, num_rows: int) -> Layout:
+    """The layout for rows that are not divided among workers; where the mesh does not divide them, all have all."""
+    axes = ("data", *BATCH_AXES)
+    return dataclasses.replace(layout, batch_axes=axes if num_rows % layout.size(axes) == 0 else ())
 
 
 def _check_fits(model: Transformer, longest: int, max_new_tokens: int) -> None:
@@ -190,12 +203,13 @@ def generate(
     *,
     options: Generation,
     attention_mask: ArrayLike | None = None,
+    layout: Layout = ONE_DEVICE,
 ) -> Int[np.ndarray, "B N"]:
     """The prompts [B, T] and what was written after them: [B, T + N] int32, N at most max_new_tokens.
 
     Arguments as `stream`'s.
     """
-    made = list(stream(model, input_ids, options=options, attention_mask=attention_mask))
+    made = list(stream(model, input_ids, options=options, attention_mask=attention_mask, layout=layout))
     return np.concatenate([np.asarray(input_ids, np.int32), *(tokens[:, None] for tokens in made)], axis=1)
 
 

@@ -6,7 +6,6 @@ checkpoints and in Hugging Face folders there is 'layers.3.mlp.up.kernel', so th
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +13,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from dsjax.layers.weight import tensor_path
+from dsjax.mesh.tree import Tree
 from dsjax.models.stack import Segments, layer_numbers
-
-Tree = Any
 
 
 def leaf_names(tree: Tree, segments: Segments) -> list[tuple[list[str], bool]]:

@@ -18,8 +18,6 @@ from jaxtyping import Array, Float, Int
 
 from dsjax.layers.feed_forward import FeedForwardSpec
 
-Tree = Any
-
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:

@@ -17,19 +17,19 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dsjax.layers.attention import Visibility, document_mask
+from dsjax.layers.attention import Rows, Visibility, document_mask
 from dsjax.layers.context import Context
 from dsjax.layers.cross_entropy import logits
 from dsjax.layers.dropout import dropout, fold
 from dsjax.layers.embedding import Embedding
 from dsjax.layers.heads import MaskedHead, Pooler, mean_pooled
-from dsjax.layers.kv_cache import KeyValues
+from dsjax.layers.kv_cache import KeyValues, Prefill, Slots
 from dsjax.layers.linear import Linear
 from dsjax.layers.norm import Norm
 from dsjax.layers.parameter import derive, use
 from dsjax.layers.positions import Rotation, alibi_bias, rotation
 from dsjax.layers.random_ltd import Dropping, among_kept, around, take
-from dsjax.layers.statistics import Statistics
+from dsjax.layers.statistics import Auxiliary, Statistics, merged
 from dsjax.mesh.layout import ONE_DEVICE, Layout
 from dsjax.models.architecture import Architecture
 from dsjax.models.block import Block, rematerialised
@@ -116,14 +116,22 @@ class Transformer(nnx.Module):
         attention_mask: Int[Array, "B T"] | None = None,
         *,
         max_new_tokens: int,
+        layout: Layout = ONE_DEVICE,
         **options,
     ) -> Int[np.ndarray, "B N"]:
-        """The prompts and at most max_new_tokens more; `options` as in `dsjax.models.generate.Generation`: greedily."""
+        """The prompts and at most max_new_tokens more, greedily.
+
+        Args:
+            input_ids: prompts.
+            attention_mask: 1 for tokens, 0 for padding on either side; None means no padding.
+            max_new_tokens: at most so many tokens for each prompt.
+            layout: where the model's parameters lie; on a mesh all its devices write.
+            **options: others of `dsjax.models.generate.Generation`.
+        """
         from dsjax.models.generate import Generation, generate  # it is built on this class
 
-        return generate(
-            self, input_ids, options=Generation(max_new_tokens=max_new_tokens, **options), attention_mask=attention_mask
-        )
+        settings = Generation(max_new_tokens=max_new_tokens, **options)
+        return generate(self, input_ids, options=settings, attention_mask=attention_mask, layout=layout)
 
     def features(
         self,
@@ -164,15 +172,19 @@ class Transformer(nnx.Module):
         visibility = self.visibility(tokens.shape[1], segments, positions)
         kept = None if dropping is None else self._kept(dropping, tokens.shape[1], layout)
 
+        def forward(block: Block, x_BTD: jax.Array, context: Context):
+            x_BTD, _, statistics = block(x_BTD, context)
+            return x_BTD, statistics
+
         def layer(block: Block, x_BTD: jax.Array, number: jax.Array, kept: jax.Array | None):
-            context = Context(layout=layout, keys=fold(keys, number), number=number, valid=valid)
+            context = Context(layout, fold(keys, number), number, valid, Rows(visibility))
             if kept is None:
-                return block(x_BTD, visibility, context)
+                return forward(block, x_BTD, context)
             bias = self._bias(kept, kept)
             seen = among_kept(visibility, kept, segments, num_positions=x_BTD.shape[1], bias_BHKK=bias)
             real = kept < x_BTD.shape[1] if valid is None else take(valid, kept)
-            context = dataclasses.replace(context, valid=real)
-            return around(lambda some: block(some, seen, context), x_BTD, kept, layout=layout)
+            context = dataclasses.replace(context, valid=real, view=Rows(seen))
+            return around(lambda some: forward(block, some, context), x_BTD, kept, layout=layout)
 
         def wrap(body: Callable, scanned: bool) -> Callable:
             # Below ZeRO 3 nothing needs gathering, but a scan would stack another copy of what the constraint gives.
@@ -180,8 +192,20 @@ class Transformer(nnx.Module):
             return rematerialised(body, self.config.remat, gathered=gathered, scanned=scanned)
 
         x_BTD, statistics = through(self.segments, self.stack, x_BTD, layer, given=kept, wrap=wrap)
-        x_BTD = self.final_norm(x_BTD, Context(layout=layout)) if self.architecture.norm_first else x_BTD
-        return x_BTD, by_layer(statistics)
+        return self._final(x_BTD, layout), by_layer(statistics)
+
+    def _final(self, x_BTD: Float[Array, "B T D"], layout: Layout) -> Float[Array, "B T D"]:
+        """The features of the last block's output."""
+        return self.final_norm(x_BTD, Context(layout=layout)) if self.architecture.norm_first else x_BTD
+
+    def auxiliary(self, statistics: Statistics) -> Auxiliary:
+        """Losses and metrics of one micro-batch that the kinds of the layers make of `features`' statistics.
+
+        Raises:
+            ValueError: two kinds give the same name.
+        """
+        kinds = dict.fromkeys(spec.feed_forward for segment in self.stack for spec in segment.pattern)
+        return merged([kind.from_statistics(statistics) for kind in kinds])
 
     def _kept(self, dropping: Dropping, length: int, layout: Layout) -> list[list[Int[Array, "n B K"] | None]]:
         """The tokens that the layers of each segment and position see; None: all."""
@@ -218,61 +242,77 @@ class Transformer(nnx.Module):
         mask = None if segments is None else document_mask(segments, segments, places, places, causal=causal)
         # Inside a document places differ from positions by a constant, which neither the softmax nor a turn sees.
         bias = self._bias(places[None], places[None])
-        return Visibility(mask, bias, causal, self._rotation(positions, places))
+        return Visibility(mask, bias, causal, self._rotation(places[None] if positions is None else positions))
 
     def _bias(self, query_places: Int[Array, "B T"], key_places: Int[Array, "B S"]) -> Float[Array, "B H T S"] | None:
         if self.architecture.positions != "alibi":
             return None
         return alibi_bias(self.architecture.num_heads, query_places, key_places)
 
-    def _rotation(self, positions: Int[Array, "B T"] | None, places: Int[Array, " T"]) -> Rotation | None:
+    def _rotation(self, positions: Int[Array, "B T"]) -> Rotation | None:
         if self.architecture.positions != "rope":
             return None
-        return rotation(places[None] if positions is None else positions, self.architecture.frequencies)
+        return rotation(positions, self.architecture.frequencies)
 
     def prefill(
-        self, tokens: Int[Array, "B T"], valid: Bool[Array, "B T"], positions: Int[Array, "B T"], num_places: int
+        self,
+        tokens: Int[Array, "B T"],
+        valid: Bool[Array, "B T"],
+        positions: Int[Array, "B T"],
+        *,
+        num_slots: int,
+        layout: Layout = ONE_DEVICE,
     ) -> tuple[Float[Array, "B T D"], Cache]:
         """Features of the prompts, and a cache that holds them.
 
         Args:
             tokens: input ids.
-            valid: False where a place holds padding.
+            valid: False where there is padding.
             positions: positions of the tokens in their documents.
-            num_places: S, for how many positions the cache has room.
+            num_slots: S, for how many positions the cache has room.
+            layout: placement on a mesh.
         """
-        x_BTD = self.embedded(tokens, positions)
+        x_BTD = layout.activation(self.embedded(tokens, positions, layout=layout), None, None)
         visibility = self.visibility(tokens.shape[1], valid.astype(jnp.int32), positions)
-        layer = lambda block, x, number, _: block.prefill(x, visibility, num_places, Context(number=number))
+        context = Context(layout, valid=valid, view=Prefill(visibility, num_slots))
+
+        def layer(block: Block, x_BTD: jax.Array, number: jax.Array, _: None):
+            return block(x_BTD, dataclasses.replace(context, number=number))[:2]
+
         x_BTD, cache = through(self.segments, self.stack, x_BTD, layer)
-        return self.final_norm(x_BTD, Context()), cache
+        return self._final(x_BTD, layout), cache
 
     def decode(
         self,
         tokens: Int[Array, "B T"],
         cache: Cache,
         *,
-        start: Int[Array, ""],
+        start: Int[Array, "*B"],
         valid: Bool[Array, "B S"],
         positions: Int[Array, "B T"],
+        layout: Layout = ONE_DEVICE,
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """Features of T new tokens that go to the cache's places start .. start + T - 1, and the cache with them.
+        """Features of T new tokens that go to the cache's slots start .. start + T - 1, and the cache with them.
 
         Args:
             tokens: input ids.
             cache: keys and values so far, from `prefill`.
-            start: first new place.
-            valid: False where a place of the cache holds padding; places after the new tokens are never seen.
+            start: first new slot, of all rows [] or of each row [B].
+            valid: False where a slot of the cache holds padding; slots after the new tokens are never seen.
             positions: positions of the new tokens in their documents.
+            layout: placement on a mesh.
         """
-        x_BTD = self.embedded(tokens, positions)
-        places, key_places = start + jnp.arange(tokens.shape[1]), jnp.arange(valid.shape[1])
-        mask = (places[:, None] >= key_places)[None, None] & valid[:, None, None, :]
-        bias = self._bias(places[None], key_places[None])
-        visibility = Visibility(mask, bias, rotation=self._rotation(positions, places))
-        layer = lambda block, x, number, old: block.decode(x, visibility, old, start, Context(number=number))
+        x_BTD = layout.activation(self.embedded(tokens, positions, layout=layout), None, None)
+        length, num_slots = tokens.shape[1], valid.shape[1]
+        slots, key_slots = (start[..., None] + jnp.arange(length)).reshape(-1, length), jnp.arange(num_slots)
+        mask = (slots[:, :, None] >= key_slots)[:, None] & valid[:, None, None, :]
+        visibility = Visibility(mask, self._bias(slots, key_slots[None]), rotation=self._rotation(positions))
+
+        def layer(block: Block, x_BTD: jax.Array, number: jax.Array, old: KeyValues):
+            return block(x_BTD, Context(layout, number=number, view=Slots(visibility, old, start)))[:2]
+
         x_BTD, cache = through(self.segments, self.stack, x_BTD, layer, given=cache)
-        return self.final_norm(x_BTD, Context()), cache
+        return self._final(x_BTD, layout), cache
 
     def table(self, *, layout: Layout = ONE_DEVICE) -> Float[Array, "V D"]:
         """The table of the logits in the compute dtype."""
@@ -288,10 +328,10 @@ class Transformer(nnx.Module):
             return x_BTD, table, None
         return self.masked_head(x_BTD, context), table, use(self.masked_head.bias, context, jnp.float32)
 
-    def logits(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+    def logits(self, x_BTD: Float[Array, "B T D"], *, layout: Layout = ONE_DEVICE) -> Float[Array, "B T V"]:
         """Logits of hidden states, float32."""
-        x_BTD, table, bias = self.logit_inputs(x_BTD)
-        return logits(x_BTD, table, bias)
+        x_BTD, table, bias = self.logit_inputs(x_BTD, layout=layout)
+        return logits(x_BTD, table, bias, layout=layout)
 
     def classify(
         self,

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
 from dsjax.layers.weight import A, B, tensor_path
+from dsjax.mesh.tree import Tree
 from dsjax.models.naming import leaf_names
 from dsjax.models.stack import Segments
 from dsjax.models.transformer import Transformer
-
-Tree = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,21 @@ class ModelTree:
         """The same model's graph with some of its parameters only; `keep` sees names such as "classifier.kernel"."""
         shapes, axes, leading = (part_of(tree, keep) for tree in (self.shapes, self.axes, self.leading))
         return dataclasses.replace(self, shapes=shapes, axes=axes, leading=leading)
+
+    def split(self, trained: Callable[[str], bool] = lambda name: True) -> "tuple[ModelTree, ModelTree | None]":
+        """The parts that are trained and that are frozen; None: nothing is frozen. What is not float never is trained.
+
+        Args:
+            trained: sees names such as "classifier.kernel", those of a stack as "segments.0.0.mlp.up.kernel".
+        """
+        floats = {
+            _name(path)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self.shapes)
+            if jnp.issubdtype(leaf.dtype, jnp.floating)
+        }
+        chosen = lambda name: name in floats and trained(name)
+        frozen = self.part(lambda name: not chosen(name))
+        return self.part(chosen), frozen if frozen.shapes else None
 
     def specs(self, choose: Callable[[tuple[str, ...], tuple[int, ...]], PartitionSpec]) -> Tree:
         """One spec per parameter; `choose(axes, shape)` sees one layer's array, a stack gets None in front."""
@@ -89,8 +104,9 @@ class ModelTree:
         tables = {"language_model": "unembed" if "unembed" in self.shapes else "embed"}
         in_layers = outside = 0
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.shapes):
-            names = tensor_path(jax.tree_util.keystr(path, simple=True, separator=".").split("."))
-            kernel = names[-1] in ("kernel", A, B) and names[0] not in ("pooler", "classifier")
+            names = _name(path).split(".")
+            # A kernel may consist of several arrays.
+            kernel = (names[-1] in (A, B) or "kernel" in names[-2:]) and names[0] not in ("pooler", "classifier")
             if kernel and names[0] == "segments":
                 in_layers += math.prod(leaf.shape)
             elif kernel or names == [tables.get(task), "table"]:
@@ -101,6 +117,11 @@ class ModelTree:
 def count_parameters(model: ModelTree) -> int:
     """How many numbers its tensors hold."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.shapes))
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """The name of a leaf as `part_of` sees it."""
+    return ".".join(tensor_path(jax.tree_util.keystr(path, simple=True, separator=".").split(".")))
 
 
 def part_of(tree: Tree, keep: Callable[[str], bool], *, prefix: str = "") -> Tree:

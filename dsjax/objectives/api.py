@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from dsjax.layers.random_ltd import Dropping
@@ -39,6 +40,13 @@ class Objective(Protocol):
         """Whether it trains such a model."""
         ...
 
+    def check(self, config: ModelConfig) -> None:
+        """Refuse settings of such a model that cannot be trained.
+
+        Raises:
+            ValueError: which, and what to do.
+        """
+
     def sums(
         self,
         model: Any,
@@ -58,8 +66,8 @@ class Objective(Protocol):
             layout: placement on a mesh.
 
         Returns:
-            sums: loss (float32), count (int32, the number of real targets), and what evaluation shows beside the loss
-                as a share of the targets (int32).
+            sums: loss (float32), count (int32, the number of real targets), and others (int32), whose share of the
+                targets evaluation shows: `accuracy` as validation_accuracy.
             statistics: of the layers; empty if they have none.
         """
         ...
@@ -67,6 +75,50 @@ class Objective(Protocol):
     def from_statistics(self, model: Any, statistics: Statistics) -> Auxiliary:
         """Losses and metrics of one micro-batch, of the statistics of all layers: those of the model's layer kinds."""
         return model.auxiliary(statistics)
+
+
+TAKEN = frozenset(
+    {
+        "step", "loss", "worker_loss", "grad_norm", "learning_rate", "tokens", "real_tokens", "step_seconds",
+        "data_seconds", "tokens_per_second", "validation_loss", "validation_accuracy", "length", "kept", "difficulty",
+        "saving", "stall_seconds", "compiled", "mfu", "finite", "first_bad", "first_bad_tensor", "variance", "skipped",
+        "worker_skips", "stop",
+    }
+)  # fmt: skip
+"""Names of metrics that every run has."""
+
+
+def micro_batch_loss(
+    objective: Objective,
+    model: Any,
+    batch: Batch,
+    *,
+    keys: Key[Array, " B"] | None,
+    dropping: Dropping | None,
+    layout: Layout,
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The loss of one micro-batch, summed over its real targets, with the losses of its statistics.
+
+    Returns:
+        loss: of the targets, and each auxiliary loss times the number of targets: divided by the number in the global
+            batch, the micro-batch's share of it.
+        shown: the loss of the targets alone, `loss`, and the auxiliary losses and metrics times the number of targets.
+
+    Raises:
+        ValueError: a metric has the name of another one.
+    """
+    sums, statistics = objective.sums(model, batch, keys=keys, dropping=dropping, layout=layout)
+    if not statistics:
+        return sums["loss"], {"loss": sums["loss"]}
+    # A micro-batch without targets has no share, and its statistics may hold no tokens, by whose number losses divide.
+    some, count = sums["count"] > 0, sums["count"].astype(jnp.float32)
+    found = objective.from_statistics(model, {name: jnp.where(some, x, 1) for name, x in statistics.items()})
+    if clash := (TAKEN & {*found.losses, *found.metrics}) | (found.losses.keys() & found.metrics.keys()):
+        raise ValueError(f"metrics of layers have names that are taken, {', '.join(sorted(clash))}: rename them")
+    weighted = lambda x: jnp.where(some, x.astype(jnp.float32) * count, 0)
+    losses = {name: weighted(x) for name, x in found.losses.items()}
+    metrics = {name: weighted(x) for name, x in found.metrics.items()}
+    return sums["loss"] + sum(losses.values()), {"loss": sums["loss"], **losses, **metrics}
 
 
 def features(
@@ -79,13 +131,15 @@ def features(
 ) -> tuple[Float[Array, "B T D"], Statistics]:
     """Hidden states of a batch and the layers' statistics."""
     segments = batch.get("segments")
+    # Rows that tell no documents apart say only where targets are.
+    valid = batch["loss_mask"] if segments is None else segments > 0
     return model.features(
         batch["tokens"],
         segments=segments,
         positions=batch.get("positions"),
         token_types=batch.get("token_types"),
         keys=keys,
-        valid=None if segments is None else segments > 0,
+        valid=valid,
         dropping=dropping,
         layout=layout,
     )

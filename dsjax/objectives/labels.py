@@ -23,14 +23,17 @@ class Labels(Objective):
     targets = "labels"
 
     def trains(self, config: ModelConfig) -> bool:
-        """See `Objective`.
+        """See `Objective`."""
+        return config.task == "classification"
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuse fewer than two classes.
 
         Raises:
-            ValueError: a classifier of fewer than two classes.
+            ValueError: says how many there are.
         """
-        if config.task == "classification" and config.num_labels < 2:
+        if config.num_labels < 2:
             raise ValueError(f"classification needs model.num_labels of at least 2; got {config.num_labels}")
-        return config.task == "classification"
 
     def sums(
         self,
@@ -41,7 +44,7 @@ class Labels(Objective):
         dropping: Dropping | None = None,
         layout: Layout = ONE_DEVICE,
     ) -> tuple[Sums, Statistics]:
-        """See `Objective`; `correct` is the number of rows whose likeliest class is right."""
+        """See `Objective`; `accuracy` is the number of rows whose likeliest class is right."""
         x_BTD, statistics = features(model, batch, keys=keys, dropping=dropping, layout=layout)
         z_BC = model.classify(x_BTD, batch["segments"] > 0, keys=keys, layout=layout)
         onehot_BC = jnp.arange(z_BC.shape[-1]) == batch["labels"][:, None]
@@ -50,6 +53,6 @@ class Labels(Objective):
         sums = {
             "loss": jnp.where(batch["loss_mask"], losses, 0).sum(),
             "count": batch["loss_mask"].sum(dtype=jnp.int32),
-            "correct": right.sum(dtype=jnp.int32),
+            "accuracy": right.sum(dtype=jnp.int32),
         }
         return sums, statistics

@@ -20,6 +20,17 @@ def objective_of(name: str) -> Objective:
     return OBJECTIVES["language_model" if name == "from_model" else name]
 
 
+def objectives_for(config: ModelConfig) -> dict[str, Objective]:
+    """The objectives that train a model, by name.
+
+    Example:
+        >>> from dsjax.models.config import BertConfig
+        >>> list(objectives_for(BertConfig())), list(objectives_for(BertConfig(task="embedding")))
+        (['masked'], [])
+    """
+    return {name: one for name, one in OBJECTIVES.items() if one.trains(config)}
+
+
 def chosen_objective(config: ModelConfig, asked: str = "from_model") -> Objective:
     """The objective of a run by data.task; `from_model` takes the first that trains the model.
 
@@ -32,16 +43,16 @@ def chosen_objective(config: ModelConfig, asked: str = "from_model") -> Objectiv
         ('masked', 'classification')
     """
     known = sorted({*FAMILIES[config.kind].ARCHITECTURES.values()} - {"embedding"})
-    found = {name: one for name, one in OBJECTIVES.items() if config.task in known and one.trains(config)}
+    found = objectives_for(config) if config.task in known else {}
     if not found:
         raise ValueError(
             f"a {config.kind} model cannot be trained for model.task = {config.task}; it can for {', '.join(known)}"
         )
-    if asked == "from_model":
-        return next(iter(found.values()))
-    if asked not in found:
+    if asked not in ("from_model", *found):
         raise ValueError(
             f"data.task is {asked}, but a {config.kind} model of the task {config.task} learns from rows of the task "
             f"{' or '.join(found)}; leave data.task out"
         )
-    return found[asked]
+    objective = found[next(iter(found)) if asked == "from_model" else asked]
+    objective.check(config)
+    return objective

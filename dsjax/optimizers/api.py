@@ -13,7 +13,8 @@ import jax
 import optax
 from jax.sharding import PartitionSpec
 
-Tree = Any
+from dsjax.mesh.tree import Tree
+
 Kind = Literal["full", "compressed", "sync", "local"]
 """Communication of a stage over the workers' axis: mean gradients in float32; compressed gradients or momenta; a
 compressed sync of parameters, each worker with its own gradient; or none."""

@@ -10,7 +10,7 @@ Arrays that differ between workers carry a dimension W, sharded over the workers
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec
 
 from dsjax.collectives.one_bit import Feedback, Scheme, one_bit_mean, reset_errors
 from dsjax.collectives.shards import Rows, Shards
+from dsjax.mesh.tree import Tree
 
-Tree = Any
 Granularity = Literal["fused", "tensor", "group"]
 
 

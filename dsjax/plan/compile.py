@@ -19,8 +19,8 @@ from dsjax.collectives.hlo import count_collectives, table, total_bytes
 from dsjax.config.load import from_dict, to_dict
 from dsjax.config.run import RunConfig
 from dsjax.data.rows.formats import row_format
+from dsjax.plan.trace import batch_shapes
 from dsjax.setup.assembly import Setup, assemble
-from dsjax.setup.placement import batch_shapes
 from dsjax.setup.state import is_spec
 from dsjax.setup.step import BATCH_SPEC, GradientInputs
 

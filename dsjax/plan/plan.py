@@ -27,11 +27,11 @@ from dsjax.plan.cost import Cost
 from dsjax.plan.preflight import advise, check_end, missing_tools, refuse_all
 from dsjax.plan.rounds import Round, predict_rounds
 from dsjax.plan.schedule import schedule_rows
-from dsjax.plan.trace import OneDevice, Shapes, Traced, abstract_layout, shard_bytes, trace
+from dsjax.plan.trace import OneDevice, Shapes, Traced, abstract_layout, batch_shapes, shard_bytes, trace
 from dsjax.plan.traffic import Traffic, predict_traffic
 from dsjax.runs.disk import checkpoints_at_once, disk_problem, tensor_bytes
 from dsjax.setup.assembly import Setup, assemble
-from dsjax.setup.placement import batch_shapes, evaluation_placement, training_placement
+from dsjax.setup.placement import evaluation_placement, training_placement
 from dsjax.setup.resolve import resolved
 from dsjax.setup.schedule import StepSchedule
 from dsjax.setup.step import BATCH_SPEC

@@ -13,11 +13,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from dsjax.data.rows.format import RowFormat
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import ZERO_AXES, Layout
 from dsjax.models.adapters import with_adapters
 from dsjax.models.families.registry import abstract
 from dsjax.models.tree import ModelTree, joined
+from dsjax.objectives.api import micro_batch_loss
 from dsjax.optimizers.api import Tree, UpdateInputs
 from dsjax.plan.jaxpr import aval_bytes, dot_flops, flatten
 from dsjax.plan.memory import peak_bytes, residual_bytes
@@ -33,6 +35,18 @@ def abstract_layout(sizes: dict[str, int], zero_stage: int) -> Layout:
     """A Layout on a mesh without devices."""
     mesh = AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
     return Layout(mesh, zero_stage)
+
+
+def batch_shapes(format: RowFormat, batch_size: int, *, workers: int, accumulation: int) -> Shapes:
+    """The arrays [W, A, b, ...] of a step's batch.
+
+    Example:
+        >>> from dsjax.data.rows.packed import PackedFormat
+        >>> batch_shapes(PackedFormat(sequence_length=16), 8, workers=2, accumulation=2)["tokens"].shape
+        (2, 2, 2, 16)
+    """
+    spec = format.spec((workers, accumulation, batch_size // (workers * accumulation)))
+    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in spec.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +149,7 @@ def _residuals(one: OneDevice, parameters: list[int], options: StepOptions) -> i
 
         def loss(params: Tree) -> jax.Array:
             model = nnx.merge(one.model.graph, joined(params, frozen))
-            return options.objective.sums(model, batch, keys=drawn, layout=one.layout)[0]["loss"]
+            return micro_batch_loss(options.objective, model, batch, keys=drawn, dropping=None, layout=one.layout)[0]
 
         return jax.vjp(loss, params)[1]
 

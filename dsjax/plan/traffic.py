@@ -22,6 +22,7 @@ XLA:CPU widens bfloat16 to float32 in collectives, and adds small ones (norms, i
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from dsjax.mesh.layout import ZERO_AXES, Layout
@@ -98,11 +99,14 @@ def _zero(setup: Setup) -> list[Traffic]:
         shapes, specs = model.shapes, gathered
         if frozen is not None:
             shapes, specs = joined(shapes, frozen.shapes), joined(specs, frozen.specs(layout.gathered))
+        # Each travels in the smaller of its type and the computation's (`use` of layers/parameter.py).
+        compute = jnp.dtype(config.compute_dtype)
+        travels = lambda x: jax.ShapeDtypeStruct(x.shape, min(x.dtype, compute, key=lambda dtype: dtype.itemsize))
+        shapes = jax.tree.map(travels, shapes)
         both = shard_bytes(shapes, specs, sizes)
         part = lambda i: shard_bytes(shapes["segments"][i], specs["segments"][i], sizes)
         scanned = sum(part(i) for i, segment in enumerate(model.segments) if segment.repeats > 1)
-        itemsize = jnp.dtype(config.compute_dtype).itemsize
-        moved = (2 * accumulation * scanned + both - scanned) * itemsize // 4
+        moved = 2 * accumulation * scanned + both - scanned
         found.append(Traffic(axis, "gather weights, forward and backward", moved))
     elif layout.zero_stage:
         found.append(Traffic(axis, "gather the new parameters", whole))

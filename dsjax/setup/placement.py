@@ -6,7 +6,6 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dsjax.data.rows.format import RowFormat
 from dsjax.mesh.layout import BATCH_AXES, Layout
 from dsjax.setup.schedule import StepSchedule
 from dsjax.setup.step import BATCH_SPEC
@@ -62,20 +61,6 @@ def training_placement(layout: Layout, *, batch_size: int, accumulation: int) ->
             f"(fsdp * expert) {shards} = {parts} equal parts; use a multiple of {parts}, such as {near}"
         )
     return Placement(layout.named(BATCH_SPEC), (workers, accumulation, batch_size // (workers * accumulation)))
-
-
-def batch_shapes(
-    format: RowFormat, batch_size: int, *, workers: int, accumulation: int
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays [W, A, b, ...] of a step's batch.
-
-    Example:
-        >>> from dsjax.data.rows.packed import PackedFormat
-        >>> batch_shapes(PackedFormat(sequence_length=16), 8, workers=2, accumulation=2)["tokens"].shape
-        (2, 2, 2, 16)
-    """
-    spec = format.spec((workers, accumulation, batch_size // (workers * accumulation)))
-    return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in spec.items()}
 
 
 def training_placements(layout: Layout, schedule: StepSchedule, *, accumulation: int) -> dict[int, Placement]:

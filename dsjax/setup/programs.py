@@ -120,9 +120,10 @@ def _gradient_programs(
         is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
     )
     whole, each = layout.named(PartitionSpec()), layout.named(PartitionSpec("data"))
-    metrics = {"loss": whole, "worker_loss": each, "tokens": whole}
+    # Of the auxiliary metrics, whose names the objective gives, all alike.
+    metrics = {"loss": whole, "worker_loss": each, "tokens": whole, "auxiliary": whole}
     gradient = jax.jit(make(per_worker=per_worker), out_shardings=(gradient_shardings, metrics))
     if not optimizer.local:
         return gradient, None
-    local = make(per_worker=True, local=True)
-    return gradient, jax.jit(local, out_shardings=(gradient_shardings, {"loss": each, "tokens": each}))
+    local, metrics = make(per_worker=True, local=True), dict.fromkeys(("loss", "tokens", "auxiliary"), each)
+    return gradient, jax.jit(local, out_shardings=(gradient_shardings, metrics))

@@ -11,6 +11,11 @@ own targets: to know the others' number would be a message.
 
 Otherwise the loss is the sum over all real targets of the global batch, divided by their number N, however the batch is
 cut: worker w holds W/N times the gradient of its own sum, so that the mean over workers is the gradient.
+
+Auxiliary losses (of what layers return beside their output) are those of single micro-batches: the one of micro-batch
+m, with N_m of the N targets, is weighted by N_m / N. They are not linear in its rows, so that the result depends on the
+number of micro-batches, W times A; on all meshes and accumulations with the same W A it is equal. In a local stage the
+share is that of the worker's own targets.
 """
 
 import dataclasses
@@ -28,7 +33,7 @@ from dsjax.layers.random_ltd import Dropping
 from dsjax.mesh.layout import BATCH_AXES, Layout
 from dsjax.models.config import RandomLTDConfig
 from dsjax.models.tree import ModelTree, joined
-from dsjax.objectives.api import Batch, Objective
+from dsjax.objectives.api import Batch, Objective, micro_batch_loss
 from dsjax.optimizers.api import Measured, StagedTransform, Tree, UpdateInputs
 from dsjax.optimizers.guard import first_not_finite
 from dsjax.optimizers.workers import keep
@@ -90,7 +95,7 @@ def make_gradient(
     per_worker: bool,
     local: bool = False,
     num_kept: int | None = None,
-) -> Callable[[GradientInputs], tuple[Tree, dict[str, jax.Array]]]:
+) -> Callable[[GradientInputs], tuple[Tree, dict[str, Any]]]:
     """Make the gradient program: GradientInputs -> (gradients, metrics).
 
     Args:
@@ -103,13 +108,14 @@ def make_gradient(
         num_kept: slots for the tokens that the layers of random-LTD see, at most T; None: nothing is dropped.
 
     Returns:
-        gradients in their ZeRO shards, and metrics: loss (mean over targets), worker_loss [W], tokens (number of real
-        targets, int32).
+        gradients in their ZeRO shards, and metrics: loss (mean over targets, without auxiliary losses), worker_loss
+        [W], tokens (number of real targets, int32), auxiliary (losses and metrics of the layers' statistics by name,
+        each the mean over micro-batches weighted by their targets).
     """
     sharded = _sharded(model, layout)
-    worker = _worker_gradient(model, layout, _micro_batch_loss(model, layout, options, num_kept))
+    worker = _worker_gradient(model, layout, _loss(model, layout, options, num_kept))
 
-    def gradient(inputs: GradientInputs) -> tuple[Tree, dict[str, jax.Array]]:
+    def gradient(inputs: GradientInputs) -> tuple[Tree, dict[str, Any]]:
         batch = inputs.batch
         num_workers, num_parts, rows = batch["tokens"].shape[:3]
         if options.dropout or num_kept is not None:
@@ -121,16 +127,19 @@ def make_gradient(
         workers_dim = None if inputs.shift is None else model.leading
         mapped = GradientInputs(None, None, None, 0, shift=workers_dim)  # pyright: ignore
         each_worker = jax.vmap(worker, in_axes=(mapped,), spmd_axis_name="data")
-        gradients, losses = each_worker(dataclasses.replace(inputs, batch=batch))
+        gradients, sums = each_worker(dataclasses.replace(inputs, batch=batch))
+        losses = sums.pop("loss")
         if local:
             each = lambda g: g * per_token.reshape(-1, *[1] * (g.ndim - 1))
-            return jax.tree.map(each, gradients), {"loss": losses * per_token, "tokens": tokens}
+            gradients = jax.tree.map(each, gradients)
+            auxiliary = {name: x * per_token for name, x in sums.items()}
+            return gradients, {"loss": losses * per_token, "tokens": tokens, "auxiliary": auxiliary}
         if per_worker:
             gradients = jax.tree.map(lambda g: g * (num_workers * per_token), gradients)
         else:
             gradients = sharded(jax.tree.map(lambda g: g.sum(0) * per_token, gradients))
         metrics = {"loss": losses.sum() * per_token, "worker_loss": losses * per_token * num_workers, "tokens": tokens}
-        return gradients, metrics
+        return gradients, metrics | {"auxiliary": {name: x.sum() * per_token for name, x in sums.items()}}
 
     return gradient
 
@@ -141,12 +150,13 @@ def _sharded(model: ModelTree, layout: Layout) -> Callable[[Tree], Tree]:
     return lambda tree: jax.tree.map(lambda x, s: jax.lax.with_sharding_constraint(x, layout.named(s)), tree, specs)
 
 
-def _micro_batch_loss(
-    model: ModelTree, layout: Layout, options: StepOptions, num_kept: int | None
-) -> Callable[[Tree, Batch, GradientInputs], jax.Array]:
-    """Make the loss of one micro-batch [b, T]: a sum over its real targets."""
+Loss = Callable[[Tree, Batch, GradientInputs], tuple[jax.Array, dict[str, jax.Array]]]
 
-    def loss(params: Tree, part: Batch, inputs: GradientInputs) -> jax.Array:
+
+def _loss(model: ModelTree, layout: Layout, options: StepOptions, num_kept: int | None) -> Loss:
+    """Make the loss of one micro-batch [b, T] as sums over its targets: see `micro_batch_loss`."""
+
+    def loss(params: Tree, part: Batch, inputs: GradientInputs) -> tuple[jax.Array, dict[str, jax.Array]]:
         merged = nnx.merge(model.graph, joined(params, inputs.frozen))
         drawn = options.dropout or num_kept is not None
         keys = sample_keys(inputs.key, inputs.step, part["sample_ids"]) if drawn else None
@@ -156,34 +166,34 @@ def _micro_batch_loss(
             layers, counts = options.random_ltd.layers(merged.config.num_layers), inputs.counts
             dropping = Dropping(keys, layers, num_kept, length=counts[0], kept=counts[1])
         keys = keys if options.dropout else None
-        return options.objective.sums(merged, part, keys=keys, dropping=dropping, layout=layout)[0]["loss"]
+        return micro_batch_loss(options.objective, merged, part, keys=keys, dropping=dropping, layout=layout)
 
     return loss
 
 
 def _worker_gradient(
-    model: ModelTree, layout: Layout, loss: Callable[[Tree, Batch, GradientInputs], jax.Array]
-) -> Callable[[GradientInputs], tuple[Tree, jax.Array]]:
-    """Make the gradient and loss of one worker's rows [A, b, T], as sums over its targets; `loss`: of a micro-batch."""
-    sharded, specs, value_and_grad = _sharded(model, layout), model.specs(layout.parameter), jax.value_and_grad(loss)
+    model: ModelTree, layout: Layout, loss: Loss
+) -> Callable[[GradientInputs], tuple[Tree, dict[str, jax.Array]]]:
+    """Make the gradient and losses of one worker's rows [A, b, T], as sums over its targets."""
+    sharded, specs, gradient_of = _sharded(model, layout), model.specs(layout.parameter), jax.grad(loss, has_aux=True)
 
     def shifted(param: jax.Array, shift: jax.Array, spec: PartitionSpec) -> jax.Array:
         return jax.lax.with_sharding_constraint(param + shift, layout.named(spec))
 
-    def worker(inputs: GradientInputs) -> tuple[Tree, jax.Array]:
+    def worker(inputs: GradientInputs) -> tuple[Tree, dict[str, jax.Array]]:
         params, parts = inputs.params, inputs.batch
         if inputs.shift is not None:
             params = jax.tree.map(shifted, params, inputs.shift, specs)
         if parts["tokens"].shape[0] == 1:
-            value, gradient = value_and_grad(params, {name: x[0] for name, x in parts.items()}, inputs)
-            return sharded(gradient), value
+            gradient, sums = gradient_of(params, {name: x[0] for name, x in parts.items()}, inputs)
+            return sharded(gradient), sums
 
-        def accumulate(total: Tree, part: Batch) -> tuple[Tree, jax.Array]:
-            value, gradient = value_and_grad(params, part, inputs)
-            return sharded(jax.tree.map(jnp.add, total, sharded(gradient))), value
+        def accumulate(total: Tree, part: Batch) -> tuple[Tree, dict[str, jax.Array]]:
+            gradient, sums = gradient_of(params, part, inputs)
+            return sharded(jax.tree.map(jnp.add, total, sharded(gradient))), sums
 
-        total, values = jax.lax.scan(accumulate, sharded(jax.tree.map(jnp.zeros_like, params)), parts)
-        return total, values.sum()
+        total, sums = jax.lax.scan(accumulate, sharded(jax.tree.map(jnp.zeros_like, params)), parts)
+        return total, {name: x.sum() for name, x in sums.items()}
 
     return worker
 

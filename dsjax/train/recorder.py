@@ -29,6 +29,7 @@ class StepMetrics:
         step: its number, from 1.
         device: loss, tokens, grad_norm, finite, first_bad, stop, of some optimizers variance; still being computed.
             Of a stage in which workers do not talk they are [W], and this process' part of them counts.
+        auxiliary: losses and metrics of the layers' statistics by name (see setup/step.py), like `device`.
         learning_rate: of this step.
         after: the clocks after it.
         flops: what it costs by the formula of observe/flops.py.
@@ -40,6 +41,7 @@ class StepMetrics:
 
     step: int
     device: dict[str, Any]
+    auxiliary: dict[str, Any]
     learning_rate: float
     after: Clocks
     flops: float
@@ -126,7 +128,7 @@ class Recorder:
         """Wait for the last step noted and stop its clock: what follows (evaluation) is no part of its time."""
         if self._pending is None or self._settled is not None:
             return
-        host = _local(self._pending.device)
+        host = _local({**self._pending.device, **self._pending.auxiliary})
         now = time.perf_counter()
         self._settled, self._mark = (host, now - self._mark), now
 
@@ -162,6 +164,7 @@ class Recorder:
             "data_seconds": metrics.data_seconds,
             "tokens_per_second": tokens / seconds,
             **metrics.schedule,
+            **{name: host[name] for name in metrics.auxiliary},
             **extra,
         }
         if metrics.stall:
@@ -190,6 +193,7 @@ class Recorder:
         shown = {"loss": host["loss"], "learning_rate": metrics.learning_rate, "tokens_per_second": tokens / seconds}
         if metrics.schedule:
             shown["tokens"] = counters.tokens
+        shown |= {name: host[name] for name in metrics.auxiliary}
         self._progress.update(metrics.step, **shown, **metrics.schedule, **extra)
         self._stop_if_hopeless(metrics.step, bad)
 

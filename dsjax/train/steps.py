@@ -73,6 +73,7 @@ def train_steps(setup: Setup, programs: Programs, state: TrainState, instruments
             gradient_of.look_ahead(step, step_seconds=recorder.recent_seconds)
 
             metrics.pop("worker_loss", None)
+            auxiliary = metrics.pop("auxiliary")
             device = {**metrics, **more}
             if stage not in optimizer.no_collectives:  # whether to stop is a message, too
                 device["stop"] = agree_any(bool(instruments.stop.received))
@@ -81,6 +82,7 @@ def train_steps(setup: Setup, programs: Programs, state: TrainState, instruments
                 StepMetrics(
                     step=step + 1,
                     device=device,
+                    auxiliary=auxiliary,
                     learning_rate=rate,
                     after=after,
                     flops=float(cost.flops[step]),

@@ -24,6 +24,7 @@ from dsjax.data.rows.pipeline import validation_rows
 from dsjax.inference.sample import draw, how_to_draw
 from dsjax.models.families.registry import abstract
 from dsjax.models.tree import ModelTree, count_parameters
+from dsjax.objectives.registry import objective_of
 from dsjax.observe.devices import from_jax_device_kind
 from dsjax.observe.flops import mfu
 from dsjax.observe.memory import device_memory_report, peak_host_bytes
@@ -150,11 +151,12 @@ def _metrics(
 ) -> dict[str, tuple[Any, str]]:
     """name -> (value, how it was obtained), with those to compare with in their place."""
     config, counters = setup.config, recorder.counters
+    targets = objective_of(config.data.task).targets
     metrics: dict[str, tuple[Any, str]] = {
         "steps": (counters.steps, "counted, skipped ones included"),
         "skipped_steps": (counters.skipped, "steps whose gradient was not finite"),
         "tokens": (counters.tokens, "effective: rows x length x the share of layers that see them, over all steps"),
-        "real_tokens": (counters.real_tokens, f"targets that counted in the loss: {_TARGETS[config.data.task]}"),
+        "real_tokens": (counters.real_tokens, f"targets that counted in the loss: {targets}"),
         "training_loss": (rows[-1]["loss"], "last step, nats per target"),
     }
     metrics |= _validation_metrics(config, rows) | compared
@@ -196,7 +198,7 @@ def _validation_metrics(config: ResolvedRunConfig, rows: list[dict[str, Any]]) -
     if not evaluated:
         return {}
     losses = [row["validation_loss"] for row in evaluated]
-    target = _TARGETS[config.data.task][:-1]
+    target = objective_of(config.data.task).targets[:-1]
     when = "last step" if evaluated[-1] is rows[-1] else f"step {evaluated[-1]['step']}"
     metrics: dict[str, tuple[Any, str]] = {
         "validation_loss": (losses[-1], f"nats per {target}, {when}, on the fixed validation rows"),
@@ -213,30 +215,19 @@ def _validation_metrics(config: ResolvedRunConfig, rows: list[dict[str, Any]]) -
 def _compared(config: ResolvedRunConfig, corpus: Corpus, rows: list[dict[str, Any]]) -> dict[str, tuple[Any, str]]:
     """What can be had for nothing on the same targets."""
     evaluated = [row for row in rows if "validation_loss" in row]
-    if evaluated and config.data.task == "language_model":
-        with contextlib.suppress(TooLittleText):  # the run is none the worse
-            return _counted_metrics(config, corpus, evaluated[-1]["validation_loss"])
-    if evaluated and "validation_accuracy" in evaluated[-1]:
-        return {"majority_accuracy": _majority(config, corpus)}
-    return {}
+    compared = _COMPARED.get(config.data.task)
+    return {} if compared is None or not evaluated else compared(config, corpus, evaluated[-1]["validation_loss"])
 
 
-_TARGETS = {
-    "language_model": "tokens",
-    "masked": "hidden tokens",
-    "classification": "labels",
-    "from_model": "tokens",
-}
-
-
-def _majority(config: ResolvedRunConfig, corpus: Corpus) -> tuple[float, str]:
+def _majority(config: ResolvedRunConfig, corpus: Corpus, loss: float) -> dict[str, tuple[Any, str]]:
     """The accuracy of always saying the class that is the most frequent in training, on the validation rows used."""
     training = np.concatenate([store.classes[:, CLASS] for store in corpus.train if store.classes is not None])
     commonest = int(np.bincount(training).argmax())
     batch_size = config.train.batch_size // config.train.accumulation
     fixed = validation_rows(corpus, config.data, batch_size=batch_size, num_rows=config.evaluate.rows)
     right = sum(int(((batch["labels"] == commonest) & batch["loss_mask"]).sum()) for batch in fixed)
-    return right / fixed.num_rows, f"of always saying {corpus.labels[commonest]!r}, the commonest training label"
+    how = f"of always saying {corpus.labels[commonest]!r}, the commonest training label"
+    return {"majority_accuracy": (right / fixed.num_rows, how)}
 
 
 def _counted_metrics(config: ResolvedRunConfig, corpus: Corpus, loss: float) -> dict[str, tuple[Any, str]]:
@@ -259,6 +250,17 @@ def _counted_metrics(config: ResolvedRunConfig, corpus: Corpus, loss: float) -> 
         "unigram_nats_per_byte": (counted.unigram_nats_per_byte, "the same per UTF-8 byte"),
         "bigram_nats_per_byte": (counted.bigram_nats_per_byte, "the same per UTF-8 byte"),
     }
+
+
+def _counted(config: ResolvedRunConfig, corpus: Corpus, loss: float) -> dict[str, tuple[Any, str]]:
+    """`_counted_metrics`, if there is text enough to count."""
+    with contextlib.suppress(TooLittleText):  # the run is none the worse
+        return _counted_metrics(config, corpus, loss)
+    return {}
+
+
+_COMPARED = {"language_model": _counted, "classification": _majority}
+"""By the name of the objective."""
 
 
 def _table(metrics: dict[str, tuple[Any, str]], *, title: str) -> Table:

@@ -3,6 +3,8 @@
 That the pointers stay (tests/unit/models/test_generate.py) does not say so: a copy that is copied back keeps them too.
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -21,17 +23,21 @@ CONFIGS = {
 }
 
 
+@pytest.mark.parametrize("rows", ["together", "apart"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_step_copies_no_cache(name):
+def test_a_step_copies_no_cache(name, rows):
+    """Where all rows write to the same slot, and where each has a slot of its own."""
     graph, state = nnx.split(abstract(CONFIGS[name]), nnx.Param)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
     ids = jax.ShapeDtypeStruct((2, 16), np.int32)
     prefill = lambda *arrays: _prefill(graph, *arrays, sampling=GREEDY, room=2032)
     tokens, progress = jax.eval_shape(prefill, params, ids, ids, jax.eval_shape(lambda: jax.random.key(0)))
+    if rows == "apart":
+        progress = dataclasses.replace(progress, slot=jax.ShapeDtypeStruct((2,), np.int32))
     compiled = _step.lower(graph, params, tokens, progress, sampling=GREEDY).compile()
 
     cache = jax.tree.leaves(progress.cache)
-    # Places are many enough for one layer's keys to be larger than all else that a step needs, the scores above all.
+    # Slots are many enough for one layer's keys to be larger than all else that a step needs, the scores above all.
     assert compiled.memory_analysis().temp_size_in_bytes < min(4 * leaf.size for leaf in cache)
 
     # XLA leaves a copy of each donated argument to where its result goes, which is the same buffer; there is no other.

@@ -81,4 +81,4 @@ def test_the_loss_of_a_classifier_is_the_mean_over_rows_in_float64():
     np.testing.assert_allclose(batch_loss(model, fewer)[0], losses[:5].sum(), rtol=1e-6)
     placed = evaluation_placement(training.layout, batch_size=16)(fewer)
     sums = jax.device_get(training.programs.evaluate(training.params(), placed))
-    assert sums["count"] == 5 and sums["correct"] == (z.argmax(1) == rows["labels"])[:5].sum()
+    assert sums["count"] == 5 and sums["accuracy"] == (z.argmax(1) == rows["labels"])[:5].sum()

@@ -23,9 +23,10 @@ from dsjax.data.config import (
 )
 from dsjax.data.corpus.assemble import build_folder
 from dsjax.data.corpus.identity import identity, known_key
-from dsjax.data.corpus.key import joined_hash, key_of, task_of
+from dsjax.data.corpus.key import joined_hash, key_of
 from dsjax.data.corpus.parts import BuildPlan, PlannedSource, Role
 from dsjax.data.corpus.store import CorpusFolder, TokenStore, hash_of, open_corpus_folder
+from dsjax.data.rows.formats import task_of
 from dsjax.data.rows.labels import CUT
 from dsjax.data.text.read import on_stderr
 from dsjax.data.tokenizers.choice import choose_tokenizer, note_of

@@ -6,16 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from dsjax.data.config import BPETokenizer, DataConfig, DataTask
+from dsjax.data.config import BPETokenizer, DataConfig
 from dsjax.data.corpus.parts import PlannedSource
 from dsjax.data.corpus.store import FORMAT
+from dsjax.data.rows.formats import task_of
 from dsjax.data.text.source import Source
 from dsjax.data.tokenizers.tokenizer import Tokenizer
-
-
-def task_of(config: DataConfig) -> DataTask:
-    """Return the task, that of a language model where it is not settled."""
-    return "language_model" if config.task == "from_model" else config.task
 
 
 def joined_hash(hashes: list[str]) -> str:

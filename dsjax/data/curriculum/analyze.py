@@ -29,6 +29,7 @@ from dsjax.data.corpus.build import Corpus
 from dsjax.data.corpus.lock import full_disk_as_message, locked
 from dsjax.data.corpus.progress import ByteProgress, in_threads
 from dsjax.data.curriculum.metrics import Metric, WrongValue, code_of, metric_of
+from dsjax.data.rows.formats import task_of
 from dsjax.data.rows.mixture import Rows
 from dsjax.data.rows.pack import VERSION as PACK_VERSION
 
@@ -125,7 +126,7 @@ def _about(corpus: Corpus, rows: Rows, config: DataConfig, metric: str) -> dict[
         "corpus": corpus.hash,
         "stores": [store.hash for store in corpus.train],
         "pack": [config.pack, PACK_VERSION, config.isolate_documents, config.sequence_length],
-        "task": "language_model" if config.task == "from_model" else config.task,
+        "task": task_of(config),
         "num_rows": rows.num_rows,
         "metric": metric,
         "code": code_of(metric),

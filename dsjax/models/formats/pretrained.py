@@ -20,13 +20,12 @@ from dsjax.checkpoint.finite import finite
 from dsjax.checkpoint.gguf_file import is_gguf
 from dsjax.checkpoint.safetensors_folder import open_folder, write_folder
 from dsjax.checkpoint.tensor_map import LazyTree, TensorSource, read_tree, write_tree
+from dsjax.mesh.tree import Tree
 from dsjax.models.config import AnyModelConfig, ModelConfig, PretrainedConfig
 from dsjax.models.families.registry import FAMILIES, abstract, config_from_hf, config_to_hf, initial_params, segments_of
 from dsjax.models.formats.gguf import open_gguf_weights
 from dsjax.models.naming import from_named, leaf_names, to_named
 from dsjax.models.transformer import Transformer
-
-Tree = Any
 
 
 def open_weights(path: str | Path) -> TensorSource:

@@ -211,20 +211,35 @@ def test_fixed_batches_are_the_same_rows_each_time_padded():
     assert list(FixedBatches(None, batch_size=8)) == [] and len(FixedBatches(None, batch_size=8)) == 0
 
 
+MASKER = Masker(mask_token=9, ordinary=np.ones(64, bool), share=0.5, seed=0)
+FORMATS = {
+    "best_fit": PackedFormat(sequence_length=5),
+    "none": PackedFormat(sequence_length=5, pack="none"),
+    "together": PackedFormat(sequence_length=5, isolate_documents=False),
+    "masked": MaskedFormat(sequence_length=5, masker=MASKER),
+    "masked apart": MaskedFormat(sequence_length=5, pack="none", masker=MASKER),
+    "labelled": LabelledFormat(sequence_length=5),
+    "pairs": LabelledFormat(sequence_length=5, with_pairs=True),
+}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_format_foretells_the_arrays_that_it_reads(kind):
+    store = dataclasses.replace(store_of([5] * 6), classes=np.zeros((6, 3), np.int32))
+    rows = Rows([store], FORMATS[kind])
+    spec = {name: (array.shape, array.dtype) for name, array in FORMATS[kind].spec((3,)).items()}
+    for batch in (rows.rows(np.arange(3)), rows.fixed(np.arange(3))):
+        assert {name: (value.shape, value.dtype) for name, value in batch.items()} == spec
+    assert FORMATS[kind].spec((2, 1, 3))["tokens"].shape == (2, 1, 3, 5)
+
+
 @pytest.mark.parametrize("kind", ["best_fit", "none", "masked", "labelled"])
 def test_a_process_without_rows_in_the_last_batch_pads_like_the_others(kind):
     """Its share of a batch lies behind the last row."""
     store = store_of([5] * 6)
     if kind == "labelled":
         store = dataclasses.replace(store, classes=np.zeros((6, 3), np.int32))
-    masker = Masker(mask_token=9, ordinary=np.ones(64, bool), share=0.5, seed=0)
-    formats = {
-        "best_fit": PackedFormat(sequence_length=5),
-        "none": PackedFormat(sequence_length=5, pack="none"),
-        "masked": MaskedFormat(sequence_length=5, masker=masker),
-        "labelled": LabelledFormat(sequence_length=5),
-    }
-    rows = Rows([store], formats[kind])
+    rows = Rows([store], FORMATS[kind])
     size = rows.num_rows + 3
     (whole,) = FixedBatches(rows, batch_size=size)
     (share,) = FixedBatches(rows, batch_size=size, positions=np.arange(rows.num_rows, size))

@@ -1,0 +1,36 @@
+"""The layout of one device leaves no trace in a program."""
+
+import jax
+import numpy as np
+from flax import nnx
+
+from dsjax.layers.cross_entropy import summed_loss
+from dsjax.mesh.build import make_mesh
+from dsjax.mesh.config import MeshConfig
+from dsjax.mesh.layout import ONE_DEVICE, Layout
+from dsjax.models.config import LlamaConfig
+from dsjax.models.families.registry import abstract
+
+CONFIG = LlamaConfig(vocab_size=40, num_layers=3, model_dim=24, num_heads=4, num_kv_heads=2, segments=(1, 2))
+TRACES = ("harding", "optimization_barrier")  # of placing values, and of gathering weights again in the backward pass
+
+
+def program(layout: Layout) -> str:
+    """Loss and gradient of a model, before XLA sees them."""
+    graph, state = nnx.split(abstract(CONFIG), nnx.Param)
+    ids = jax.ShapeDtypeStruct((2, 16), np.int32)
+
+    def loss(params, tokens):
+        model = nnx.merge(graph, params)
+        features, _ = model.features(tokens, segments=tokens, layout=layout)
+        inputs, table, bias = model.logit_inputs(features, layout=layout)
+        return summed_loss(inputs, table, tokens, tokens > 0, bias, layout)
+
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
+    return jax.jit(jax.grad(loss)).lower(shapes, ids).as_text()
+
+
+def test_one_device_leaves_no_trace():
+    mesh = make_mesh(MeshConfig(data=1), devices=jax.devices()[:1])
+    assert all(trace in program(Layout(mesh)) for trace in TRACES)
+    assert not any(trace in program(ONE_DEVICE) for trace in TRACES)
