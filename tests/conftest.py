@@ -6,6 +6,7 @@ it.
 """
 
 import gc
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,11 @@ import jax
 import models_on_disk
 import pytest
 
+from tests import shapes
+
+if importlib.util.find_spec("beartype") is not None:  # until every environment has it
+    shapes.check_shapes()
+
 from dsjax.mesh.build import order_cpu_collectives
 from tests import helpers
 
@@ -21,7 +27,11 @@ HERE = Path(__file__).parent
 CACHE = HERE.parent / ".cache" / "jax-tests"
 MAPPINGS = Path("/proc/self/maps")
 MANY_MAPPINGS = 20_000
+OPTIMIZED = [HERE / "golden", HERE / "gpu"]
+# The numeric core, in which no array changes its dtype for the sake of another unless it is asked to.
+STRICT_DTYPES = [HERE / "unit" / room for room in ("optimizers", "collectives", "setup")]
 
+pytest_plugins = ["time_per_folder"]
 collect_ignore = ["golden/record"]  # scripts that need torch
 if os.environ.get("DSJAX_TEST_PLATFORM", "cpu") == "cpu":
     jax.config.update("jax_platforms", "cpu")
@@ -43,13 +53,21 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item):
-    real = any(item.path.is_relative_to(HERE / folder) for folder in ("golden", "gpu"))
-    optimized = os.environ.get("DSJAX_TEST_OPTIMIZED") == "1" or real
+    lies_in = lambda folders: any(item.path.is_relative_to(folder) for folder in folders)
+    optimized = os.environ.get("DSJAX_TEST_OPTIMIZED") == "1" or lies_in(OPTIMIZED)
     jax.config.update("jax_disable_most_optimizations", not optimized)
     try:
-        return (yield)
+        with jax.numpy_dtype_promotion("strict" if lies_in(STRICT_DTYPES) else "standard"):
+            return (yield)
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def standard_promotion() -> Iterator[None]:
+    """For what others wrote, optax say, where STRICT_DTYPES would be strict."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

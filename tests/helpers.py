@@ -13,7 +13,7 @@ import numpy as np
 
 from dsjax.cli.main import parser_of
 from dsjax.config.run import RunConfig
-from dsjax.data.config import DataConfig
+from dsjax.data.config import ByteTokenizer, DataConfig
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
@@ -263,7 +263,7 @@ def make_training(
     run = RunConfig(
         mesh=mesh,
         model=config,
-        data=DataConfig(sequence_length=16),
+        data=DataConfig(sequence_length=16, tokenizer=ByteTokenizer()),
         optimizer=optimizer,
         random_ltd=random_ltd,
         train=TrainConfig(steps=steps or 1, batch_size=16, clip_norm=clip_norm, ema_decay=ema_decay),

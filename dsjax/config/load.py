@@ -3,8 +3,9 @@
 A run file holds the sections of `RunConfig`. Any section may name a file, `mesh: ../mesh/cpu8.yaml`, or take one and
 override parts of it, `model: {file: ../model/bloom-560m.yaml, dropout: 0.1}`; such names are relative to the file that
 holds them (after `--set`: to the current directory). Naming a file replaces what the section held before. A key `file:`
-at the top of a run file takes another run file as the base. Paths of data and tokenizers are relative to the current
-directory, wherever the config lies.
+at the top of a run file takes another run file as the base. A run file `configs/...` that is not in the current
+directory is looked for among those that dsjax is installed with. Paths of data and tokenizers are relative to the
+current directory, wherever the config lies.
 
 Strict: a key that no dataclass knows, a key given twice, a value of the wrong type, anchors, aliases and tags are
 errors, and all of them are reported at once. Scalars follow YAML 1.2: `1e-4` is a number, `on` and `no` are text.
@@ -35,6 +36,9 @@ __all__ = [
     "to_dict",
     "to_yaml",
 ]
+
+INSTALLED = Path(__file__).parents[1]
+"""The package, in which the presets lie as configs/."""
 
 
 def decode[T](cls: type[T], mapping: Mapping[str, object], *, origin: str) -> T:
@@ -87,7 +91,9 @@ def load_run(path: str | Path, sets: Sequence[str] = ()) -> RunConfig:
 def load_with_origins(path: str | Path, sets: Sequence[str] = ()) -> tuple[RunConfig, dict[str, str]]:
     """As `load_run`, and for each dotted path the file that gave it, '--set', or 'default'."""
     if not os.path.exists(path):
-        raise FileNotFoundError(f"no such config file: {path}")
+        given, path = path, INSTALLED / path
+        if not path.is_relative_to(INSTALLED / "configs") or not path.is_file():
+            raise FileNotFoundError(f"no such config file: {given}")
     reader, decoder = Reader(), Decoder()
     tree = reader.read(str(path), RunConfig, "", Source("", ""))
     if not isinstance(tree, Section):

@@ -37,8 +37,8 @@ class Visibility:
         rotation: by which queries and new keys are turned, cosines and sines [B or 1, T, K / 2], or None.
     """
 
-    mask: Bool[Array, "B 1 T S"] | None
-    bias: Float[Array, "B H T S"] | None
+    mask: Bool[Array, "#B 1 T S"] | None
+    bias: Float[Array, "#B H T S"] | None
     causal: bool = True
     rotation: Rotation | None = None
 

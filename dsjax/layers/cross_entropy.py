@@ -102,7 +102,7 @@ def _forward(x_BTD, table_VD, targets_BT, mask_BT, bias_V, layout: Layout):
     def chunk_gradient(grown, piece):
         x, targets, mask = piece
         losses, softmax, onehot = _chunk(x, table_VD, bias_V, targets, layout)
-        delta = jnp.where(mask[..., None], softmax - onehot, 0).astype(x.dtype)
+        delta = jnp.where(mask[..., None], softmax - onehot.astype(softmax.dtype), 0).astype(x.dtype)
         x_gradient = place(jnp.einsum("btv,vd->btd", delta, table_VD, preferred_element_type=x.dtype), None, None)
         # One sum per shard of rows, S of them: they stay where they are and are added up once, after the last chunk.
         delta, x = (a.reshape(shards, -1, *a.shape[1:]) for a in (delta, x))
@@ -134,7 +134,7 @@ def _forward(x_BTD, table_VD, targets_BT, mask_BT, bias_V, layout: Layout):
 
 
 def _backward(layout, residuals, cotangent):
-    scaled = lambda gradient: (cotangent * gradient).astype(gradient.dtype)
+    scaled = lambda gradient: (cotangent * gradient.astype(cotangent.dtype)).astype(gradient.dtype)
     x_gradient, table_gradient, bias_gradient = jax.tree.map(scaled, residuals)
     return x_gradient, table_gradient, None, None, bias_gradient
 

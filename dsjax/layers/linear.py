@@ -25,7 +25,7 @@ class Linear(nnx.Module):
         self.kernel: Weight = FloatWeight.normal(key, shape, axes, std=std)
         self.bias = constant(0.0, shape[1:], axes[1:]) if use_bias else None
 
-    def __call__(self, x: Float[Array, "*batch _"], context: Context) -> Float[Array, "*batch _"]:
+    def __call__(self, x: Float[Array, "*batch _"], context: Context) -> Float[Array, "..."]:
         """X times the weight plus the bias, in x's dtype."""
         y = self.kernel.apply(x, context)
         return y if self.bias is None else y + use(self.bias, context, x.dtype)

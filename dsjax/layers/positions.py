@@ -76,7 +76,7 @@ def rope_frequencies(
     return (frequencies * (kept + (1 - kept) / factor)).astype(np.float32)
 
 
-Rotation = tuple[Float[Array, "B T half"], Float[Array, "B T half"]]
+Rotation = tuple[Float[Array, "#B T half"], Float[Array, "#B T half"]]
 """Cosines and sines of the angles by which positions turn."""
 
 

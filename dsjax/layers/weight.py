@@ -41,7 +41,7 @@ class Weight(Protocol):
         """Names of the matrix's dimensions, without those of a stack."""
         ...
 
-    def apply(self, x: Float[Array, "*batch D"], context: Context) -> Float[Array, "*batch _"]:
+    def apply(self, x: Float[Array, "*batch D"], context: Context) -> Float[Array, "..."]:
         """Multiply x by the matrix, in x's dtype."""
         ...
 
@@ -78,7 +78,7 @@ class FloatWeight(nnx.Param):
         """Names of the matrix's dimensions."""
         return self.get_metadata("axes")
 
-    def apply(self, x: Float[Array, "*batch D"], context: Context) -> Float[Array, "*batch _"]:
+    def apply(self, x: Float[Array, "*batch D"], context: Context) -> Float[Array, "..."]:
         """X W."""
         return jnp.tensordot(x, self.whole(context, dtype=x.dtype), axes=1)
 
@@ -129,7 +129,7 @@ class LowRank(nnx.Module):
         """Names of W's dimensions."""
         return self.base.axes
 
-    def apply(self, x: Float[Array, "*batch D"], context: Context) -> Float[Array, "*batch _"]:
+    def apply(self, x: Float[Array, "*batch D"], context: Context) -> Float[Array, "..."]:
         """X W + s (x A) B."""
         y = self.base.apply(x, context)
         a, b = (use(factor, context, x.dtype) for factor in (self.lora_a, self.lora_b))

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from dsjax.checkpoint.manifest import read_json
-from dsjax.layers.weight import BASE
+from dsjax.layers.weight import BASE, A
 from dsjax.mesh.layout import Layout
 from dsjax.models.adapters import Adapter, initial_adapters, is_adapter, merged, with_adapters, with_weights
 from dsjax.models.config import LoRAConfig, ModelConfig
@@ -69,9 +69,11 @@ def first_params(config: ModelConfig, trained: ModelTree, layout: Layout, *, see
 
 def _under_adapters(weights: Tree, adapters: Tree) -> Tree:
     """Parameters of a plain model where one with adapters has them."""
+    if A in adapters:
+        return {BASE: weights}
     if isinstance(weights, dict):
         return {key: _under_adapters(branch, adapters.get(key, {})) for key, branch in weights.items()}
-    return {BASE: weights} if adapters else weights
+    return weights
 
 
 def folded(

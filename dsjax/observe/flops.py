@@ -117,7 +117,7 @@ def training_flops(
     layer = lambda tokens: 2.0 * matrices.layer_parameters * tokens + 4.0 * matrices.attention_dim * keys * tokens**2
     dropping = matrices.dropping_layers
     layers = (matrices.num_layers - dropping) * layer(length) + dropping * layer(np.minimum(kept, length))
-    return 3.0 * np.asarray(rows) * (layers + 2.0 * matrices.other_parameters * length)
+    return np.asarray(3.0 * np.asarray(rows) * (layers + 2.0 * matrices.other_parameters * length))
 
 
 def layer_tokens(
@@ -130,4 +130,4 @@ def layer_tokens(
         768
     """
     rows, length, kept = (np.asarray(count, np.int64) for count in (rows, length, kept))
-    return rows * (length * (num_layers - dropping_layers) + np.minimum(kept, length) * dropping_layers)
+    return np.asarray(rows * (length * (num_layers - dropping_layers) + np.minimum(kept, length) * dropping_layers))

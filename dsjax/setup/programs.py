@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec
+from jax.stages import Wrapped
 
 from dsjax.mesh.layout import Layout
 from dsjax.models.tree import ModelTree
@@ -33,14 +34,14 @@ class Programs:
         frozen: parameters that are not trained, None if there are none.
     """
 
-    gradient: Callable
-    updates: Mapping[str, Callable]
+    gradient: Wrapped
+    updates: Mapping[str, Wrapped]
     evaluate: Callable
-    local: Callable | None = None
-    dropping: Callable[[int], tuple[Callable, Callable | None]] | None = None
+    local: Wrapped | None = None
+    dropping: Callable[[int], tuple[Wrapped, Wrapped | None]] | None = None
     frozen: Tree | None = None
 
-    def gradient_for(self, optimizer: StagedTransform, stage: str, *, num_kept: int | None = None) -> Callable:
+    def gradient_for(self, optimizer: StagedTransform, stage: str, *, num_kept: int | None = None) -> Wrapped:
         """The jitted program of the gradients that an update of this stage wants: one object for a stage and num_kept.
 
         Args:
@@ -92,7 +93,7 @@ def make_programs(
     whole, each = layout.named(PartitionSpec()), layout.named(PartitionSpec("data"))
 
     @functools.cache
-    def gradients(num_kept: int | None) -> tuple[Callable, Callable | None]:
+    def gradients(num_kept: int | None) -> tuple[Wrapped, Wrapped | None]:
         return _gradient_programs(model, optimizer, layout, options, num_kept)
 
     updates = {}
@@ -110,7 +111,7 @@ def make_programs(
 
 def _gradient_programs(
     model: ModelTree, optimizer: StagedTransform, layout: Layout, options: StepOptions, num_kept: int | None
-) -> tuple[Callable, Callable | None]:
+) -> tuple[Wrapped, Wrapped | None]:
     """The gradient program, and that of workers which do not talk, if there is such a stage."""
     make = functools.partial(make_gradient, model, layout, options, num_kept=num_kept)
     per_worker = optimizer.gradients == "per_worker"

@@ -4,7 +4,6 @@ import dataclasses
 
 from dsjax.config.run import ResolvedRunConfig, RunConfig
 from dsjax.data.config import BPETokenizer, TokensSource
-from dsjax.data.curriculum.draw import check_curriculum
 from dsjax.models.families.registry import segments_of
 from dsjax.models.formats.pretrained import resolve
 from dsjax.models.stack import check_dropping
@@ -45,6 +44,9 @@ def resolved(config: RunConfig) -> ResolvedRunConfig:
     settled = ResolvedRunConfig(**{**values, "model": model, "data": data})
     # Told here, before any text is read: by `plan` as by `train`.
     if config.curriculum is not None:
+        # Not above: it needs the packages that read data, and experiments/gpu_check assembles without them.
+        from dsjax.data.curriculum.draw import check_curriculum
+
         check_curriculum(config.curriculum, data)
     if config.random_ltd is not None:
         check_dropping(segments_of(model), config.random_ltd.layers(model.num_layers))

@@ -75,7 +75,7 @@ def sign_pack(
 
 
 def unpack_average(
-    bits: UInt8[Array, "W S K/8"],
+    bits: UInt8[Array, "W S _"],
     scales: Float32[Array, "W S"],
     carry: Float32[Array, "S K"],
     scale: Float32[Array, "S"],
@@ -121,7 +121,7 @@ def unpack_average(
 
 
 def unpack(
-    bits: UInt8[Array, "W S K/8"], scales: Float32[Array, "W S"], *, implementation: str = "auto"
+    bits: UInt8[Array, "W S _"], scales: Float32[Array, "W S"], *, implementation: str = "auto"
 ) -> Float32[Array, "S W*K"]:
     """Unpack the servers' answers: chunk w of tensor s is scales[w, s] * (2 bit - 1).
 

@@ -184,6 +184,7 @@ cp -a "$disk/run" "$out"; exit $code
 """
 
 
+@pytest.mark.slow  # test_files_that_cannot_grow stands for it
 @pytest.mark.skipif(not can_mount(), reason="needs root and unshare to mount a file system of its own")
 def test_a_disk_that_is_full(tmp_path, zygote, config, reference):
     """A real small disk, seen by one process only: it fills up, the run goes on, what was saved before stays whole."""
@@ -209,7 +210,11 @@ def test_a_disk_that_is_full(tmp_path, zygote, config, reference):
     ("size", "message"),
     [
         (20_000, f"the last whole checkpoint is that of step {HALF}; make room, then: dsjax train "),
-        (3_000, "File too large; the checkpoints are intact: make room, then go on with --resume"),
+        pytest.param(
+            3_000,
+            "File too large; the checkpoints are intact: make room, then go on with --resume",
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["checkpoints", "metrics"],
 )

@@ -61,6 +61,7 @@ def test_killed_and_resumed(both, tmp_path):
     assert outcome(resumed) == outcome(both / "run")
 
 
+@pytest.mark.slow
 def test_four_processes_go_on_with_the_same_batches(both, tmp_path):
     """Rows by difficulty, their lengths and the tokens that layers keep: losses tell if one batch were another."""
     resumed = interrupted(both / "run", tmp_path / "run", step=8)
@@ -70,6 +71,7 @@ def test_four_processes_go_on_with_the_same_batches(both, tmp_path):
     close_to(resumed, both / "run")
 
 
+@pytest.mark.slow
 def test_two_processes_cut_rows_alike(texts, tmp_path, zygote):
     """Each process holds one of two rows: neither could tell the longest from its own."""
     config = write_config(

@@ -62,7 +62,9 @@ def test_stages_and_what_is_told_of_them(zero_one):
     assert json.loads((zero_one / "run" / "summary.json").read_text())["steps"]["value"] == len(STAGES)
 
 
-@pytest.mark.parametrize("step", [5, 10], ids=["compressed", "between syncs"])
+@pytest.mark.parametrize(
+    "step", [pytest.param(5, id="compressed", marks=pytest.mark.slow), pytest.param(10, id="between syncs")]
+)
 def test_zero_one_adam_goes_on_as_if_nothing_had_been(tmp_path, zygote, zero_one, step):
     run = interrupted(zero_one / "run", tmp_path / "run", step=step)
     life = zygote.train(zero_one / "config.yaml", "--run-dir", run, "--resume")
@@ -83,6 +85,7 @@ FEWER = [part for one in ("mesh.data=2", "mesh.fsdp=2") for part in ("--set", on
 WARNING = "the checkpoint is of 4 workers, this run has 2: errors of the one-bit mean begin at zero again"
 
 
+@pytest.mark.slow
 def test_onebit_adam_goes_on_with_fewer_workers(tmp_path, zygote, texts):
     """In its compressed stage: everything as it was, but for the errors."""
     whole, fewer, told = tmp_path / "whole", tmp_path / "fewer", []

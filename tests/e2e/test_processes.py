@@ -38,7 +38,7 @@ def workers(launcher: int) -> list[int]:
     return [pid for _, pid in sorted(found.items())]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, zygote, config, number):
     run = tmp_path / "a run"  # the command must survive the space
     life = zygote.train(config, "--run-dir", run, *LONG, "--set", "checkpoint.every=0")
@@ -98,6 +98,7 @@ def test_one_process_then_two_until_a_signal_to_one_of_them_and_one_again(tmp_pa
     assert curve(run)[:HALF] == curve(reference)[:HALF]
 
 
+@pytest.mark.slow
 def test_tensor_across_processes_and_a_killed_worker(tmp_path, texts, reference):
     config = write_config(tmp_path / "tensor.yaml", texts, mesh={"data": 1, "fsdp": 1, "tensor": 8, "zero_stage": 0})
     run = tmp_path / "run"
@@ -131,6 +132,7 @@ def test_restarts_have_a_bound(tmp_path, texts):
     assert "gave up after 1 restarts" in said(tmp_path)
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_all_soon(tmp_path, texts):
     """While the other waits for it in a step, and JAX at exit would wait for the other."""
     (tmp_path / "ours.py").write_text(

@@ -14,6 +14,8 @@ from dsjax.data.config import FileTokenizer
 from dsjax.data.tokenizers.load import load_tokenizer
 from dsjax.models.formats.pretrained import load_pretrained, save_pretrained
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
 # Of QUESTION, with special tokens recognised.
 QUESTION_IDS = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]

@@ -84,7 +84,7 @@ def kill_once(zygote, run: Path, config: Path, plan: dict) -> int:
     return life.wait()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_anywhere_and_resumed_gives_the_same_bits(tmp_path, zygote, config, reference, seed):
     run, chance = tmp_path / "run", random.Random(seed)
     plans = [draw_killing(chance, number) for number in range(KILLS)]
@@ -116,7 +116,10 @@ def test_a_second_start_compiles_nothing(tmp_path, zygote, config, reference):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"mesh": {"data": 2, "fsdp": 2, "tensor": 2, "zero_stage": 1}, "model": {"segments": [1, 1]}},
+        pytest.param(
+            {"mesh": {"data": 2, "fsdp": 2, "tensor": 2, "zero_stage": 1}, "model": {"segments": [1, 1]}},
+            marks=pytest.mark.slow,
+        ),
         {"mesh": {"data": 4, "fsdp": 1, "expert": 2, "zero_stage": 0}, "train": {"accumulation": 2}},
     ],
     ids=["tensor", "expert"],
@@ -298,6 +301,7 @@ def test_a_start_that_was_cut_short_is_no_obstacle(tmp_path, zygote, config, ref
     assert [row["step"] for row in rows(run)] == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_program_cut_short_in_the_cache_is_made_again(tmp_path, zygote, config, reference):
     """JAX would warn at every start from then on, and compile it each time."""
     cache = tmp_path / "cache" / "dsjax" / "xla"

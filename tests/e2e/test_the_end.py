@@ -113,7 +113,7 @@ def test_the_last_evaluation_and_the_sample_run_out_of_memory(tmp_path, texts, c
         raise out_of_memory
 
     monkeypatch.setattr(Validation, "__call__", fail)
-    monkeypatch.setattr("dsjax.inference.sample.write", fail)
+    monkeypatch.setattr("dsjax.inference.sample.generate_text", fail)
     run = tmp_path / "my run"
     result = dsjax.train.run(config, run_dir=run)
     why = "RESOURCE_EXHAUSTED: Out of memory allocating 17179869184 bytes."
@@ -161,6 +161,7 @@ def events(run: Path) -> dict[int, dict[str, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_stopped_and_resumed_as_recommended_the_trackers_have_every_step(tmp_path, zygote, texts, reference):
     """In a folder whose name has a blank; with a warm-up that is longer than the run."""
     pytest.importorskip("tensorboardX")

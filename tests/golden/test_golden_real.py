@@ -17,6 +17,8 @@ from dsjax.data.tokenizers.load import load_tokenizer
 from dsjax.models import load_pretrained
 from tests.helpers import batch_loss
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent / "real"
 WINDOW = 1024
 

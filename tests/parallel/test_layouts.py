@@ -22,6 +22,12 @@ from tests.helpers import FAST, MESHES, ONE, TINY, assert_close, batch_loss, mak
 TOLERANCE = 1e-5
 KEY, STEP = jax.random.key(5), jnp.int32(3)
 SIZES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=4) if np.prod(sizes) == 8]
+# With these, of any two axes both are cut, either one alone, and neither; the other thirteen are in the slow tier.
+PAIRWISE = [
+    (8, 1, 1, 1), (1, 8, 1, 1), (1, 1, 1, 8),
+    (1, 2, 2, 2), (2, 1, 2, 2), (2, 2, 1, 2), (2, 2, 2, 1),
+]  # fmt: skip
+ALL = [pytest.param(sizes, marks=[] if sizes in PAIRWISE else [pytest.mark.slow]) for sizes in SIZES]
 
 
 # Learned positions, attention dropout, and a first layer that is not scanned.
@@ -56,7 +62,13 @@ def test_there_are_twenty_factorisations():
     assert len(SIZES) == 20
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=["x".join(map(str, sizes)) for sizes in SIZES])
+def test_the_first_tier_has_every_pair_of_axes_cut_and_not_cut():
+    assert set(PAIRWISE) <= set(SIZES) and {SIZES.index(sizes) % 4 for sizes in PAIRWISE} == {0, 1, 2, 3}
+    for one, other in itertools.combinations(range(4), 2):
+        assert len({(sizes[one] > 1, sizes[other] > 1) for sizes in PAIRWISE}) == 4
+
+
+@pytest.mark.parametrize("sizes", ALL, ids=["x".join(map(str, sizes)) for sizes in SIZES])
 def test_gradient_is_that_of_one_device(sizes):
     # The ZeRO stage goes round with the sizes, so that every stage meets several meshes.
     mesh = MeshConfig(**dict(zip(AXES, sizes, strict=True)), zero_stage=SIZES.index(sizes) % 4)

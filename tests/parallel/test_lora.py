@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from dsjax.config.run import RunConfig
-from dsjax.data.config import DataConfig
+from dsjax.data.config import ByteTokenizer, DataConfig
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
@@ -43,7 +43,7 @@ class Run:
     def __init__(self, config, mesh: MeshConfig, *, lora_config=LORA):
         sizes = mesh.data * mesh.fsdp * mesh.expert * mesh.tensor
         self.config, self.layout = config, Layout(make_mesh(mesh, devices=jax.devices()[:sizes]), mesh.zero_stage)
-        data, train = DataConfig(sequence_length=16), TrainConfig(steps=1, batch_size=16)
+        data, train = DataConfig(sequence_length=16, tokenizer=ByteTokenizer()), TrainConfig(steps=1, batch_size=16)
         setup = assemble(RunConfig(model=config, lora=lora_config, data=data, train=train), layout=self.layout)
         self.model, self.programs = setup.model, setup.programs
         self.state, self.frozen = first_state(setup)
@@ -89,8 +89,8 @@ def test_only_adapters_move_and_only_they_have_optimizer_state(base):
     "mesh",
     [
         MeshConfig(data=2, fsdp=2, tensor=2, zero_stage=3),
-        MeshConfig(data=1, tensor=8, zero_stage=0),
-        MeshConfig(data=4, fsdp=2, zero_stage=2),
+        pytest.param(MeshConfig(data=1, tensor=8, zero_stage=0), marks=pytest.mark.slow),
+        pytest.param(MeshConfig(data=4, fsdp=2, zero_stage=2), marks=pytest.mark.slow),
     ],
     ids=["all", "tensor", "zero2"],
 )

@@ -35,7 +35,12 @@ def trained(mesh_name: str | None, optimizer=ADAMW, accumulation: int = 1):
 
 
 @pytest.mark.parametrize(
-    ("mesh_name", "optimizer"), [*((name, ADAMW) for name in MESHES), ("all", LambConfig(eps=1e-4))]
+    ("mesh_name", "optimizer"),
+    [
+        *((name, ADAMW) for name in ("data", "expert", "zero1", "all")),
+        ("all", LambConfig(eps=1e-4)),
+        *(pytest.param(name, ADAMW, marks=pytest.mark.slow) for name in ("fsdp", "tensor")),  # "all" cuts both axes
+    ],
 )
 def test_three_steps_are_those_of_one_device(mesh_name, optimizer):
     losses, norms, params = trained(mesh_name, optimizer, accumulation=2)
@@ -48,9 +53,10 @@ def test_three_steps_are_those_of_one_device(mesh_name, optimizer):
 
 def test_every_zero_stage_is_among_the_meshes():
     assert {mesh.zero_stage for mesh in MESHES.values()} == {0, 1, 2, 3}
+    assert {MESHES[name].zero_stage for name in ("data", "expert", "zero1", "all")} == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("accumulation", [2, 4])
+@pytest.mark.parametrize("accumulation", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_accumulation_gives_the_large_batch(accumulation):
     losses, norms, params = trained(None, accumulation=accumulation)
     want_losses, want_norms, want_params = trained(None)
@@ -59,7 +65,7 @@ def test_accumulation_gives_the_large_batch(accumulation):
     assert_close(params, want_params, TOLERANCE, what=f"accumulation {accumulation}")
 
 
-@pytest.mark.parametrize("mesh_name", ["data", "all"])
+@pytest.mark.parametrize("mesh_name", [pytest.param("data", marks=pytest.mark.slow), "all"])
 def test_per_worker_gradients_average_to_the_gradient(mesh_name):
     mesh = MESHES[mesh_name]
     mean, each = make_training(mesh, TINY, ADAMW, clip_norm=CLIP), make_training(mesh, TINY, ADAMW, per_worker=True)
@@ -131,7 +137,7 @@ def test_moving_average_of_parameters():
     assert_close(training.named(state.ema), want, 1e-6, what="ema")
 
 
-@pytest.mark.parametrize("mesh_name", ["fsdp", "tensor", "all"])
+@pytest.mark.parametrize("mesh_name", [*(pytest.param(x, marks=pytest.mark.slow) for x in ("fsdp", "tensor")), "all"])
 def test_fresh_parameters_are_the_same_bits_on_every_mesh(mesh_name):
     here, one = make_training(MESHES[mesh_name]), make_training(ONE)
     want, got = one.fresh_state(seed=3), here.fresh_state(seed=3)
@@ -157,8 +163,13 @@ STACKS = {"scanned": (3,), "segmented": (1, 2), "unrolled": (1, 1, 1)}
 OPTIMIZERS = {"adamw": ADAMW, "lamb": LambConfig(eps=1e-4), "sgd": SGDConfig()}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("stack", ["segmented", "unrolled"])
+PAIRS = [(stack, optimizer) for stack in ("segmented", "unrolled") for optimizer in OPTIMIZERS]
+FAST = [("segmented", "adamw"), ("unrolled", "lamb")]
+
+
+@pytest.mark.parametrize(
+    ("stack", "optimizer"), [pytest.param(*pair, marks=[] if pair in FAST else [pytest.mark.slow]) for pair in PAIRS]
+)
 def test_stacks_train_identically(stack, optimizer):
     """Whether layers are scanned or not, and in which runs, changes rounding only, tensor by tensor by name."""
     ends = []
@@ -171,7 +182,7 @@ def test_stacks_train_identically(stack, optimizer):
     assert_close(ends[1][0], ends[0][0], TOLERANCE, what=f"{stack}, {optimizer}")
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
 def test_recomputing_changes_nothing(remat):
     """Dropout included: its masks are drawn again from the same keys. Stage 3 has a policy of its own for 'none'."""
     plain = make_training(ONE)

@@ -14,10 +14,10 @@ from dsjax.layers.weight import FloatWeight
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
-from dsjax.models.adapters import with_weights
-from dsjax.models.config import GPT2Config
+from dsjax.models.adapters import is_adapter, with_adapters, with_weights
+from dsjax.models.config import GPT2Config, LoRAConfig
 from dsjax.models.families.registry import abstract
-from dsjax.models.naming import abstract_named, from_named, to_named
+from dsjax.models.naming import abstract_named, from_named, leaf_names, to_named
 from dsjax.models.tree import ModelTree, joined
 from dsjax.runs.disk import tensor_bytes
 from tests.unit.models.transformer_oracle import build, make_tokens
@@ -83,6 +83,16 @@ def test_what_is_not_float_is_frozen(packed):
     # Of 12 D^2 weights in a layer 8 D^2 take a byte, and each of their 5 D outputs has a scale.
     plain = tensor_bytes(ModelTree.of(abstract(CONFIG)).shapes)
     assert tensor_bytes(tree.shapes) == plain - 3 * (3 * 8 * 24**2 - 4 * 5 * 24)
+
+
+def test_adapters_stand_on_it():
+    model = nnx.eval_shape(lambda model: with_weights(model, CHOSEN, Int8), abstract(CONFIG))
+    tree = ModelTree.of(with_adapters(model, LoRAConfig(rank=2, targets=r"mlp\.up\.kernel")))
+    names = {name for layers, _ in leaf_names(tree.shapes, tree.segments) for name in layers}
+    parts = {name.removeprefix("layers.2.mlp.up.") for name in names if name.startswith("layers.2.mlp.up.")}
+    assert parts == {"bias", "kernel.codes", "kernel.scales", "lora_a", "lora_b"}
+    trained, _ = tree.split(is_adapter)
+    assert len(jax.tree.leaves(trained.shapes)) == 2 * len(CONFIG.segments)
 
 
 def test_gradients_of_the_float_part_on_a_mesh_are_those_of_one_device(packed):

@@ -54,7 +54,11 @@ def gradient(task: str, mesh_name: str | None, accumulation: int = 1, per_worker
 
 @pytest.mark.parametrize(
     ("task", "mesh_name", "per_worker"),
-    [("classification", "all", False), ("masked", "all", False), ("classification", "expert", True)],
+    [
+        pytest.param("classification", "all", False, marks=pytest.mark.slow),
+        ("masked", "all", False),
+        ("classification", "expert", True),
+    ],
 )
 def test_eight_devices_are_one(task, mesh_name, per_worker):
     want, want_figures = gradient(task, None)

@@ -45,8 +45,8 @@ class TokenStore:
     tokens: UInt16[np.ndarray, " tokens"] | UInt32[np.ndarray, " tokens"]
     """All documents one after another, each ending with the end-of-text token; of some tokenizers each begins with a
     special token, too."""
-    offsets: Int64[np.ndarray, " documents+1"]
-    """Beginning of each document in `tokens`; the last entry is the number of tokens."""
+    offsets: Int64[np.ndarray, " D"]
+    """Beginning of each document in `tokens`; the last entry is the number of tokens. D: documents, and one."""
     hash: str
     """Identifier of the content, for indices derived from it."""
     num_bytes: int = 0

@@ -58,7 +58,7 @@ class Curriculum:
 
     def __init__(
         self,
-        values: Mapping[str, Int64[np.ndarray, " N"]],
+        values: Mapping[str, np.ndarray],
         difficulty: Sequence[DifficultyConfig],
         *,
         batch_size: int,
@@ -68,7 +68,7 @@ class Curriculum:
         """Draw from N rows.
 
         Args:
-            values: of each metric, the difficulty of each row (whole numbers).
+            values: of each metric, the difficulty of each row, int64 [N].
             difficulty: what may be drawn when; each metric must be among `values`.
             batch_size: draws of a step.
             seed: of the order.

@@ -61,7 +61,7 @@ class PackIndex:
     @classmethod
     def build(
         cls,
-        offsets: Int64[np.ndarray, " documents+1"],
+        offsets: Int64[np.ndarray, " D"],
         length: int,
         *,
         pack: Pack = "best_fit",
@@ -111,12 +111,11 @@ class PackIndex:
         try:
             rows = np.asarray(np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False))
             pieces = np.asarray(np.load(folder / "pieces.npy", mmap_mode="r", allow_pickle=False))
-            intact = len(rows) > 0 and rows[-1] == len(pieces) and pieces.dtype == PIECE
+            if len(rows) > 0 and rows[-1] == len(pieces) and pieces.dtype == PIECE:
+                return cls(length=length, rows=rows, pieces=pieces)
         except (ValueError, OSError, EOFError):
-            intact = False
-        if not intact:
-            raise ValueError(f"{folder} is damaged: remove it, it will be built again")
-        return cls(length=length, rows=rows, pieces=pieces)
+            pass
+        raise ValueError(f"{folder} is damaged: remove it, it will be built again")
 
     def _save(self, folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from dsjax.data.text.document import Document, Keys, Undecodable
 from dsjax.data.text.skipped import Tally, count_skipped, in_words
@@ -33,7 +34,7 @@ class TextSourceKind(abc.ABC):
 
     __slots__ = ()
 
-    kind: str
+    kind: Any  # of each its own Literal
     weight: float
 
     @property

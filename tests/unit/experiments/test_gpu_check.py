@@ -175,9 +175,7 @@ HIDDEN = (
     "tensorboardX", "wandb", "torch", "transformers", "triton",
 )  # fmt: skip
 # Of data what a run's config and schedule need, which is no more than numpy.
-ASSEMBLY = {f"dsjax.data.{name}" for name in ("config", "curriculum", "rows", "rows.shape")} | {
-    f"dsjax.data.curriculum.{name}" for name in ("difficulty", "draw")
-}
+ASSEMBLY = {f"dsjax.data.{name}" for name in ("config", "curriculum", "curriculum.difficulty", "rows", "rows.shape")}
 BARE = """
 import importlib, sys
 

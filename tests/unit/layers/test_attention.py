@@ -36,12 +36,12 @@ def test_attention_is_the_formula(packed, alibi):
     q, k, v = make_inputs()
     segments = np.array([[1, 1, 1, 2, 2, 3, 0], [1, 1, 1, 1, 1, 1, 2]])
     mask = np.tril(np.ones((T, T), bool))[None] & (segments[:, :, None] == segments[:, None, :])
-    places = np.arange(T)
+    places, documents = np.arange(T), jnp.asarray(segments)
     slopes = alibi_slopes(H)[:, None, None] if alibi else np.zeros((H, 1, 1))
     distance = places[None, :] - places[:, None]
     want = oracle(q, k, v, mask if packed else np.tril(np.ones((B, T, T), bool)), slopes * distance)
     visibility = Visibility(
-        document_mask(segments, segments, places, places) if packed else None,
+        document_mask(documents, documents, *[jnp.arange(T)] * 2) if packed else None,
         alibi_bias(H, jnp.arange(T)[None], jnp.arange(T)[None]) if alibi else None,
     )
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]

@@ -123,6 +123,7 @@ def test_the_command_tells_what_it_runs_with():
     assert "memory pages      as it is; large ones: madvise" in shown[1]
 
 
+@pytest.mark.slow
 @needs_large_pages
 def test_steps_make_next_to_no_page_faults_and_the_bits_are_the_same(tmp_path):
     script = tmp_path / "train.py"

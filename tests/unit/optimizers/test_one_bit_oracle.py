@@ -85,6 +85,7 @@ def test_workers_that_agree_on_equal_magnitudes_lose_nothing():
     np.testing.assert_allclose(AllReduce(24, 3, OURS)(np.tile(x, (3, 1))), x, rtol=1e-12)
 
 
+@pytest.mark.usefixtures("standard_promotion")  # of optax's own step counts
 @pytest.mark.parametrize("workers", [1, 3])
 def test_warm_up_is_adamw(workers):
     """All steps full: optax's adamw on the mean gradient, to float32's precision."""
@@ -103,6 +104,7 @@ def test_warm_up_is_adamw(workers):
         np.testing.assert_allclose(a, c, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_warm_up_is_lamb():
     own = OneBitLamb(params(), num_workers=2, freeze_step=99, weight_decay=0.1, max_coeff=1e9, min_coeff=0, eps=1e-6)
     lamb = optax.lamb(0.01, weight_decay=0.1)

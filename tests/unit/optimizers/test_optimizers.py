@@ -70,6 +70,7 @@ def direction(config: OptimizerConfig, w, history, is_matrix: bool):
     ],
     ids=lambda config: config.kind,
 )
+@pytest.mark.usefixtures("standard_promotion")  # of optax's own step counts
 def test_steps_are_the_algorithm(config):
     params = make_tensors(0)
     optimizer = create_optimizer(config, jax.tree.map(jnp.float32, params), STACKED)

@@ -27,6 +27,7 @@ def bloom():
     return done, time.monotonic() - start
 
 
+@pytest.mark.slow  # test_plan_memory.py and test_plan_traffic.py compare small runs with what was compiled
 def test_bloom_176b_compiles_on_384_devices(bloom):
     done, seconds = bloom
     assert done.returncode == 0, done.stderr
