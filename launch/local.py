@@ -6,8 +6,8 @@ starts N times `python -m dsjax train ...` with DSJAX_COORDINATOR, DSJAX_NUM_PRO
 environment. The rules:
 
 * process 0 writes to this terminal, the others to files under --log-dir; nothing goes through a pipe, so nothing can
-  fill one up and wait for ever;
-* a process that ends with an error takes the others with it, and all start again on a new port with --resume-if-any
+  fill one up and block;
+* a process that ends with an error ends the others, and all start again on a new port with --resume-if-any
   (a crash before the first checkpoint has nothing to resume), at most --max-restarts times;
 * exit code 2, a mistake in the configuration, is final: the next start would make it too;
 * exit code 75, stopped by a signal with a checkpoint saved, is passed on: whoever stopped the run decides what is next;
@@ -32,7 +32,7 @@ from pathlib import Path
 
 EXIT_CONFIG = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL: a checkpoint was saved, resuming goes on from it
-SECONDS_TO_END = 5.0  # between SIGTERM and SIGKILL for the companions of a dead process: they cannot save without it
+SECONDS_TO_END = 5.0  # between SIGTERM and SIGKILL for the others when one has failed: they cannot save without it
 SECONDS_BETWEEN_LOOKS = 0.05
 LINES_SHOWN = 20
 RESUME = {"--resume", "--resume-if-any"}
@@ -51,7 +51,7 @@ class Plan:
     command: tuple[str, ...]
     """The program of every process, with its arguments."""
     processes: int
-    """How many to start."""
+    """Number of processes to start."""
     log_dir: Path
     """Where processes 1, 2, ... write."""
     max_restarts: int = 3
@@ -59,7 +59,7 @@ class Plan:
     grace: float = 60.0
     """Seconds that a stopped process has to save and exit before it is killed."""
     environments: tuple[dict[str, str], ...] = ()
-    """What each process finds in its environment besides; () adds nothing."""
+    """Environment variables added for each process; () adds none."""
 
 
 def launch(plan: Plan) -> int:
@@ -85,7 +85,7 @@ def launch(plan: Plan) -> int:
 
 
 def _run_once(plan: Plan, start: int, received: list[int]) -> int:
-    """One life of the whole group: from the first process started to the last one gone."""
+    """One start of the whole group: from the first process started to the end of the last."""
     group: list[_Process] = []
     try:
         for environment in _environments(plan):
@@ -96,13 +96,13 @@ def _run_once(plan: Plan, start: int, received: list[int]) -> int:
 
 
 def _watch(group: "list[_Process]", plan: Plan, received: list[int]) -> int:
-    """Wait until all have ended well, one has failed or the patience with stopped ones is over."""
+    """Wait until all have ended well, one has failed or the grace period of stopped ones is over."""
     forwarded, deadline = False, float("inf")
     while True:
         codes = [process.poll() for process in group]
         failed = [i for i, code in enumerate(codes) if code not in (None, 0, EXIT_STOPPED)]
         if failed:
-            # A mistake in the configuration is the reason to name, whatever its companions died of meanwhile.
+            # A mistake in the configuration is the reason to name, whatever ended the others meanwhile.
             first = next((i for i in failed if codes[i] == EXIT_CONFIG), failed[0])
             group[first].report()
             return _shell_code(codes[first])
@@ -174,7 +174,7 @@ class _Process:
         self._popen.wait()
 
     def report(self) -> None:
-        """Say how it died and what it said last."""
+        """Report how it ended and the end of its output."""
         code = self.poll()
         assert code is not None
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
@@ -187,7 +187,7 @@ class _Process:
 
 @contextlib.contextmanager
 def _collected_signals() -> Iterator[list[int]]:
-    """A list that grows by the signals that arrive, in place of dying of them."""
+    """A list that grows by the signals that arrive, in place of ending the process."""
     received: list[int] = []
     before = {n: signal.signal(n, lambda n, _: received.append(n)) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -205,7 +205,7 @@ def _die_with_parent() -> Callable[[], None] | None:
 
     def before_exec() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # it ended before the line above
             os._exit(1)
 
     return before_exec

@@ -12,8 +12,8 @@ def choose(op: str, implementation: str, *, kernels: tuple[str, ...] = ("mosaic"
     """'xla' or one of an op's kernels; a line in the log `pallas_kernels` (INFO) the first time that 'auto' chose.
 
     'auto' is XLA everywhere: the tests interpret the Mosaic kernels and lower them for CUDA, and an emulator has run
-    their PTX (experiments/sign_pack_without_gpu), but no GPU has yet, so nobody gets one unasked. 'mosaic' is taken
-    at its word also on a host without a GPU: that is how a program is lowered for CUDA there; compiling it for a CPU
+    their PTX (experiments/sign_pack_without_gpu), but no GPU has yet, so none runs unless it is asked for. 'mosaic' is
+    taken also on a host without a GPU: that is how a program is lowered for CUDA there; compiling it for a CPU
     fails in JAX.
 
     Raises:

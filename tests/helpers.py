@@ -24,7 +24,8 @@ from dsjax.models.stack import Segments
 from dsjax.models.tree import ModelTree
 from dsjax.objectives.registry import chosen_objective
 from dsjax.optimizers.api import Measured, StagedTransform, UpdateInputs
-from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
+from dsjax.optimizers.config import OptimizerConfig
+from dsjax.optimizers.kinds.adamw import AdamWConfig
 from dsjax.setup.assembly import Setup, assemble
 from dsjax.setup.config import TrainConfig
 from dsjax.setup.placement import training_placement

@@ -1,4 +1,4 @@
-"""Weights that are not numbers: a model of such computes nothing but more of them, and says nothing."""
+"""Refusal of weights that are not numbers: a model of such weights gives no error, and all its results are NaN."""
 
 import math
 

@@ -5,8 +5,7 @@
     tensors:  string name, u32 dims, u64 sizes, fastest first, u32 type, u64 offset
     padding to a multiple of general.alignment (32), and from there the tensors' bytes at their offsets
 
-Such a file may come from anybody: every count, length and offset is checked against the file's size before anything
-is allocated.
+The file is not trusted: every count, length and offset is checked against the file's size before anything is allocated.
 """
 
 import dataclasses
@@ -39,7 +38,7 @@ class TensorPlace:
     shape: tuple[int, ...]
     """Shape in numpy's order: the file's sizes reversed."""
     kind: TensorType
-    """How its numbers are stored."""
+    """Storage of its numbers."""
     offset: int
     """Bytes from the start of the file."""
 

@@ -1,4 +1,4 @@
-"""A save in flight: what its processes must tell each other before it is whole."""
+"""A save in flight: its processes agree that every part is written before it counts as whole."""
 
 import dataclasses
 import threading
@@ -17,7 +17,7 @@ _POLL_S = 0.5
 
 @dataclasses.dataclass(kw_only=True)
 class Save:
-    """One save and, when its thread has ended, the verdict: `error` is '' if it is whole."""
+    """One save and, when its thread has ended, the result: `error` is '' if it is whole."""
 
     step: int
     """Steps done."""
@@ -26,16 +26,16 @@ class Save:
     unfinished: Path
     """The name under which it is written."""
     thread: threading.Thread | None = None
-    """Sees it through."""
-    error: str = "the thread that writes checkpoints has died"
-    """What went wrong on this process."""
+    """The thread that writes it."""
+    error: str = "the thread that writes checkpoints has ended unexpectedly"
+    """The error of this process; '' if there is none."""
 
     def tell_failure(self, process: int) -> None:
         """Leaves an empty file by which the other processes see that this one has failed."""
         self._mark(process).touch()
 
     def wait_for_commit(self, result: Callable[[float], None]) -> None:
-        """Returns when orbax has written all. Alone, orbax would wait 20 minutes for a process that has failed.
+        """Returns when orbax has written all. By itself orbax would wait 20 minutes for a process that has failed.
 
         Args:
             result: waits so many seconds for orbax; raises TimeoutError without a message if that is not enough.

@@ -1,7 +1,7 @@
 """One safetensors file: 8 bytes of header length N (little endian), N bytes of JSON, the tensors' bytes.
 
-Read with bounds checked before anything is allocated: such a file may come from anybody. Written with the same layout
-as the `safetensors` package, which refuses gaps and overlaps; so does this reader.
+The file is not trusted: bounds are checked before anything is allocated. It is written with the same layout as the
+`safetensors` package, which refuses gaps and overlaps; so does this reader.
 """
 
 import dataclasses

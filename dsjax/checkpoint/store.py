@@ -3,7 +3,7 @@
     <directory>/step_00000100/
         state/...                  the tensors, by orbax
         tensors.json               name -> shape and dtype of each tensor
-        clocks.json                what the host must know to go on: counters, data hash, best metric
+        clocks.json                what the host needs to resume: counters, data hash, best metric
         manifest_00000_of_00002.txt, manifest_00001_of_00002.txt     size and SHA-256 of all of the above
 
 All of it is written as saving_<n>_step_00000100, in the background. After orbax's commit process 0 adds the two JSON
@@ -134,14 +134,14 @@ class CheckpointStore:
             told = [error if len(errors) == 1 else f"process {i}: {error}" for i, error in enumerate(errors) if error]
             raise CheckpointError("; ".join(told))
 
-    def close(self, *, alone: bool = False) -> None:
+    def close(self, *, local: bool = False) -> None:
         """Waits for the save in flight; raises what `wait` raises.
 
         Args:
-            alone: after an error of this process, one of several: the others are not asked how the save went, as they
+            local: after an error of this process, one of several: the others are not asked for their errors, as they
                 may be waiting for this one elsewhere. Nothing is raised.
         """
-        if not alone:
+        if not local:
             self.wait()
         elif self._save is not None and self._save.thread is not None:
             self._save.thread.join()
@@ -261,13 +261,13 @@ class CheckpointStore:
 
     def _discard(self) -> None:
         """Removes what a failed save has left; a full disk gets its bytes back."""
-        with contextlib.suppress(OSError):  # then the next save tries again, and tells
+        with contextlib.suppress(OSError):  # the next save tries again and reports
             retention.remove_rubbish(self.directory)
 
     def _retain(self, saved: int) -> None:
         """Removes what is no longer kept. `saved` is whole, so no other checkpoint is the only good one."""
         retention.remove_rubbish(self.directory)
-        # Newer ones are not this run's future: they count for nothing here, and are left to whoever made them.
+        # Newer ones were written by another run: they are not counted here and not removed.
         past = [step for step in retention.committed(self.directory) if step <= saved]
         good = [step for step in self.steps() if step <= saved and step not in self._bad]
         keep = retention.kept({step: self._metric(step) for step in good}, self.config)

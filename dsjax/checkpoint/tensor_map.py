@@ -126,7 +126,7 @@ class LazyTree(Mapping[Path, np.ndarray]):
         return len(self.found)
 
     def check_unread(self) -> None:
-        """Read what is passed over, and refuse it unless it says what is used.
+        """Read what is passed over, and refuse it unless it equals the values that are used.
 
         Raises:
             ValueError: names the first tensor that does not.
@@ -249,7 +249,7 @@ def _misfit(folder: TensorSource, name: str, entry: Entry, shape: tuple[int, ...
     try:
         found = entry.transform.to_ours(stand_in).shape
     except ValueError:
-        found = None  # a custom transform cannot even cut it up
+        found = None  # a custom transform does not accept its shape
     if found == shape:
         return []
     return [f"misshapen: {name} {list(folder.shape(name))}: the model needs {list(shape)} as {'/'.join(entry.ours)}"]

@@ -1,4 +1,4 @@
-"""tensors.json: what a checkpoint holds, by name, so that a tree that does not fit is told in full."""
+"""tensors.json: the contents of a checkpoint by name, so that an error lists all differences from a tree."""
 
 import math
 from pathlib import Path

@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{arguments.config} has no curriculum.difficulty: name a metric, such as --metric vocab_rarity"
         )
     for metric in metrics:
-        code_of(metric)  # refuses one that is not there, which would show when the text is read and others are measured
+        code_of(metric)  # refuse an unknown metric now, not after the text is read and others are measured
     require_plots()
     corpus = build_corpus(config.data, progress=not arguments.json)
     if corpus.note:
@@ -76,7 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _describe(
     metric: str, values: "np.ndarray", rows: "Rows", corpus: "Corpus", count: int, folder: str, quiet: bool
 ) -> dict:
-    """Print one metric unless `quiet`, draw it into its folder; the figures. Without a picture the rest is no worse."""
+    """Print one metric unless `quiet`, draw it into its folder, and return the numbers.
+
+    A picture that cannot be written gives a warning.
+    """
     import sys
     from pathlib import Path
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Convert, and say what was written and what may be done with it."""
+    """Convert, and print the files written and the next commands."""
     import json
     import sys
     from pathlib import Path

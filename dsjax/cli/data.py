@@ -13,7 +13,7 @@ A build that is interrupted goes on where it was when the same command is given 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what the verb takes."""
+    """Declare the arguments of the verb."""
     verbs = parser.add_subparsers(dest="verb", metavar="build", required=True)
     build = verbs.add_parser("build", help="tokenise the sources of a run file", description=HELP, epilog=_EXAMPLE)
     build.add_argument("config", metavar="CONFIG", help="a run file; its `data` is what counts")
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Build and print what came of it."""
+    """Build, and print the counts."""
     import json
     import sys
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""`dsjax embed SOURCE --text A --text B`: texts as unit vectors, and how alike they are."""
+"""`dsjax embed SOURCE --text A --text B`: texts as unit vectors, and their cosines."""
 
 import argparse
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the cosines, or all there is as JSON."""
+    """Print the cosines, or vectors and cosines as JSON."""
     import json
 
     from dsjax.data.corpus.progress import elapsed

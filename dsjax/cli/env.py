@@ -1,4 +1,4 @@
-"""`dsjax env`: what a bug report needs: versions, devices, memory, extras."""
+"""`dsjax env`: the contents of a bug report: versions, devices, memory, extras."""
 
 import argparse
 import collections

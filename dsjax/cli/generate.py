@@ -1,4 +1,4 @@
-"""`dsjax generate SOURCE --prompt TEXT`: let a trained model go on with a text, or answer."""
+"""`dsjax generate SOURCE --prompt TEXT`: text that a trained model generates after a prompt."""
 
 import argparse
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the prompts and what the model writes after them."""
+    """Print the prompts and the text that the model generates after them."""
     import json
 
     from dsjax.data.corpus.progress import elapsed

@@ -49,7 +49,7 @@ class Verb(Protocol):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse on at most 100 columns, whose complaints are UserErrors like any other."""
+    """argparse on at most 100 columns, whose errors are UserErrors."""
 
     def __init__(self, **options: object) -> None:
         width = min(MAX_WIDTH, shutil.get_terminal_size((MAX_WIDTH, 24)).columns)

@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     import math
     import os
 
-    # Set before jax is imported: a plan must not take a GPU that somebody is using.
+    # Set before jax is imported: a plan must not take a GPU that is in use.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from rich.console import Console
 

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     group.add_argument("--resume-if-any", action="store_true", help="the same, or start if there is none")
     parser.add_argument("--profile", metavar="START:STOP", help="write a trace of these steps")
-    parser.add_argument("--force", action="store_true", help="run although the plan says that memory will not do")
+    parser.add_argument("--force", action="store_true", help="run although the plan finds not enough memory")
     parser.add_argument("--distributed", action="store_true", help="find the cluster's other processes (SLURM, MPI)")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON at the end")
 
@@ -49,7 +49,7 @@ def _leave(error: BaseException) -> NoReturn:
     try:
         sys.stdout.flush()
         sys.stderr.flush()
-    finally:  # also when nobody reads them any more
+    finally:  # also when their reader has gone
         os._exit(code)
 
 

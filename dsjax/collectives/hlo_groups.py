@@ -1,4 +1,4 @@
-"""Which devices talk to each other in a collective, and along which mesh axes.
+"""Groups of devices that communicate in a collective, and the mesh axes that they span.
 
 XLA prints the groups of devices in three forms, all expanded here to lists of device numbers:
 

@@ -1,7 +1,7 @@
 """Reads the text of a compiled XLA program: computations, instructions, shapes.
 
-Only what counting collectives needs is read; `hlo.py` is the way in. Nothing here is guessed: text in a form that is
-not understood raises, because a line skipped is a collective not counted.
+Only what counting collectives needs is read; `hlo.py` calls it. Nothing is assumed: text in a form that is not
+understood raises, because a line skipped is a collective not counted.
 """
 
 import dataclasses

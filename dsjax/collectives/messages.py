@@ -62,10 +62,10 @@ def gathered(message: jax.Array, axis: str, num_workers: int) -> jax.Array:
 
 
 def _swapped(message: jax.Array, axis: str) -> jax.Array:
-    """The bytes of the other one of two workers: the sum of both, modulo 256, minus one's own.
+    """The bytes of the other one of two workers: the sum of both, modulo 256, minus its own.
 
     The same bytes as a message each way. But gloo sends such a pair one after the other: a worker that comes second
-    sends at once, and says only behind its message that it is ready to receive. A sum goes both ways at once (1 MB at
-    100 Mbit/s: 89 ms; all-to-all 171, all-gather 128).
+    sends at once, and announces only after its message that it is ready to receive. A sum goes both ways at once (1 MB
+    at 100 Mbit/s: 89 ms; all-to-all 171, all-gather 128).
     """
     return jax.lax.psum(message, axis) - message

@@ -1,19 +1,19 @@
 """The mean over workers at one bit a value: an all-reduce in two phases with error feedback (arXiv 2102.02888, 4.2).
 
-Worker i of W holds x_i, a tensor of n values, and the error e_i that it owes since the last call:
+Worker i of W holds x_i, a tensor of n values, and the error e_i that is left from the last call:
 
     b_i = x_i + e_i      s_i = |b_i| / sqrt(n)      sends s_i and sgn(b_i), a bit a value      e_i <- b_i - s_i sgn(b_i)
 
-Server j is worker j again; it has chunk j of every tensor, and owes d_j:
+Server j is worker j again; it has chunk j of every tensor, with the error d_j:
 
     a_j = 1/W sum_i s_i sgn(b_i)_j + d_j      sends |a_j|^2 and sgn(a_j) to all
     S = |a| / sqrt(n)                         d_j <- a_j - S sgn(a_j)                            result: S sgn(a)
 
-Errors are not lost, only late: result_j + d_j' + mean_i e_i' = mean_i (x_i + e_i) + d_j (primes: after the call).
+Errors are added one call later: result_j + d_j' + mean_i e_i' = mean_i (x_i + e_i) + d_j (primes: after the call).
 
 Three things differ from the usual presentation, none of them in the numbers above. An error is never written: what
 is kept is b and its scale s (the *carry*), and e = b - s sgn(b) is computed when it is next needed, so that a phase is
-one pass over memory. Scales travel in the bytes of the payload: however many tensors there are, a call is one
+one pass over memory. Scales are sent within the bytes of the payload: however many tensors there are, a call is one
 all-to-all and one all-gather of uint8 (between two workers sums, of the same bytes). And S is that of the whole
 tensor, which the gathered |a_j|^2 give: results do not depend on how a tensor is cut over devices or layers are stacked
 (`server_scale="chunk"` is the published form, S_j = |a_j| / sqrt(n / W)).
@@ -82,7 +82,7 @@ class Feedback:
 
     @classmethod
     def zeros(cls, sizes: Sequence[tuple[int, int]], num_workers: int, scheme: Scheme) -> "Feedback":
-        """That of the first call, which owes nothing, for tensors of the shapes [S, n]."""
+        """That of the first call, without errors, for tensors of the shapes [S, n]."""
         padded = [(layers, scheme.padded(size, num_workers)) for layers, size in sizes]
         scales = [jnp.zeros(layers) for layers, _ in sizes]
         server = [jnp.zeros((layers, size // num_workers)) for layers, size in padded]
@@ -168,7 +168,7 @@ def one_bit_mean(
 
 
 def reset_errors(feedback: Feedback, where: Rows, *, axis: str, num_workers: int) -> Feedback:
-    """Feedback that owes nothing for some values: those that had been masked, and are no longer.
+    """Feedback without errors for some values: those that had been masked and are no longer.
 
     Args:
         feedback: of the last call.

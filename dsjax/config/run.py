@@ -10,7 +10,7 @@ from dsjax.inference.config import SampleConfig
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import AnyModelConfig, BloomConfig, LoRAConfig, ModelConfig, RandomLTDConfig
 from dsjax.observe.config import ObserveConfig
-from dsjax.optimizers.config import AdamWConfig, OptimizerConfig
+from dsjax.optimizers.config import DEFAULT_OPTIMIZER, OptimizerConfig
 from dsjax.setup.config import TrainConfig
 
 _LONGEST_NAME = 200  # bytes; file systems take 255, and runs of one name get numbers
@@ -70,7 +70,7 @@ class RunConfig:
     """Draw easy rows or short ones first; null draws all of them from the start."""
     random_ltd: RandomLTDConfig | None = None
     """Drop tokens in the middle layers while training; null drops none."""
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=AdamWConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=DEFAULT_OPTIMIZER)
     """The optimizer and its schedule."""
     train: TrainConfig
     """The training loop."""
@@ -89,7 +89,7 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ResolvedRunConfig(RunConfig):
-    """A run config whose model is spelt out and whose data know what they are for (`dsjax.setup.resolve.resolved`)."""
+    """A run config with the model spelt out and data.task resolved (`dsjax.setup.resolve.resolved`)."""
 
     model: ModelConfig = dataclasses.field(default_factory=BloomConfig)
     """The model, of a family."""

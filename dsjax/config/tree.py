@@ -1,4 +1,4 @@
-"""The loaded tree between files and dataclasses: every value remembers where it came from."""
+"""The loaded tree between files and dataclasses: every value keeps its origin."""
 
 import dataclasses
 import difflib
@@ -23,7 +23,7 @@ class Section:
 
     items: "dict[str, Node]"
     origin: str
-    replaces: bool = False  # a file was named: nothing below shows through
+    replaces: bool = False  # a file was named: it replaces what was below
 
 
 @dataclasses.dataclass(slots=True)

@@ -60,7 +60,7 @@ the prompt or ask for at most 63 tokens
         raise ValueError(f"sample: {error}") from error
 
 
-def how_to_draw(sample: SampleConfig, folder: Path) -> str:
+def draw_command(sample: SampleConfig, folder: Path) -> str:
     """The command that draws the sample from a run's last checkpoint."""
     # One word with the text: it may begin with a dash.
     words = (f"--prompt={sample.prompt}", "--max-new-tokens", str(sample.max_new_tokens))
@@ -90,7 +90,7 @@ def draw(
         seed: of the draws.
     """
     if jax.process_count() > 1:
-        options = how_to_draw(sample, folder)
+        options = draw_command(sample, folder)
         console.print(
             f"no sample is drawn with several processes; to draw one: {options}", soft_wrap=True, markup=False
         )

@@ -63,8 +63,8 @@ def order_cpu_collectives() -> None:
     """Let virtual CPU devices run their collectives in one order; must run before the first use of a device.
 
     XLA:CPU's default schedule leaves independent collectives unordered in programs that come from the compilation
-    cache: one device may wait in one of them and seven in another, for good (measured: on 2 cores within 200 steps, in
-    6 of 6 processes; without this schedule in none of 4, and a third faster). A setting of the user's is left alone.
+    cache: one device may wait in one of them and seven in another, without end (measured: on 2 cores within 200 steps,
+    in 6 of 6 processes; without this schedule in none of 4, and a third faster). A setting of the user's is left alone.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_enable_concurrency_optimized_scheduler" not in flags:

@@ -27,7 +27,7 @@ class MeshConfig:
     tensor: int = 1
     """Devices over which each matrix product is split."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """What is split over fsdp: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters."""
+    """State split over fsdp: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters."""
     platform: Literal["auto", "cpu", "gpu"] = "auto"
     """Where to run; auto takes a GPU when JAX sees one."""
     cpu_devices: int = 0

@@ -1,4 +1,4 @@
-"""Several processes as one program: jax.distributed, told by launch/local.py's environment or found by JAX itself."""
+"""Several processes as one program: jax.distributed, by the environment that launch/local.py sets, or found by JAX."""
 
 import contextlib
 import importlib.util
@@ -104,9 +104,9 @@ def use_compilation_cache() -> None:
 
 
 def mend_compilation_cache(folder: Path) -> None:
-    """Remove programs that a killed process has written in part: JAX would warn of them for ever, and compile again.
+    """Remove programs that a killed process has written in part.
 
-    Only files that are new since the last time are looked at.
+    JAX would warn of them at every start, and compile again. Only files that are new since the last time are looked at.
 
     Example:
         >>> import tempfile

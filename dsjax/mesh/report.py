@@ -1,4 +1,4 @@
-"""Tables of what lies where: tensor, shape, spec, bytes per device."""
+"""Tables of the placement of tensors: tensor, shape, spec, bytes per device."""
 
 import dataclasses
 import math

@@ -27,7 +27,7 @@ def restart_with_huge_pages() -> None:
 
     The process keeps its number, arguments and files; what it has computed is lost. Nothing happens where the pages are
     large already, or would not become so: on another system than Linux with glibc 2.35, where Linux always or never
-    gives them, where the environment says something of it (DSJAX_KEEP_MEMORY=0 turns it off), and where Python runs
+    gives them, where the environment sets it (DSJAX_KEEP_MEMORY=0 turns it off), and where Python runs
     no program: in a notebook or a shell. The command `dsjax` calls this itself.
 
     Example:

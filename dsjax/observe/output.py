@@ -1,4 +1,4 @@
-"""Text for a console that may not know all of its characters: printing must not end what took hours."""
+"""Text for a console that may not know all of its characters: printing must not end a long run."""
 
 import io
 import sys

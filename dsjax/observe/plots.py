@@ -60,7 +60,7 @@ def loss_plot(
 
 
 def histogram_plot(values: np.ndarray, path: Path, *, label: str, title: str = "") -> None:
-    """Draws how many of some whole numbers lie where. The file is replaced in one move.
+    """Draws a histogram of whole numbers. The file is replaced in one move.
 
     Args:
         values: the numbers.
@@ -84,7 +84,7 @@ def histogram_plot(values: np.ndarray, path: Path, *, label: str, title: str = "
 
 
 def require_plots() -> None:
-    """Refuse to go on where nothing can be drawn: asked before the work whose picture it is.
+    """Refuse to go on where nothing can be drawn: called before the work that the picture shows.
 
     Raises:
         ValueError: matplotlib is not there, or does not work.
@@ -132,7 +132,7 @@ def _draw_losses(panel, steps, losses, validation, references: Mapping[str, floa
         )  # fmt: skip
     for (name, value), color in zip(references.items(), _REFERENCES * len(references), strict=False):
         panel.axhline(value, color=color, linewidth=1.1, linestyle=(0, (4, 3)), label=f"{name} {value:.3f}")
-    # The curves fill the panel; a single spike of one step does not squeeze them.
+    # The curves fill the panel; a single spike of one step does not flatten them.
     shown = [v for v in (*smooth, *validation_losses, *references.values(), losses[0]) if math.isfinite(v)]
     low, high = min(shown), max(shown)
     margin = 0.06 * (high - low) or 0.5

@@ -1,4 +1,4 @@
-"""The line that says how a run is doing: live on a terminal, now and then a plain line in a log."""
+"""The progress line of a run: live on a terminal, a plain line at intervals in a log."""
 
 import time
 from collections.abc import Callable

@@ -33,7 +33,7 @@ class Tracker(Protocol):
         ...
 
     def flush(self) -> None:
-        """Puts the rows logged so far where a kill of this process, or of the machine, does not reach them."""
+        """Writes the rows logged so far, so that a kill of this process, or of the machine, does not lose them."""
         ...
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ class JsonlTracker:
 class TensorBoardTracker:
     """TensorBoard events; numbers become scalars, strings texts.
 
-    Written at once and not through tensorboardX's queue, of which nobody can say when it is empty.
+    Written at once and not through tensorboardX's queue, which does not report when it is empty.
 
     Args:
         directory: folder of the events, made if it is not there.
@@ -98,7 +98,7 @@ class TensorBoardTracker:
         event_pb2 = importlib.import_module("tensorboardX.proto.event_pb2")  # made when it is imported: no types
         self._summary, self._event = summary, event_pb2.Event
         directory.mkdir(parents=True, exist_ok=True)
-        # A name has the seconds of the clock: two lives of a run may begin in the same one.
+        # A name has the seconds of the clock: a run may be resumed within the same second.
         self._writer = EventsWriter(str(directory / "events"), f".{os.getpid()}.{time.monotonic_ns()}")
         if resume_step is not None:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)

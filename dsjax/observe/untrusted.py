@@ -1,6 +1,7 @@
-"""Bytes that others wrote: text with or without a byte-order mark, and JSON; whatever is in them, one clear message.
+"""Reading of bytes from untrusted sources: text with or without a byte-order mark, and JSON.
 
-`where` names them in errors: a file, or a file and a line. Every error is a ValueError.
+Whatever is in them, there is one clear message, a ValueError. `where` names them in errors: a file, or a file and a
+line.
 """
 
 import json
@@ -8,7 +9,7 @@ import math
 from typing import Any
 
 MAX_DEPTH = 500
-"""JSON nested deeper is refused: what looks at it later may call itself for each level."""
+"""JSON nested deeper is refused: later code may recurse for each level."""
 _MARKS = (  # the longer ones first: UTF-32's begins with UTF-16's
     (b"\xff\xfe\x00\x00", "utf-32-le"),
     (b"\x00\x00\xfe\xff", "utf-32-be"),

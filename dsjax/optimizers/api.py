@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import jax
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from dsjax.mesh.tree import Tree
+from dsjax.optimizers.kinds.base import BaseConfig
 
 Kind = Literal["full", "compressed", "sync", "local"]
 """Communication of a stage over the workers' axis: mean gradients in float32; compressed gradients or momenta; a
@@ -47,7 +48,7 @@ class Measured:
         finite: whether the step is done.
         first_bad: number of the first tensor (layers of a stack counted one by one) that is not finite, -1 if all are.
         variance: the sum of the second moments, where a stage that depends on it may end; else None.
-        worker_skips: steps that single workers have skipped up to now, where they tell each other; else None.
+        worker_skips: steps that single workers have skipped up to now, where they are exchanged; else None.
     """
 
     norm: Any
@@ -115,6 +116,33 @@ class FreezeRule:
     tolerance: float
     every: int
     lag: int
+
+
+@dataclasses.dataclass(frozen=True)
+class CreateInputs:
+    """The run that an optimizer is created for: see create.py.
+
+    Attributes:
+        params: the parameters or their shapes.
+        leading: tree of ints: how many of the first dimensions count tensors (layers, experts).
+        mesh: the devices.
+        specs: tree of the specs of the optimizer's state of each parameter; None: whole on every device.
+        steps: of the whole run.
+    """
+
+    params: Tree
+    leading: Tree
+    mesh: Mesh | AbstractMesh
+    specs: Tree = None
+    steps: int = 0
+
+    def decays(self, mask: Literal["matrices", "all"]) -> Tree:
+        """Tree of bools: the tensors that decay."""
+        return jax.tree.map(lambda p, first: mask == "all" or p.ndim - first >= 2, self.params, self.leading)
+
+    def decay(self, config: BaseConfig) -> optax.GradientTransformation:
+        """Decoupled weight decay of those tensors."""
+        return optax.add_decayed_weights(config.weight_decay, mask=self.decays(config.decay_mask))
 
 
 def lift(transform: optax.GradientTransformation) -> StagedTransform:

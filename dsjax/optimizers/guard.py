@@ -1,9 +1,9 @@
 """Before an update of workers' gradients: their norm, whether they are finite, and clipping, by what the stage allows.
 
-    full          one gradient, the mean: clipped by its norm; not finite: nobody moves
+    full          one gradient, the mean: clipped by its norm; not finite: no step is taken
     compressed    W gradients: clipped by sqrt(mean_i |g_i|^2), so that workers keep their weights; one that is not
-                  finite stops all. What crosses the workers' axis is two scalars of each worker
-    local, sync   a worker knows its own gradient and nothing else: it clips by its own norm, and skips by itself
+                  finite ends the step for all. Each worker sends two scalars
+    local, sync   a worker has its own gradient only: it clips by its own norm and skips its own step
 Norms are of whole tensors, over all devices that hold a part.
 """
 

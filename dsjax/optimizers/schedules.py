@@ -16,7 +16,7 @@ lr_offset), where the first step is numbered 0; here it is 1.
 import dataclasses
 import math
 
-from dsjax.optimizers.config import Clock, ScheduleConfig
+from dsjax.optimizers.kinds.base import Clock, ScheduleConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,7 +31,7 @@ jax.tree_util.register_dataclass(PerWorker)
 def worker_grads(loss: Callable, axis: str = "data") -> Callable:
     """Like jax.value_and_grad, but inside a shard_map the gradient of this worker's loss alone.
 
-    `jax.grad` of parameters that all workers share is summed over them in float32 before one sees it, and there is
+    `jax.grad` of parameters that all workers share is summed over them in float32 before it is returned, and there is
     nothing left to compress.
 
     Args:

@@ -1,4 +1,4 @@
-"""An algorithm as an optax transform: a count of its own chooses the stage, and what a user gave is checked."""
+"""An algorithm as an optax transform: its own count chooses the stage; arguments of users are checked."""
 
 import dataclasses
 import warnings
@@ -86,7 +86,7 @@ def switching(
 
 
 def make_workers(mesh: Mesh, axis: str, granularity: Granularity, scale: Scale, parity: str) -> Workers:
-    """Workers from what a user gave.
+    """Workers from the arguments of a user.
 
     Raises:
         ValueError: the mesh has no such axis, or a name is unknown.
@@ -107,7 +107,7 @@ def make_workers(mesh: Mesh, axis: str, granularity: Granularity, scale: Scale, 
 
 
 def with_parity(moments: Moments, parity: str) -> Moments:
-    """The moments as DeepSpeed 0.19.6 has them, if parity asks for it: no bias correction, whatever it is asked."""
+    """The moments of DeepSpeed 0.19.6 where parity asks for them: it never corrects the bias."""
     return dataclasses.replace(
         moments,
         bias_correction=moments.bias_correction and not parity,

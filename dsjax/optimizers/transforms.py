@@ -1,4 +1,4 @@
-"""1-bit Adam, 1-bit LAMB and 0/1 Adam as optax transforms, for a training step of one's own.
+"""1-bit Adam, 1-bit LAMB and 0/1 Adam as optax transforms, for your own training step.
 
 The update runs inside `jax.shard_map` over the mesh's axis of workers, on the gradients of this worker alone. A stage
 is chosen by a count in the state (`lax.switch`), so any optax wrapper may stand around it:
@@ -52,8 +52,8 @@ def scale_by_onebit_adam(
 
     Args:
         mesh: it has the axis along which workers are counted; the update runs in a shard_map over it.
-        freeze_step: steps of ordinary Adam before the variance is frozen and momenta travel in bits: 15 to 25 % of a
-            run, and past its learning-rate warm-up.
+        freeze_step: steps of ordinary Adam before the variance is frozen and momenta are sent at one bit a value: 15 to
+            25 % of a run, and past its learning-rate warm-up.
         axis: the workers' mesh axis.
         b1, b2: decay rates of momentum and variance.
         eps: added to the root of the variance.

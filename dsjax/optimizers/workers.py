@@ -4,7 +4,7 @@ All of it runs inside a manual shard_map: an array is this device's part. A tens
 stack of layers is one array; `rows` makes [S, n] of every leaf, S layers (1 if it is no stack) of n values.
 
 Arrays that differ between workers carry a dimension W, sharded over the workers' axis, behind the dimension of a stack:
-[W, ...] or [S, W, ...]. Nothing that differs between devices hides in an array that calls itself replicated.
+[W, ...] or [S, W, ...]. No array that is marked as replicated differs between devices.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ class Workers:
     scheme: Scheme = dataclasses.field(default_factory=Scheme)
 
     def stacks(self, tree: Tree) -> list[int]:
-        """How many of each leaf's first dimensions count tensors."""
+        """Number of each leaf's first dimensions that count tensors."""
         leaves = jax.tree.leaves(tree)
         return [0] * len(leaves) if self.leading is None else jax.tree.leaves(self.leading)
 
@@ -114,7 +114,7 @@ class Workers:
         return jax.tree.unflatten(jax.tree.structure(tree), sizes)
 
     def mean(self, tree: Tree) -> Tree:
-        """The mean over the workers, float32 on the wire."""
+        """The mean over the workers, sent in float32."""
         return jax.tree.map(lambda x: jax.lax.pmean(x, self.axis), tree)
 
     def mean_of_scalars(self, *values: jax.Array) -> list[jax.Array]:
@@ -152,7 +152,7 @@ class Workers:
     # The one-bit mean
 
     def feedback(self, params: Tree) -> Feedback:
-        """Feedback that owes nothing, in global shapes.
+        """Feedback without errors, in global shapes.
 
         [W, M, N] for each tensor ([S, W, M, N] for a stack), M devices of a worker, N its padded part; scales [W].
         """
@@ -219,7 +219,7 @@ class Workers:
         return self.unrows(_apart(mean, tensors), tree), mean[0, mean.shape[1] - tail.size :], feedback
 
     def reset_errors(self, feedback: Feedback, where: Tree) -> Feedback:
-        """Feedback that owes nothing for the values chosen by a tree of bools."""
+        """Feedback without errors for the values chosen by a tree of bools."""
         if self.num == 1:
             return feedback
         rows = self.rows(where)

@@ -32,8 +32,7 @@ from dsjax.mesh.processes import from_first
 from dsjax.observe.config import ObserveConfig
 from dsjax.observe.plots import require_plots
 from dsjax.observe.trackers import require_packages
-from dsjax.optimizers.config import ScheduleConfig
-from dsjax.optimizers.create import advice
+from dsjax.optimizers.kinds.base import ScheduleConfig
 from dsjax.runs.corpus import check_vocabulary
 from dsjax.setup.schedule import StepSchedule
 
@@ -141,7 +140,7 @@ def advise(config: ResolvedRunConfig, schedule: StepSchedule, *, workers: int, p
         processes: that train together.
     """
     steps = schedule.num_steps
-    lines = advice(config.optimizer, workers=workers, steps=steps, growing_until=schedule.settled)
+    lines = config.optimizer.advice(workers=workers, steps=steps, growing_until=schedule.settled)
     lines += late_schedule(config.optimizer.schedule, schedule)
     lines += [
         f"{name} = {length:,} steps is longer than the run, {steps:,} steps: it never gets to its end"
@@ -157,7 +156,7 @@ def advise(config: ResolvedRunConfig, schedule: StepSchedule, *, workers: int, p
 
 
 def late_schedule(rate: ScheduleConfig, schedule: StepSchedule) -> list[str]:
-    """A warm-up that the run does not live to see the end of, or that leaves nothing of the decay, as lines.
+    """Lines about a warm-up that is longer than the run, or that leaves no steps for the decay.
 
     Example:
         >>> from dsjax.setup.config import TrainConfig

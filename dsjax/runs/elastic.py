@@ -1,8 +1,8 @@
 """A run that goes on with another number of workers than its checkpoint was written by.
 
-Parameters and moments do not care how many workers there are. What an optimizer that talks in bits keeps for each of
-them does: errors are dropped (they are late gradients, a step's worth at most), momenta become those of the mean
-worker, and where workers had left their common parameters these move to the mean of where the workers were.
+Parameters and moments do not depend on the number of workers. The state that an optimizer with compressed communication
+keeps for each of them does. Errors are dropped: they are late gradients of one step at most. Momenta become their mean
+over the workers. Where workers had parameters of their own, the shared parameters become the mean over the workers.
 """
 
 import math
@@ -78,7 +78,7 @@ def _full(shape: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def _gather_workers(tensors: dict[str, jax.Array], wanted: Shapes) -> None:
-    """Put all workers into one place, in the tensors of a checkpoint of 0/1 Adam."""
+    """Set all workers to their mean, in the tensors of a checkpoint of 0/1 Adam."""
     for name, shape in wanted.items():
         if name.startswith(_SHIFT):
             param = f"params.{name.removeprefix(_SHIFT)}"

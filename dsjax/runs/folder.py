@@ -70,7 +70,7 @@ class RunFolder:
     options: tuple[str, ...] = ()
 
     @property
-    def how_to_resume(self) -> str:
+    def resume_command(self) -> str:
         """The command that goes on."""
         return resume_command(self.path, *self.options)
 

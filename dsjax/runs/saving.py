@@ -97,7 +97,7 @@ class Saver:
                 return
             steps = store.steps()
             last = f"the last whole checkpoint is that of step {steps[-1]}" if steps else "there is no checkpoint yet"
-            raise CheckpointError(f"{error}\n{last}; make room, then: {self.status.folder.how_to_resume}") from error
+            raise CheckpointError(f"{error}\n{last}; make room, then: {self.status.folder.resume_command}") from error
 
     def _note(self, error: CheckpointError) -> None:
         self.progress.note(f"{error}; training goes on, earlier checkpoints are intact")
@@ -147,7 +147,7 @@ def summary_if_finished(
     longer = f"train.steps={2 * train.steps}" if train.steps else f"train.tokens={2 * train.tokens}"
     report(
         f"{folder.path} is finished: {total_steps} steps are done, {folder.path / SUMMARY_FILE} says how it went. "
-        f"To train longer, such as twice as long: {folder.how_to_resume} --set {longer}"
+        f"To train longer, such as twice as long: {folder.resume_command} --set {longer}"
     )
     return summary
 

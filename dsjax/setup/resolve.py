@@ -8,15 +8,14 @@ from dsjax.models.families.registry import segments_of
 from dsjax.models.formats.pretrained import resolve
 from dsjax.models.stack import check_dropping
 from dsjax.objectives.registry import chosen_objective
-from dsjax.optimizers.config import frozen_at
 from dsjax.setup.schedule import StepSchedule, make_schedule
 
 
 def resolved(config: RunConfig) -> ResolvedRunConfig:
     """The config with the architecture of existing weights in place of `kind: pretrained`, and what rows are for.
 
-    A freeze that is given as a share of the run becomes the step that it is, so that a run that goes on for longer does
-    not melt again.
+    A freeze that is given as a share of the run becomes the step that it is, so that the variance of a run that is
+    continued for longer stays frozen.
 
     The model decides what its rows are for (model.task, and whether it sees both sides), so data.task follows it: two
     settings could only contradict each other.
@@ -50,7 +49,7 @@ def resolved(config: RunConfig) -> ResolvedRunConfig:
         check_curriculum(config.curriculum, data)
     if config.random_ltd is not None:
         check_dropping(segments_of(model), config.random_ltd.layers(model.num_layers))
-    return dataclasses.replace(settled, optimizer=frozen_at(config.optimizer, schedule_of(settled).num_steps))
+    return dataclasses.replace(settled, optimizer=config.optimizer.frozen_at(schedule_of(settled).num_steps))
 
 
 def schedule_of(config: ResolvedRunConfig) -> StepSchedule:

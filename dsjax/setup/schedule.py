@@ -25,7 +25,7 @@ from dsjax.data.curriculum.difficulty import difficulty, grown
 from dsjax.data.rows.shape import BatchShape
 from dsjax.models.config import RandomLTDConfig
 from dsjax.observe.flops import layer_tokens as count_layer_tokens
-from dsjax.optimizers.config import ScheduleConfig
+from dsjax.optimizers.kinds.base import ScheduleConfig
 from dsjax.optimizers.schedules import Clocks
 from dsjax.setup.config import TrainConfig
 

@@ -5,9 +5,9 @@ The batch comes as [W, A, b, T]: W workers (mesh axis `data`), A parts that are 
 over `data` once, after it: the bytes on `data` do not depend on A. (The usual auto-sharded accumulation puts the whole
 all-reduce into the loop.)
 
-Optimizers that talk in bits get the gradient of every worker, and reduce, clip and skip by themselves. In the stages in
-which workers do not talk at all ("local") a worker's gradient is taken at its own parameters and is the mean over its
-own targets: to know the others' number would be a message.
+Optimizers with compressed communication get the gradient of every worker, and reduce, clip and skip by themselves. In
+stages without communication ("local") a worker's gradient is taken at its own parameters and is the mean over its own
+targets: the number of the others' targets would take a message.
 
 Otherwise the loss is the sum over all real targets of the global batch, divided by their number N, however the batch is
 cut: worker w holds W/N times the gradient of its own sum, so that the mean over workers is the gradient.

@@ -79,7 +79,7 @@ def run(
         config: everything about the run.
         run_dir: where it is written; None takes the next free runs/<name>.
         resume: "no" starts a new run, "must" goes on with the run in the folder, "if_any" does so if there is one.
-        force: run even if the plan says that memory will not do.
+        force: run even if the plan says that there is not enough memory.
         distributed: let JAX find the other processes of a cluster.
         console: where to report; standard output by default.
 
@@ -126,7 +126,7 @@ def run(
     barrier("finished")
     done, folder = status.counters.steps, status.folder
     if done < setup.schedule.num_steps:
-        report(f"stopped by {stopped_by or 'a signal'} at step {done}; to go on: {folder.how_to_resume}")
+        report(f"stopped by {stopped_by or 'a signal'} at step {done}; to go on: {folder.resume_command}")
         return RunResult(folder.path, {}, stopped_by=stopped_by or "SIGTERM")
     weights = functools.partial(_whole_weights, setup, state, frozen)
     summary = summarise(setup, folder, corpus, recorder, weights, console)
@@ -190,7 +190,7 @@ def _train(
     config, schedule, counters, folder = setup.config, setup.schedule, status.counters, status.folder
     with contextlib.ExitStack() as stack:
         # Also when a step fails: a save in flight cannot end once Python shuts down.
-        stack.push(lambda error, *_: status.store.close(alone=error is not None and jax.process_count() > 1))
+        stack.push(lambda error, *_: status.store.close(local=error is not None and jax.process_count() > 1))
         trackers = []
         if folder.is_first_process:
             resume_step = counters.steps if folder.resumed else None

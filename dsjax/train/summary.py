@@ -21,7 +21,7 @@ from dsjax.data.corpus.build import Corpus
 from dsjax.data.corpus.ngram import TooLittleText, baseline
 from dsjax.data.rows.labels import CLASS
 from dsjax.data.rows.pipeline import validation_rows
-from dsjax.inference.sample import draw, how_to_draw
+from dsjax.inference.sample import draw, draw_command
 from dsjax.models.families.registry import abstract
 from dsjax.models.tree import ModelTree, count_parameters
 from dsjax.objectives.registry import objective_of
@@ -85,7 +85,7 @@ def summarise(
     with _noted("loss.png", recorder):
         _plot(rows, metrics, folder, title=config.name)
     sample = ""
-    with _noted("the sample", recorder, advice=f"draw it by: {how_to_draw(config.sample, folder.path)}"):
+    with _noted("the sample", recorder, advice=f"draw it by: {draw_command(config.sample, folder.path)}"):
         if config.sample.prompt:
             length, seed = config.data.sequence_length, config.seed
             sample = draw(

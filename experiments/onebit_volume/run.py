@@ -33,7 +33,7 @@ PAPERS = {"bert-large-onebit-adam": "up to 5x", "bert-large-onebit-lamb": "up to
 
 
 def sent_in_plan(config: RunConfig, workers: int) -> dict[str, Any]:
-    """Bytes that one device sends over `data`, stage by stage, as `plan` foretells them."""
+    """Bytes that one device sends over `data`, stage by stage, as `plan` predicts them."""
     needs = plan(config, num_devices=workers)
     rounds = {one.stage: {"steps": one.steps, "sent": one.sent} for one in needs.rounds}
     total = sum(one["steps"] * one["sent"] for one in rounds.values())

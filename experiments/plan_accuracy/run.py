@@ -1,4 +1,4 @@
-"""Does `dsjax plan` foretell the bytes that XLA allocates? Predicts and compiles the programs of config.yaml.
+"""Does `dsjax plan` predict the bytes that XLA allocates? Predicts and compiles the programs of config.yaml.
 
     .venv/bin/python experiments/plan_accuracy/run.py          results/cpu.json, plot.png and the table in README.md
     .venv/bin/python experiments/plan_accuracy/run.py --dry    prints the table, writes nothing

@@ -17,7 +17,7 @@ from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import GPT2Config
 from dsjax.models.formats.pretrained import load_pretrained
-from dsjax.optimizers.config import AdamWConfig
+from dsjax.optimizers.kinds.adamw import AdamWConfig
 from dsjax.setup.assembly import assemble, first_state
 from dsjax.setup.config import TrainConfig
 from dsjax.setup.state import TrainState

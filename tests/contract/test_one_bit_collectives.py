@@ -1,4 +1,4 @@
-"""What every stage of an optimizer that talks in bits sends, counted from the compiled programs of `dsjax train`.
+"""Bytes sent in every stage of 1-bit optimizers, counted from the compiled programs of `dsjax train`.
 
 Over `data`, W workers; of one device: g bytes of its gradients, N its values padded to 8 W in each tensor, R tensors
 (layers of a stack one by one), M = N / 8 + 4 R W the bytes of a message:
@@ -25,7 +25,9 @@ from jax.sharding import PartitionSpec as P
 from dsjax.collectives.hlo import Collective, count_collectives
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import LlamaConfig
-from dsjax.optimizers.config import OneBitAdamConfig, OneBitLambConfig, ZeroOneAdamConfig
+from dsjax.optimizers.kinds.onebit_adam import OneBitAdamConfig
+from dsjax.optimizers.kinds.onebit_lamb import OneBitLambConfig
+from dsjax.optimizers.kinds.zero_one_adam import ZeroOneAdamConfig
 from dsjax.plan.rounds import Round, predict_rounds
 from tests.helpers import FAST, Training, make_rows, make_training
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dsjax.optimizers.config import ScheduleConfig
+from dsjax.optimizers.kinds.base import ScheduleConfig
 from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.setup.placement import evaluation_placement
 from dsjax.setup.step import GradientInputs

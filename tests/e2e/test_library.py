@@ -15,7 +15,8 @@ from dsjax.evaluate.config import EvaluateConfig
 from dsjax.inference.config import SampleConfig
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import GPT2Config
-from dsjax.optimizers.config import LambConfig, ScheduleConfig
+from dsjax.optimizers.kinds.base import ScheduleConfig
+from dsjax.optimizers.kinds.lamb import LambConfig
 from dsjax.setup.config import TrainConfig
 
 ROW = {

@@ -33,7 +33,7 @@ from dsjax.models.families.registry import create, segments_of
 from dsjax.models.formats.peft import read_adapter
 from dsjax.models.formats.pretrained import save_pretrained
 from dsjax.models.naming import to_named
-from dsjax.optimizers.config import AdamWConfig
+from dsjax.optimizers.kinds.adamw import AdamWConfig
 from dsjax.setup.config import TrainConfig
 
 IDS = np.array([list(b"the cat sat")])

@@ -1,4 +1,4 @@
-"""Runs with optimizers that talk in bits: stopped in any stage and gone on with, and with fewer workers."""
+"""Runs with compressed communication: stopped in any stage and resumed, also with fewer workers."""
 
 import json
 from pathlib import Path

@@ -66,7 +66,7 @@ def test_refused_before_the_text_is_read(tmp_path, texts, config, reference, cap
     assert not (tmp_path / "run").exists()
 
 
-def test_the_size_of_a_checkpoint_is_foretold(config, reference):
+def test_the_size_of_a_checkpoint_is_predicted(config, reference):
     described = json.loads((reference / "checkpoints" / f"step_{STEPS:08d}" / "tensors.json").read_text())
     size = 0
     for shape, dtype in described.values():

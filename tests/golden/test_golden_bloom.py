@@ -25,7 +25,7 @@ from dsjax.layers.positions import alibi_bias, alibi_slopes
 from dsjax.models import load_pretrained
 from dsjax.models.families.registry import FAMILIES
 from dsjax.models.transformer import Transformer
-from dsjax.optimizers.config import AdamWConfig
+from dsjax.optimizers.kinds.adamw import AdamWConfig
 from tests.helpers import FAST, ONE, assert_close, batch_loss, make_training
 
 ROOT = Path(os.environ.get("DSJAX_GOLDEN_BLOOM", Path(__file__).parent / "bloom"))

@@ -23,7 +23,7 @@ from dsjax.collectives.one_bit import Feedback, Scheme, one_bit_mean
 from dsjax.optimizers import onebit_adam, onebit_lamb, state_specs, worker_params, zero_one_adam
 from tests.helpers import FAST
 
-BUFFERS = (*ERRORS, "exp_avg_flat")  # what the peer keeps of the collective, also where nobody is there to talk to
+BUFFERS = (*ERRORS, "exp_avg_flat")  # what DeepSpeed keeps of the collective, also with one worker
 OPTIMIZERS = {"adam": onebit_adam, "lamb": onebit_lamb, "zoadam": zero_one_adam}
 
 

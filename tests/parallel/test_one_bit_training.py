@@ -1,4 +1,4 @@
-"""Optimizers that talk in bits in `dsjax train`'s own programs: every stage, bad gradients, clipping, other layouts.
+"""1-bit optimizers in `dsjax train`'s programs: every stage, bad gradients, clipping, other layouts.
 
 Their arithmetic is compared with the oracle in test_one_bit_optimizers.py; here it is what lies between: the stages one
 after the other, a worker whose gradient is not finite, which norm clips, and that neither the mesh nor the cutting of
@@ -15,7 +15,10 @@ from one_bit_oracle import OURS, OneBitAdam
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import LlamaConfig
 from dsjax.models.families.registry import segments_of
-from dsjax.optimizers.config import OneBitAdamConfig, OneBitLambConfig, OptimizerConfig, ZeroOneAdamConfig
+from dsjax.optimizers.config import OptimizerConfig
+from dsjax.optimizers.kinds.onebit_adam import OneBitAdamConfig
+from dsjax.optimizers.kinds.onebit_lamb import OneBitLambConfig
+from dsjax.optimizers.kinds.zero_one_adam import ZeroOneAdamConfig
 from dsjax.setup.state import TrainState
 from tests.helpers import Training, assert_close, from_flat, make_params, make_rows, make_training
 

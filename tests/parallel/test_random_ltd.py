@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dsjax.mesh.config import MeshConfig
-from dsjax.optimizers.config import ZeroOneAdamConfig
+from dsjax.optimizers.kinds.zero_one_adam import ZeroOneAdamConfig
 from tests.helpers import LTD, LTD_COUNTS, MESHES, ONE, TINY, assert_close, make_rows, make_training
 
 

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from dsjax.mesh.report import path_name
-from dsjax.optimizers.config import AdamWConfig, LambConfig, SGDConfig
+from dsjax.optimizers.kinds.adamw import AdamWConfig
+from dsjax.optimizers.kinds.lamb import LambConfig
+from dsjax.optimizers.kinds.sgd import SGDConfig
 from dsjax.setup.placement import evaluation_placement
 from tests.helpers import MESHES, ONE, TINY, assert_close, make_params, make_rows, make_training
 

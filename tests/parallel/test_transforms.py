@@ -1,4 +1,4 @@
-"""The optax transforms that talk in bits, on four virtual devices: what optax asks of its own, and optax's wrappers.
+"""The 1-bit optax transforms on four virtual devices: what optax requires of transforms, and optax's wrappers.
 
 The parameters are a nested tree with a scalar; a worker's loss is the square of its distance from a target of its own,
 so that gradients differ between workers and the tensors know nothing of each other. All steps of a case are one
@@ -189,7 +189,7 @@ def test_multi_steps():
 
 
 def test_partition_and_masked():
-    """Some tensors in bits, others by Adam on the average; and one that a mask leaves out and holds still."""
+    """Some tensors by 1-bit Adam, others by Adam on the average; and one that a mask leaves out and holds still."""
     average = optax.stateless(lambda g, _: jax.lax.pmean(g, "data"))
     adam = optax.chain(average, optax.adamw(0.05, weight_decay=0.01))
     own = optax.masked(onebit_adam(0.05, mesh=mesh_of(), **ADAM), {"a": True, "n": {"s": False, "t": (True,)}})
@@ -208,7 +208,7 @@ def test_partition_and_masked():
 def test_before_the_freeze_it_is_adamw():
     wanted = plain_optax(optax.adamw(0.05, weight_decay=0.01), targets())
     assert_close(reference(), wanted, slice(FREEZE))
-    assert np.abs(reference()["a"][FREEZE] - wanted["a"][FREEZE]).max() > 1e-3  # the first in bits
+    assert np.abs(reference()["a"][FREEZE] - wanted["a"][FREEZE]).max() > 1e-3  # the first compressed step
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("adam", 1), ("lamb", 1), ("zero_one", 1), ("lamb", W)])

@@ -9,7 +9,7 @@ Compressed (t > freeze_step), g_i the gradient of worker i, v as it was left:
     m_i = b1 m + (1 - b1) g_i        m = one_bit_mean(m_i)       u and w as before
 
 m^ = m / (1 - b1^t) and v^ = v / (1 - b2^k), k the number of updates of v. A value of which v is zero has never had a
-gradient; its m would be divided by eps alone, so it takes no part in the one-bit mean (`mask_unseen`).
+gradient. Its m would be divided by eps alone, so it takes no part in the one-bit mean (`mask_unseen`).
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ class OneBitAdamState:
         nu_count: those of them that changed nu, int32.
         mu: momentum m, equal on all workers, float32.
         nu: variance v, likewise.
-        feedback: what the one-bit mean owes.
+        feedback: errors of the one-bit mean.
     """
 
     count: Any
@@ -120,7 +120,7 @@ class OneBitAdam:
     """The algorithm, on one device's parts.
 
     Attributes:
-        workers: who takes part.
+        workers: those that take part.
         moments: Adam's constants.
         freeze_step: the last step of the warm-up, counted from 1.
     """

@@ -1,4 +1,4 @@
-"""1-bit LAMB (arXiv 2104.06069): LAMB whose momentum travels at one bit a value, and whose layers keep their own pace.
+"""1-bit LAMB (arXiv 2104.06069): LAMB with a one-bit mean of momenta, and a coefficient for each layer.
 
 Warm-up (t <= freeze_step), for each tensor l (one layer's), g the mean gradient of the workers:
 
@@ -7,7 +7,7 @@ Warm-up (t <= freeze_step), for each tensor l (one layer's), g the mean gradient
     w -= lr c u
 
 At its end v is frozen, and a fresh one, f, begins with its value. So that one scale fits all tensors, momenta are
-multiplied by s_l = R / r_l on their way, with r_l = |m| / sqrt(n) and R the mean of all r_l. Compressed:
+multiplied by s_l = R / r_l before they are sent, with r_l = |m| / sqrt(n) and R the mean of all r_l. Compressed:
 
     m_i = b1 m + (1 - b1) g_i      m' = one_bit_mean(s m_i) / s
     g^ = (m' - b1 m) / (1 - b1)    f = b2 f + (1 - b2) g^^2
@@ -41,7 +41,7 @@ class OneBitLambState:
         coefficient: C, the moving average of the warm-up's coefficients.
         factor: the last F.
         scaling: s.
-        last: coefficient of the last step, C F: for who wants to look.
+        last: coefficient of the last step, C F; for reports only.
         tail: DeepSpeed's padding, where it is asked for; else None.
     """
 

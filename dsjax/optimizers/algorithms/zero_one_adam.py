@@ -1,4 +1,4 @@
-"""0/1 Adam (arXiv 2202.06009): Adam that seldom learns its variance, sends gradients in bits, and then skips rounds.
+"""0/1 Adam (arXiv 2202.06009): Adam with a variance that is seldom updated, one-bit gradients, and skipped rounds.
 
 While the variance is learnt (t <= var_freeze_step), g_i the gradient of worker i:
 
@@ -7,7 +7,7 @@ While the variance is learnt (t <= var_freeze_step), g_i the gradient of worker 
     m = b1 m + (1 - b1) g      w -= lr (m^ / (sqrt(v^) + eps) + decay w)
 
 the interval beginning at 1 and doubling after every kappa (var_update_scaler) updates of v. Afterwards v is frozen, and
-workers go on by themselves, w_i = w + u_i, from a w that all of them share:
+every worker takes steps of its own, w_i = w + u_i, from a w that all of them share:
 
     m_i = b1 m_i + (1 - b1) g_i      U = m_i^ / (sqrt(v^) + eps) + decay w_i      u_i -= lr U      L += lr
     t a multiple of the local interval:      B = one_bit_mean(u_i (sqrt(v^) + eps))      m = -B / L (uncorrected)
@@ -43,7 +43,7 @@ class Displaced:
         mu: momentum m_i, float32 (before the freeze equal on all workers).
         shift: u_i, how far the worker is from the shared parameters.
         rates: L, the sum of learning rates since the last sync, [W].
-        skipped: steps since the last sync that the worker skipped for want of a finite gradient, [W] int32.
+        skipped: steps since the last sync that the worker skipped because its gradient was not finite, [W] int32.
     """
 
     mu: Tree
@@ -180,7 +180,7 @@ class ZeroOneAdam:
         count, mu = state.count + 1, workers.own(displaced.mu)
         if not (
             moments.deepspeed_parity and stage == "compressed" and workers.num == 1
-        ):  # alone, it then learns nothing
+        ):  # DeepSpeed does not update the momentum of a single worker
             mu = moments.step(mu, gradients)
         direction = moments.decayed(moments.direction(mu, nu, count, nu_count), params)
         changes = jax.tree.map(lambda u: -learning_rate * u, direction)
@@ -213,10 +213,10 @@ class ZeroOneAdam:
         return dataclasses.replace(state, count=count, displaced=walked)
 
     def _sync(self, state: ZeroOneAdamState, *, first: bool) -> tuple[Tree, ZeroOneAdamState]:
-        """All workers go to one place."""
+        """Set all workers to the same parameters."""
         moments, workers, displaced = self.moments, self.workers, state.displaced
         rates, skipped = workers.mean_of_scalars(displaced.rates[0], displaced.skipped[0].astype(jnp.float32))
-        moved = rates > 0  # no learning rate, no displacement: nothing to agree on
+        moved = rates > 0  # no learning rate, no displacement: nothing to average
         before = jax.tree.map(jnp.zeros_like, state.feedback) if first else state.feedback
         denominator = moments.denominator(state.nu, state.nu_count)
         shift = workers.own(displaced.shift)

@@ -15,7 +15,8 @@ from dsjax.config.run import RunConfig
 from dsjax.data.config import DataConfig, StdlibSource, TokensSource
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import PretrainedConfig
-from dsjax.optimizers.config import AdamWConfig, LambConfig
+from dsjax.optimizers.kinds.adamw import AdamWConfig
+from dsjax.optimizers.kinds.lamb import LambConfig
 from dsjax.setup.config import TrainConfig
 
 

@@ -12,7 +12,8 @@ from dsjax.config.run import RunConfig
 from dsjax.data.config import BPETokenizer, FileTokenizer, StdlibSource, TextSource
 from dsjax.mesh.config import MeshConfig
 from dsjax.models.config import BloomConfig, GPT2Config
-from dsjax.optimizers.config import LambConfig, SGDConfig
+from dsjax.optimizers.kinds.lamb import LambConfig
+from dsjax.optimizers.kinds.sgd import SGDConfig
 from dsjax.setup.config import TrainConfig
 
 quick = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

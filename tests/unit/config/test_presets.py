@@ -205,7 +205,7 @@ def test_every_recipe_has_a_run():
 
 
 @pytest.mark.parametrize("name", ONE_BIT)
-def test_recipes_in_bits(name):
+def test_recipes_with_compressed_communication(name):
     config = load_run(CONFIGS / "run" / f"{name}.yaml")
     optimizer, train = config.optimizer, config.train
     micro = train.batch_size // (config.mesh.data * train.accumulation)

@@ -8,8 +8,11 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from dsjax.optimizers.api import UpdateInputs, lift
-from dsjax.optimizers.config import AdamWConfig, LambConfig, OptimizerConfig, SGDConfig
+from dsjax.optimizers.config import OptimizerConfig
 from dsjax.optimizers.create import create_optimizer
+from dsjax.optimizers.kinds.adamw import AdamWConfig
+from dsjax.optimizers.kinds.lamb import LambConfig
+from dsjax.optimizers.kinds.sgd import SGDConfig
 from dsjax.optimizers.lamb import scale_by_layer_trust_ratio
 
 # A stack of three layers' matrices, a stack of three biases, a matrix and a bias; the stack's layers differ in size.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsjax.optimizers.config import ScheduleConfig
+from dsjax.optimizers.kinds.base import ScheduleConfig
 from dsjax.optimizers.schedules import Clocks, learning_rate
 
 PEAK = 3e-4

@@ -148,7 +148,7 @@ def test_a_last_checkpoint_that_is_whole_counts(monkeypatch, there, saved, fails
     """That an older one cannot be removed must not cost the summary."""
     monkeypatch.setattr("dsjax.runs.saving.to_named", lambda state, runs: {})
     store, notes = Store(there=there, saved=saved), Notes()
-    folder = type("Folder", (), {"how_to_resume": "dsjax train"})
+    folder = type("Folder", (), {"resume_command": "dsjax train"})
     saver = Saver(RunStatus(folder, store, Counters(steps=9)), (1,), "hash", notes)
     if fails:
         with pytest.raises(CheckpointError, match="make room, then: dsjax train"):

@@ -11,7 +11,8 @@ from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.config import GPT2Config
-from dsjax.optimizers.config import OneBitAdamConfig, SGDConfig
+from dsjax.optimizers.kinds.onebit_adam import OneBitAdamConfig
+from dsjax.optimizers.kinds.sgd import SGDConfig
 from dsjax.plan.plan import planned_setup
 from dsjax.setup.assembly import Setup, assemble
 from dsjax.setup.config import TrainConfig

@@ -13,8 +13,8 @@ from dsjax.data.config import CurriculumConfig, FixedDiscrete, FixedLinear, Leng
 from dsjax.mesh.config import AXES
 from dsjax.models.config import RandomLTDConfig
 from dsjax.observe.flops import Matrices, training_flops
-from dsjax.optimizers.config import OneBitAdamConfig, ScheduleConfig
-from dsjax.optimizers.create import advice
+from dsjax.optimizers.kinds.base import ScheduleConfig
+from dsjax.optimizers.kinds.onebit_adam import OneBitAdamConfig
 from dsjax.optimizers.schedules import Clocks, learning_rate
 from dsjax.plan.cost import Cost
 from dsjax.plan.trace import abstract_layout
@@ -268,7 +268,7 @@ def test_a_freeze_before_the_last_growth_is_told_of():
     dropping = RandomLTDConfig(min_kept=16, quantum=8, steps=20)
     schedule = make_schedule(TrainConfig(steps=40), growing(10, least=8), dropping, sequence_length=64, num_layers=3)
     assert schedule.settled == 20
-    told = lambda step: advice(OneBitAdamConfig(freeze_step=step), workers=2, steps=40, growing_until=schedule.settled)
+    told = lambda step: OneBitAdamConfig(freeze_step=step).advice(workers=2, steps=40, growing_until=schedule.settled)
     assert told(20) == [] and len(told(19)) == 1
     assert "optimizer.freeze_step = 19 lies before step 20, up to which rows or kept tokens grow" in told(19)[0]
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsjax.optimizers.config import SGDConfig
+from dsjax.optimizers.kinds.sgd import SGDConfig
 from dsjax.setup.step import make_update, squared_norms
 from tests.helpers import ONE, TINY, make_rows, make_training
 

@@ -26,7 +26,7 @@ from dsjax.models.families.registry import abstract, create, segments_of
 from dsjax.models.formats.pretrained import initial_weights, load_params, open_weights, resolve, save_pretrained
 from dsjax.models.naming import to_named
 from dsjax.models.tree import ModelTree
-from dsjax.optimizers.config import AdamWConfig
+from dsjax.optimizers.kinds.adamw import AdamWConfig
 from dsjax.plan.plan import plan
 from dsjax.runs.begun import as_begun, class_numbers, with_class_names
 from dsjax.runs.corpus import open_corpus
