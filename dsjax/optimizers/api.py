@@ -46,7 +46,7 @@ class Measured:
     Attributes:
         norm: the norm that clipping goes by, before it, float32.
         finite: whether the step is done.
-        first_bad: number of the first tensor (layers of a stack counted one by one) that is not finite, -1 if all are.
+        first_bad: number of the first tensor (layers and experts counted one by one) that is not finite, -1 if all are.
         variance: the sum of the second moments, where a stage that depends on it may end; else None.
         worker_skips: steps that single workers have skipped up to now, where they are exchanged; else None.
     """

@@ -19,13 +19,13 @@ Clip = Literal["mean", "local"]
 
 
 def first_not_finite(squares: list[jax.Array]) -> jax.Array:
-    """The number of the first square that is not finite, layers of a stack counted one by one; -1 if all are.
+    """The number of the first square that is not finite, layers and experts counted one by one; -1 if all are.
 
     Example:
         >>> first_not_finite([jnp.ones(()), jnp.array([1.0, jnp.nan])]).item()
         2
     """
-    bad = ~jnp.isfinite(jnp.concatenate([jnp.atleast_1d(x) for x in squares]))
+    bad = ~jnp.isfinite(jnp.concatenate([jnp.ravel(x) for x in squares]))
     return jnp.where(bad.any(), jnp.argmax(bad), -1).astype(jnp.int32)
 
 
@@ -48,7 +48,7 @@ def guarded(
     if kind == "full":
         gradients = workers.mean(gradients)
     (squares,) = workers.sums(jax.tree.map(jnp.square, gradients))
-    leaves = jax.tree.leaves(squares)
+    leaves = jax.tree.leaves(workers.of_all(squares))
     own = sum((jnp.sum(x) for x in leaves), start=jnp.float32(0))
     bad = first_not_finite(leaves) if leaves else jnp.int32(-1)
     norm = by = jnp.sqrt(own)

@@ -73,7 +73,7 @@ def _update(
             found = jax.tree.map(lambda x: x[None], found)
         if watches:
             (sums,) = workers.sums(state.nu)
-            total = sum((jnp.sum(x) for x in jax.tree.leaves(sums)), start=jnp.float32(0))
+            total = sum((jnp.sum(x) for x in jax.tree.leaves(workers.of_all(sums))), start=jnp.float32(0))
             found = dataclasses.replace(found, variance=total)
         if kind == "sync":
             found = dataclasses.replace(found, worker_skips=state.skipped)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from dsjax.collectives.one_bit import Feedback, Scheme, one_bit_mean, reset_errors
-from dsjax.collectives.shards import Rows, Shards
+from dsjax.collectives.shards import Rows, Shards, axes_of
 from dsjax.mesh.tree import Tree
 
 Granularity = Literal["fused", "tensor", "group"]
@@ -69,7 +69,25 @@ class Workers:
 
     def shards(self, tree: Tree) -> Shards:
         """The split of the leaves over model_axes."""
-        return Shards.of(self.spec_leaves(tree), self.model_axes)
+        return Shards.of(self.spec_leaves(tree), self.model_axes, self.stacks(tree))
+
+    def specs_of_each(self, tree: Tree) -> Tree:
+        """The specs of `each`: experts lie where their tensors lie."""
+        firsts = [spec[:s] for spec, s in zip(self.spec_leaves(tree), self.stacks(tree), strict=True)]
+        specs = [PartitionSpec(*first) if any(first) else PartitionSpec() for first in firsts]
+        return jax.tree.unflatten(jax.tree.structure(tree), specs)
+
+    def of_all(self, each: Tree) -> Tree:
+        """One value of every tensor, in the leaves' leading dimensions: also of the tensors that other devices hold."""
+        pairs = zip(jax.tree.leaves(each), self.spec_leaves(each), strict=True)
+        return jax.tree.unflatten(jax.tree.structure(each), [self._gathered(x, spec) for x, spec in pairs])
+
+    def _gathered(self, x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        for dim, entry in enumerate(spec[: x.ndim]):
+            for axis in reversed(axes_of((entry,))):
+                if self.model_axes.get(axis, 1) > 1:
+                    x = jax.lax.all_gather(x, axis, axis=dim, tiled=True)
+        return x
 
     def rows(self, tree: Tree) -> Rows:
         """Every leaf as [S, n]."""
@@ -154,35 +172,39 @@ class Workers:
     def feedback(self, params: Tree) -> Feedback:
         """Feedback without errors, in global shapes.
 
-        [W, M, N] for each tensor ([S, W, M, N] for a stack), M devices of a worker, N its padded part; scales [W].
+        [W, M, N] for each tensor ([S, W, M, N] for a stack), M devices of a worker among which a tensor is split, N its
+        padded part; scales [W].
         """
-        devices = math.prod(self.model_axes.values())
         leaves, treedef = jax.tree.flatten(params)
+        shards, all_devices = self.shards(params), math.prod(self.model_axes.values())
         lengths = [
-            math.prod(x.shape[s:]) // part
-            for x, s, part in zip(leaves, self.stacks(params), self.shards(params).parts, strict=True)
+            math.prod(x.shape[s:]) // part for x, s, part in zip(leaves, self.stacks(params), shards.parts, strict=True)
         ]
         stacks = [x.shape[:s] for x, s in zip(leaves, self.stacks(params), strict=True)]
+        devices = [part * copies for part, copies in zip(shards.parts, shards.copies, strict=True)]
         if self.granularity == "group":
-            whole = sum(n * math.prod(stack) for n, stack in zip(lengths, stacks, strict=True))
-            lengths, stacks, treedef = [whole], [()], jax.tree.structure([0])
+            held = [n * math.prod(stack) for n, stack in zip(lengths, stacks, strict=True)]
+            whole = sum(n * m // all_devices for n, m in zip(held, devices, strict=True))
+            lengths, stacks, devices, treedef = [whole], [()], [all_devices], jax.tree.structure([0])
         sizes = [self.scheme.padded(n, self.num) for n in lengths]
         scale = lambda: jax.tree.unflatten(treedef, [jnp.zeros((*stack, self.num)) for stack in stacks])
         carry = lambda share: jax.tree.unflatten(
             treedef,
-            [jnp.zeros((*stack, self.num, devices, n // share)) for stack, n in zip(stacks, sizes, strict=True)],
+            [jnp.zeros((*s, self.num, m, n // share)) for s, m, n in zip(stacks, devices, sizes, strict=True)],
         )
         return Feedback(carry(1), scale(), carry(self.num), scale())
 
     def feedback_specs(self, params: Tree) -> Feedback:
         """The specs of `feedback`."""
         treedef = jax.tree.structure(params)
-        stacks: list[tuple[None, ...]] = [(None,) * s for s in self.stacks(params)]
+        counts = zip(self.spec_leaves(params), self.stacks(params), strict=True)
+        stacks = [(*spec[:s], *[None] * (s - len(spec))) for spec, s in counts]
         if self.granularity == "group":
             stacks, treedef = [()], jax.tree.structure([0])
-        others = tuple(self.model_axes) or None
+        others = [tuple(axis for axis in self.model_axes if axis not in axes_of(stack)) or None for stack in stacks]
         scale = jax.tree.unflatten(treedef, [PartitionSpec(*stack, self.axis) for stack in stacks])
-        carry = jax.tree.unflatten(treedef, [PartitionSpec(*stack, self.axis, others, None) for stack in stacks])
+        carries = [PartitionSpec(*stack, self.axis, rest, None) for stack, rest in zip(stacks, others, strict=True)]
+        carry = jax.tree.unflatten(treedef, carries)
         return Feedback(carry, scale, carry, scale)
 
     def one_bit_mean(self, tree: Tree, feedback: Feedback, masks: Tree | None) -> tuple[Tree, Feedback]:
@@ -196,7 +218,7 @@ class Workers:
         tensors, shards = self.rows(tree), self.shards(tree)
         if self.granularity == "group":
             # A part that several devices hold counts once for each of them, so that one psum serves.
-            shards = Shards(shards.axes, (math.prod(self.model_axes.values()),), (1,))
+            shards = Shards(shards.axes, (math.prod(self.model_axes.values()),), (1,), ((),))
             mask = None if masks is None else _joined(self.rows(masks))
             (mean,), feedback = self._call([_joined(tensors)], feedback, [mask], shards)
             return self.unrows(_apart(mean, tensors), tree), feedback
@@ -236,8 +258,7 @@ class Workers:
         means, after = [], []
         for i, x in enumerate(tensors):
             one = jax.tree.map(lambda rows, i=i: rows[i : i + 1], local, is_leaf=lambda leaf: isinstance(leaf, list))
-            mine = Shards(shards.axes, shards.parts[i : i + 1], shards.copies[i : i + 1])
-            (mean,), one = one_bit_mean([x], one, masks=masks[i : i + 1], shards=mine, **how)
+            (mean,), one = one_bit_mean([x], one, masks=masks[i : i + 1], shards=shards.only(i), **how)
             means.append(mean)
             after.append(jax.tree.leaves(one))
         count = len(tensors)

@@ -5,7 +5,6 @@ keeps for each of them does. Errors are dropped: they are late gradients of one 
 over the workers. Where workers had parameters of their own, the shared parameters become the mean over the workers.
 """
 
-import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -30,7 +29,7 @@ def restore_by_name(
     Args:
         store: the checkpoints.
         step: which.
-        wanted: name -> shape and sharding; [W, ...] for what is kept for each worker.
+        wanted: name -> shape and sharding; [W, ...] for what is kept for each worker, of experts [E, W, ...].
         report: told when something was dropped.
 
     Raises:
@@ -57,18 +56,23 @@ def restore_by_name(
 
 
 def _as_saved(shape: jax.ShapeDtypeStruct, saved: tuple[int, ...]) -> jax.ShapeDtypeStruct:
-    """What a checkpoint has for each of its workers, its first dimension split as far as that goes."""
-    mesh, spec = shape.sharding.mesh, (*shape.sharding.spec, *[None] * (len(shape.shape) - len(shape.sharding.spec)))
-    workers = math.prod(mesh.shape[axis] for axis in [spec[0]] if axis is not None)
-    first = spec[0] if saved[0] % workers == 0 else None
-    sharding = NamedSharding(mesh, PartitionSpec(first, *spec[1:]))
-    return jax.ShapeDtypeStruct(saved, shape.dtype, sharding=sharding)
+    """The shape that a checkpoint has of all its workers, their dimension split if this run's mesh divides it."""
+    mesh, spec, dim = shape.sharding.mesh, list(shape.sharding.spec), _workers_dim(shape)
+    if saved[dim] % mesh.shape["data"]:
+        spec[dim] = None
+    return jax.ShapeDtypeStruct(saved, shape.dtype, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+
+def _workers_dim(shape: jax.ShapeDtypeStruct) -> int:
+    """The dimension that counts workers: the one over `data`."""
+    return list(shape.sharding.spec).index("data")
 
 
 def _told(saved: Mapping[str, tuple[int, ...]], wanted: Shapes) -> str:
     """The warning."""
     name = next(name for name in wanted if name.startswith(_FEEDBACK) and name in saved)
-    before, now = saved[name][0], wanted[name].shape[0]
+    dim = _workers_dim(wanted[name])
+    before, now = saved[name][dim], wanted[name].shape[dim]
     workers = f"of {before} workers, this run has {now}" if before != now else "of a mesh that cuts tensors otherwise"
     return f"the checkpoint is {workers}: errors of the one-bit mean begin at zero again"
 
@@ -81,15 +85,13 @@ def _gather_workers(tensors: dict[str, jax.Array], wanted: Shapes) -> None:
     """Set all workers to their mean, in the tensors of a checkpoint of 0/1 Adam."""
     for name, shape in wanted.items():
         if name.startswith(_SHIFT):
-            param = f"params.{name.removeprefix(_SHIFT)}"
-            tensors[param] = jax.jit(lambda base, shift: base + shift.mean(0), out_shardings=wanted[param].sharding)(
-                tensors[param], tensors[name]
-            )
+            param, dim = f"params.{name.removeprefix(_SHIFT)}", _workers_dim(shape)
+            together = lambda base, shift, dim=dim: base + shift.mean(dim)
+            tensors[param] = jax.jit(together, out_shardings=wanted[param].sharding)(tensors[param], tensors[name])
             tensors[name] = _full(shape)
         elif name.startswith(f"{_DISPLACED}mu."):
-            tensors[name] = jax.jit(
-                lambda mu, shape=shape: jnp.broadcast_to(mu.mean(0), shape.shape), out_shardings=shape.sharding
-            )(tensors[name])
+            mean = lambda mu, shape=shape: jnp.broadcast_to(mu.mean(_workers_dim(shape), keepdims=True), shape.shape)
+            tensors[name] = jax.jit(mean, out_shardings=shape.sharding)(tensors[name])
     skips = f"{_DISPLACED}skipped"
     tensors[_SKIPPED] = jax.jit(
         lambda total, each: total + each.sum(dtype=total.dtype), out_shardings=wanted[_SKIPPED].sharding

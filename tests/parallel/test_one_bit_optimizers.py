@@ -1,8 +1,9 @@
 """The 1-bit optimizers on virtual devices against the numpy oracle in float64, whole runs through all stages.
 
 Each runs on three or four workers that hold whole tensors, with clipping, a user's mask and gradients that are not
-finite, and on two workers whose tensors are split over `tensor` and stacked, with the options that the first has not.
-In both some values get their first gradient long after the freeze. The oracle knows neither devices nor stacks: a
+finite, on two workers whose tensors are split over `tensor` and stacked, with the options that the first has not, and
+on two whose tensors are experts, shared out over `expert`.
+In all some values get their first gradient long after the freeze. The oracle knows neither devices nor stacks: a
 tensor is a layer's. Tolerance: 2e-5 of a tensor's largest value, float32 against float64 over 26 steps. A sign that
 flips because rounding decides it would show as a jump of the order of a scale.
 """
@@ -28,7 +29,8 @@ TOLERANCE = 2e-5
 SHAPES = [(3, 4, 6), (12,)]
 # With devices along `tensor` the first is split over them and a stack of three layers; all of them hold the second.
 SPECS = [P(None, None, "tensor"), P()]
-STACKED = [1, 0]
+# With devices along `expert` the first is three layers of four experts each, of which a device has two.
+EXPERT_SPECS = [P(None, "expert", "tensor"), P()]
 ADAM = {"freeze_step": 8, "weight_decay": 0.05}
 LAMB = {"freeze_step": 8, "weight_decay": 0.05, "max_coeff": 1.5, "factor_threshold": 0.2}
 ZERO_ONE = {
@@ -43,9 +45,10 @@ ALGORITHMS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """workers x tensor devices; bad: (step, worker) pairs whose gradient is Inf; masked: with a mask of the user."""
+    """workers x expert x tensor devices; bad: (step, worker) pairs whose gradient is Inf; masked: by the user, too."""
 
     workers: int
+    expert: int = 1
     tensor: int = 1
     granularity: str = "fused"
     rules: Rules = OURS
@@ -56,6 +59,15 @@ class Case:
     @property
     def stacked(self) -> bool:
         return self.tensor > 1
+
+    @property
+    def specs(self) -> list[P]:
+        return EXPERT_SPECS if self.expert > 1 else SPECS if self.stacked else [P(), P()]
+
+    @property
+    def leading(self) -> list[int]:
+        """How many of the tensors' first dimensions count tensors."""
+        return [2 if self.expert > 1 else 1 if self.stacked else 0, 0]
 
 
 WHOLE = Case(workers=4, rules=dataclasses.replace(OURS, clip=9.0), bad=((2, 1), (7, 0), (12, 3), (21, 2)), masked=True)
@@ -72,6 +84,9 @@ GROUP = Case(
     bad=((2, 1), (12, 2)),
     masked=True,
 )
+
+
+EXPERTS = Case(workers=2, expert=2, tensor=2, rules=dataclasses.replace(OURS, clip=9.0), bad=((2, 1), (12, 0)))
 
 
 def inputs(case: Case) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray, list[np.ndarray]]:
@@ -100,8 +115,9 @@ def inputs(case: Case) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray, 
 def by_layer(tensors: list[np.ndarray], case: Case, *, at: int = 0) -> list[np.ndarray]:
     """Tensors as the oracle has them: stacks apart. `at`: the dimension that counts layers."""
     found = []
-    for x, stacked in zip(tensors, STACKED, strict=True):
-        found += [np.take(x, s, axis=at) for s in range(x.shape[at])] if stacked and case.stacked else [x]
+    for x, first in zip(tensors, case.leading, strict=True):
+        x = np.moveaxis(x, range(at, at + first), range(first))
+        found += list(x.reshape(-1, *x.shape[first:])) if first else [x]
     return found
 
 
@@ -117,9 +133,9 @@ def optimizer_of(kind: str, case: Case) -> tuple[Workers, Any]:
     workers = Workers(
         axis="data",
         num=case.workers,
-        model_axes={"tensor": case.tensor} if case.stacked else {},
-        specs=SPECS if case.stacked else None,
-        leading=STACKED if case.stacked else None,
+        model_axes={"expert": case.expert, "tensor": case.tensor} if case.stacked else {},
+        specs=case.specs if case.stacked else None,
+        leading=case.leading if case.stacked else None,
         granularity=case.granularity,
         scheme=Scheme(scale=case.rules.scale),
     )
@@ -162,15 +178,15 @@ def run(kind: str, case: Case) -> dict:
         return (params, state, step + 1), seen(workers, params, state, stage)
 
     mesh = jax.make_mesh(
-        (case.workers, case.tensor),
-        ("data", "tensor"),
-        devices=jax.devices()[: case.workers * case.tensor],
-        axis_types=(jax.sharding.AxisType.Auto,) * 2,
+        (case.workers, case.expert, case.tensor),
+        ("data", "expert", "tensor"),
+        devices=jax.devices()[: case.workers * case.expert * case.tensor],
+        axis_types=(jax.sharding.AxisType.Auto,) * 3,
     )
-    specs = SPECS if case.stacked else [P()] * len(SHAPES)
+    specs = case.specs
     kept = jax.tree.map(lambda s: P(None, *s), workers.specs_of_kept(params), is_leaf=lambda x: isinstance(x, P))
     out = {"param": kept, "m": kept, "v": kept, "stage": P(None, "data")}
-    out |= {"coefficient": P()} if kind == "lamb" else {}
+    out |= {"coefficient": [P(None, *spec) for spec in workers.specs_of_each(params)]} if kind == "lamb" else {}
 
     @functools.partial(
         jax.shard_map,
@@ -188,10 +204,12 @@ def run(kind: str, case: Case) -> dict:
 
 CASES = [
     ("adam", GROUP), ("adam", SPLIT), ("lamb", WHOLE), ("lamb", SPLIT), ("zero_one", WHOLE), ("zero_one", SPLIT),
+    ("lamb", EXPERTS), ("zero_one", EXPERTS),
 ]  # fmt: skip
+NAMES = [f"{kind}-w{case.workers}" + "-experts" * (case.expert > 1) for kind, case in CASES]
 
 
-@pytest.mark.parametrize(("kind", "case"), CASES, ids=lambda x: x if isinstance(x, str) else f"w{x.workers}")
+@pytest.mark.parametrize(("kind", "case"), CASES, ids=NAMES)
 def test_a_run_is_the_oracles(kind, case):
     params, gradients, rates, masks = inputs(case)
     found = run(kind, case)

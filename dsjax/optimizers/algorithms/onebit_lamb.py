@@ -96,7 +96,7 @@ class OneBitLamb:
     def specs(self, params: Tree) -> OneBitLambState:
         """The PartitionSpecs of the state, as `init` shapes it."""
         own, none = self.workers.spec_tree(params), PartitionSpec()
-        each = jax.tree.map(lambda _: none, params)
+        each = self.workers.specs_of_each(params)
         feedback = self.workers.feedback_specs(params)
         tail = none if self._has_tail else None
         return OneBitLambState(none, none, own, own, own, each, each, each, each, tail, feedback)
@@ -151,7 +151,7 @@ class OneBitLamb:
         """s = R / r of every tensor; 1 for one without momentum."""
         (norms,) = self.workers.norms(mu)
         rms = jax.tree.map(lambda norm, size: norm / jnp.sqrt(jnp.float32(size)), norms, self.workers.sizes(mu))
-        each = jnp.concatenate([jnp.atleast_1d(r) for r in jax.tree.leaves(rms)])
+        each = jnp.concatenate([jnp.ravel(r) for r in jax.tree.leaves(self.workers.of_all(rms))])
         mean = each.mean()
         return jax.tree.map(lambda r: jnp.where(r > 0, mean / jnp.where(r > 0, r, 1), 1.0), rms)
 

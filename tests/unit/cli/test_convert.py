@@ -245,6 +245,7 @@ def test_a_full_disk_leaves_nothing(run_folder, hf_folders, run_file, tmp_path, 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(convert, "write_json", full)
+    monkeypatch.setattr("dsjax.runs.folder.write_json", full)
     out = tmp_path / "out"
     out.mkdir()
     refused(["convert", run_folder, out / "model"], [f"cannot write {out}/model", "No space left on device"])

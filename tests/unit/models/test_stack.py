@@ -9,16 +9,22 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from dsjax.layers.dropout import sample_keys
 from dsjax.layers.feed_forward import Dense, DenseSpec
 from dsjax.layers.random_ltd import Dropping
+from dsjax.layers.weight import FloatWeight
+from dsjax.mesh.config import AXES
+from dsjax.mesh.layout import Layout
 from dsjax.models.families.registry import FAMILIES
 from dsjax.models.feed_forwards import FEED_FORWARDS
 from dsjax.models.naming import to_named
 from dsjax.models.stack import BlockSpec, cut, layer_numbers
 from dsjax.models.transformer import Transformer
 from dsjax.models.tree import ModelTree
+from dsjax.optimizers.guard import first_not_finite
+from dsjax.setup.step import squared_norms
 from tests.helpers import FAST, TINY, from_flat
 
 LAYERS, B, T = 7, 3, 8
@@ -167,3 +173,46 @@ def test_statistics_of_workers_are_apart(named):
     for worker in range(2):
         want = one(params, tokens[worker])["sums"]
         np.testing.assert_allclose(statistics["sums"][worker], want, rtol=1e-4, atol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class BankSpec:
+    """Three perceptrons of one layer, all of which see every token."""
+
+    def on_one_device(self, tensor):
+        return self
+
+
+class Bank(nnx.Module):
+    def __init__(self, spec, dim, *, key, std, residual_scale):
+        self.bank = FloatWeight.normal(key, (3, dim, dim), ("experts", "embed", "out"), std=std * residual_scale)
+
+    def __call__(self, x_BTD, context):
+        return jnp.einsum("btd,edf->btf", x_BTD, self.bank[...]), {}
+
+
+def test_a_tensor_is_one_layers_and_one_experts(monkeypatch):
+    """Three layers of three experts: leading dimensions, specs, names of reports, and the array of a checkpoint."""
+    monkeypatch.setitem(FEED_FORWARDS, BankSpec, Bank)
+    config = dataclasses.replace(TINY, num_layers=4, segments=(1, 3))
+    layers = (BlockSpec(DenseSpec(8)), *[BlockSpec(BankSpec())] * 3)
+    architecture = dataclasses.replace(FAMILIES[config.kind].architecture(config), layers=layers)
+    tree = ModelTree.of(nnx.eval_shape(lambda: Transformer(config, architecture, key=jax.random.key(0))))
+    bank = lambda of: of["segments"][1][0]["mlp"]["bank"]
+    assert bank(tree.shapes).shape == (3, 3, 32, 32) and bank(tree.leading) == 2
+    assert tree.leading["segments"][0][0]["mlp"]["up"]["kernel"] == 1 and tree.leading["embed"]["table"] == 0
+    layout = Layout(AbstractMesh((1, 2, 3, 1), AXES), zero_stage=3)
+    assert bank(tree.specs(layout.gathered)) == PartitionSpec(None, "expert", None, None)
+    assert bank(tree.specs(layout.parameter)) == PartitionSpec(None, "expert", "fsdp", None)
+
+    names = tree.tensor_names()
+    assert [name for name in names if "bank" in name] == [
+        f"layers.{layer}.mlp.bank[{expert}]" for layer in (1, 2, 3) for expert in range(3)
+    ]
+    gradients = jax.tree.map(lambda x: np.ones(x.shape, np.float32), tree.shapes)
+    bank(gradients)[1, 2, 5, 7] = np.nan
+    squares = squared_norms(tree, gradients)
+    assert bank(squares).shape == (3, 3)
+    assert names[int(first_not_finite(jax.tree.leaves(squares)))] == "layers.2.mlp.bank[2]"
+    saved = to_named({"params": gradients}, tree.segments)
+    assert saved["params.layers.2.mlp.bank"].shape == (3, 32, 32) and "params.layers.0.mlp.up.kernel" in saved

@@ -1,4 +1,4 @@
-"""Each optimizer against its algorithm in float64 numpy, layer by layer also where layers are stacked."""
+"""Each optimizer against its algorithm in float64 numpy, tensor by tensor also where layers and experts are stacked."""
 
 import jax
 import jax.numpy as jnp
@@ -15,21 +15,24 @@ from dsjax.optimizers.kinds.lamb import LambConfig
 from dsjax.optimizers.kinds.sgd import SGDConfig
 from dsjax.optimizers.lamb import scale_by_layer_trust_ratio
 
-# A stack of three layers' matrices, a stack of three biases, a matrix and a bias; the stack's layers differ in size.
-STACKED = {"w": 1, "b": 1, "table": 0, "scale": 0}
-SHAPES = {"w": (3, 4, 5), "b": (3, 5), "table": (6, 4), "scale": (4,)}
-IS_MATRIX = {"w": True, "b": False, "table": True, "scale": False}
+# A stack of three layers' matrices, a stack of three biases, a matrix and a bias; the stack's layers differ in size. Of
+# experts two layers of three: matrices and biases.
+LEADING = {"w": 1, "b": 1, "table": 0, "scale": 0, "experts": 2, "biases": 2}
+SHAPES = {"w": (3, 4, 5), "b": (3, 5), "table": (6, 4), "scale": (4,), "experts": (2, 3, 4, 5), "biases": (2, 3, 5)}
+IS_MATRIX = {"w": True, "b": False, "table": True, "scale": False, "experts": True, "biases": False}
 STEPS, RATE = 5, 0.03
 
 
 def make_tensors(seed):
     rng = np.random.default_rng(seed)
-    sizes = {"w": np.array([1, 10, 0.1])[:, None, None], "b": np.array([1, 5, 0])[:, None], "table": 1, "scale": 1}
-    return {name: rng.standard_normal(shape) * sizes[name] for name, shape in SHAPES.items()}
+    sizes = {"w": np.array([1, 10, 0.1])[:, None, None], "b": np.array([1, 5, 0])[:, None]}
+    sizes["experts"] = np.array([[1, 10, 0.1], [3, 0, 2]])[:, :, None, None]
+    return {name: rng.standard_normal(shape) * sizes.get(name, 1) for name, shape in SHAPES.items()}
 
 
-def layers(value, is_stack):
-    return list(value) if is_stack else [value]
+def apart(name, value):
+    """The single tensors of a leaf."""
+    return list(value.reshape(-1, *value.shape[LEADING[name] :])) if LEADING[name] else [value]
 
 
 def adam(history, c):
@@ -76,7 +79,7 @@ def direction(config: OptimizerConfig, w, history, is_matrix: bool):
 @pytest.mark.usefixtures("standard_promotion")  # of optax's own step counts
 def test_steps_are_the_algorithm(config):
     params = make_tensors(0)
-    optimizer = create_optimizer(config, jax.tree.map(jnp.float32, params), STACKED)
+    optimizer = create_optimizer(config, jax.tree.map(jnp.float32, params), LEADING)
     update = jax.jit(optimizer.updates["full"])
     ours = jax.tree.map(jnp.float32, params)
     state, gradients = optimizer.init(ours), [make_tensors(step) for step in range(1, STEPS + 1)]
@@ -88,14 +91,13 @@ def test_steps_are_the_algorithm(config):
             UpdateInputs(params=ours, learning_rate=jnp.float32(rate)),
         )
         ours = jax.tree.map(jnp.add, ours, changes)
-        for name, is_stack in STACKED.items():
+        for name, value in params.items():
+            history = [apart(name, g[name]) for g in gradients[: step + 1]]
             done = [
-                w
-                - rate
-                * direction(config, w, [layers(g[name], is_stack)[i] for g in gradients[: step + 1]], IS_MATRIX[name])
-                for i, w in enumerate(layers(params[name], is_stack))
+                w - rate * direction(config, w, [tensors[i] for tensors in history], IS_MATRIX[name])
+                for i, w in enumerate(apart(name, value))
             ]
-            params[name] = np.stack(done) if is_stack else done[0]
+            params[name] = np.stack(done).reshape(value.shape)
     for name, want in params.items():
         # A few roundings a step, in float32.
         np.testing.assert_allclose(ours[name], want, atol=5e-6 * np.abs(want).max(), err_msg=name)
@@ -123,17 +125,19 @@ def test_states_lie_like_their_parameters():
         "b": PartitionSpec("fsdp"),
         "table": PartitionSpec("x"),
         "scale": PartitionSpec(),
+        "experts": PartitionSpec(None, "expert", None, ("tensor", "fsdp")),
+        "biases": PartitionSpec(None, "expert", None),
     }
     shapes = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in SHAPES.items()}
     for config, moments in ((AdamWConfig(), 2), (LambConfig(), 2), (SGDConfig(), 1), (SGDConfig(momentum=0.0), 0)):
-        optimizer = create_optimizer(config, shapes, STACKED)
+        optimizer = create_optimizer(config, shapes, LEADING)
         state = jax.eval_shape(optimizer.init, shapes)
         got = optimizer.state_specs(state, specs)
         is_spec = lambda leaf: isinstance(leaf, PartitionSpec)
         assert jax.tree.structure(got, is_leaf=is_spec) == jax.tree.structure(state)
         found = jax.tree.leaves(got, is_leaf=is_spec)
         for spec in specs.values():
-            assert found.count(spec) == moments + (spec == PartitionSpec()) * (len(found) - 4 * moments)
+            assert found.count(spec) == moments + (spec == PartitionSpec()) * (len(found) - len(specs) * moments)
 
 
 def test_any_optax_transform_is_an_optimizer():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dsjax.models.tree import ModelTree
 from dsjax.optimizers.kinds.sgd import SGDConfig
 from dsjax.setup.step import make_update, squared_norms
 from tests.helpers import ONE, TINY, make_rows, make_training
@@ -27,6 +28,19 @@ def test_norms_are_per_layer():
     np.testing.assert_allclose(squares["segments"][0][0]["mlp"]["up"]["kernel"], (kernel**2).sum((1, 2)), rtol=1e-6)
     table = np.float64(gradients["embed"]["table"])
     np.testing.assert_allclose(squares["embed"]["table"], (table**2).sum(), rtol=1e-6)
+
+
+def test_norms_are_per_expert():
+    """Against a loop over single tensors: two layers of three experts, and one table."""
+    gradients = {
+        name: np.random.default_rng(0).standard_normal(shape)
+        for name, shape in (("bank", (2, 3, 4, 5)), ("table", (6, 4)))
+    }
+    tree = ModelTree(None, None, None, {"bank": 2, "table": 0})
+    squares = squared_norms(tree, jax.tree.map(jnp.float32, gradients))
+    want = [[(gradients["bank"][layer, expert] ** 2).sum() for expert in range(3)] for layer in range(2)]
+    np.testing.assert_allclose(squares["bank"], want, rtol=1e-6)
+    np.testing.assert_allclose(squares["table"], (gradients["table"] ** 2).sum(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5, 1e6])
