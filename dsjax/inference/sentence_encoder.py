@@ -148,7 +148,7 @@ def _dense(folder: Path) -> Callable[[Vectors], Vectors]:
         raise ValueError(f"{weights}: expected {', '.join(sorted(wanted))}; there are {', '.join(sorted(tensors))}")
     weight, bias = tensors["linear.weight"], tensors.get("linear.bias", np.float32(0))
 
-    def apply(vectors: Vectors) -> Vectors:
+    def apply(vectors: Vectors) -> Float32[np.ndarray, "N _"]:
         if vectors.shape[1] != weight.shape[1]:
             raise ValueError(f"{weights}: takes vectors of {weight.shape[1]}, but they have {vectors.shape[1]}")
         return activation(vectors @ weight.T + bias)

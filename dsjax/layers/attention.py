@@ -232,7 +232,7 @@ class Attention(nnx.Module):
         assert view is not None
         q, k, v = self._project(x_BTD, view.rotation, context)
         if self.spec.scores_by_layer:  # scores are divided by dividing the queries
-            q = (q.astype(jnp.float32) / (context.number + 1)).astype(q.dtype)
+            q = (q.astype(jnp.float32) / jnp.float32(context.number + 1)).astype(q.dtype)
         mixed, cache = view.mix(q, k, v, context, dropout=self.spec.dropout)
         merged = context.layout.activation(mixed.reshape(*mixed.shape[:2], -1), None, "heads")
         return self.out(merged, context), cache

@@ -32,8 +32,8 @@ def alibi_slopes(num_heads: int) -> np.ndarray:
 
 
 def alibi_bias(
-    num_heads: int, query_positions: Int[Array, "*B T"], key_positions: Int[Array, "*B S"]
-) -> Float[Array, "*B H T S"]:
+    num_heads: int, query_positions: Int[Array, "*#B T"], key_positions: Int[Array, "*#B S"]
+) -> Float[Array, "*#B H T S"]:
     """The penalty, in float32; only differences of positions matter.
 
     The difference is taken first, in integers: a bias that depends on the key alone gives the same softmax, but at

@@ -33,8 +33,10 @@ def merged(parts: Sequence[Auxiliary]) -> Auxiliary:
         ValueError: two kinds give the same name.
 
     Example:
-        >>> merged([Auxiliary({"balance": 1.0}), Auxiliary(metrics={"dropped": 0.5})]).metrics
-        {'dropped': 0.5}
+        >>> import jax.numpy as jnp
+        >>> both = merged([Auxiliary({"balance": jnp.ones(())}), Auxiliary(metrics={"dropped": jnp.zeros(())})])
+        >>> list(both.losses), list(both.metrics)
+        (['balance'], ['dropped'])
     """
     names = [name for part in parts for name in (*part.losses, *part.metrics)]
     if twice := sorted({name for name in names if names.count(name) > 1}):

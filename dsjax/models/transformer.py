@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dsjax.layers.attention import Rows, Visibility, document_mask
@@ -36,7 +37,7 @@ from dsjax.models.block import Block, rematerialised
 from dsjax.models.config import ModelConfig
 from dsjax.models.stack import Segments, as_array, by_layer, check_dropping, layer_numbers, make_stack, through
 
-Cache = list[tuple[KeyValues, ...]]
+Cache = list[tuple[tuple[Float[Array, "_ B G K S"], Float[Array, "_ B G S K"]], ...]]
 """Keys [n, B, G, K, S] and values [n, B, G, S, K] of the n layers at each position of each segment."""
 
 
@@ -112,8 +113,8 @@ class Transformer(nnx.Module):
 
     def generate(
         self,
-        input_ids: Int[Array, "B T"],
-        attention_mask: Int[Array, "B T"] | None = None,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
         *,
         max_new_tokens: int,
         layout: Layout = ONE_DEVICE,
@@ -244,7 +245,9 @@ class Transformer(nnx.Module):
         bias = self._bias(places[None], places[None])
         return Visibility(mask, bias, causal, self._rotation(places[None] if positions is None else positions))
 
-    def _bias(self, query_places: Int[Array, "B T"], key_places: Int[Array, "B S"]) -> Float[Array, "B H T S"] | None:
+    def _bias(
+        self, query_places: Int[Array, "#B T"], key_places: Int[Array, "#B S"]
+    ) -> Float[Array, "#B H T S"] | None:
         if self.architecture.positions != "alibi":
             return None
         return alibi_bias(self.architecture.num_heads, query_places, key_places)

@@ -48,7 +48,6 @@ def test_traced_values_are_checked_and_the_result_too():
         jax.eval_shape(checked, jnp.ones(3))
 
 
-@pytest.mark.skip("dsjax.layers is in NOT_YET")
 def test_our_modules_are_checked():
     with pytest.raises(jaxtyping.TypeCheckError, match="Norm"):
         Norm(4, "rms", eps=1e-5)(jnp.ones((2, 3, 4), jnp.int32), Context())

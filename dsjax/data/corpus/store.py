@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt16, UInt32
+from jaxtyping import Int32, Int64, Integer
 
 from dsjax.checkpoint.manifest import read_json
 from dsjax.data.tokenizers.tokenizer import Tokenizer
@@ -42,9 +42,9 @@ class TokenStore:
         (2, [7, 0])
     """
 
-    tokens: UInt16[np.ndarray, " tokens"] | UInt32[np.ndarray, " tokens"]
-    """All documents one after another, each ending with the end-of-text token; of some tokenizers each begins with a
-    special token, too."""
+    tokens: Integer[np.ndarray, " tokens"]
+    """All documents one after another, uint16 or uint32 in a file, each ending with the end-of-text token; of some
+    tokenizers each begins with a special token, too."""
     offsets: Int64[np.ndarray, " D"]
     """Beginning of each document in `tokens`; the last entry is the number of tokens. D: documents, and one."""
     hash: str

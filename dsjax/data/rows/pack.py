@@ -43,7 +43,7 @@ class PackIndex:
 
     length: int
     """Tokens in a row."""
-    rows: Int64[np.ndarray, " rows+1"]
+    rows: Int64[np.ndarray, " R"]
     """Beginning of each row's pieces in `pieces`; the last entry is the number of pieces."""
     pieces: np.ndarray
     """Structured array of document, start and length (uint32), in the order in which they lie in the rows."""
