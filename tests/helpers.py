@@ -17,8 +17,9 @@ from dsjax.data.config import ByteTokenizer, DataConfig
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
-from dsjax.models.config import BloomConfig, ModelConfig, RandomLTDConfig
-from dsjax.models.families.registry import initial_params, segments_of
+from dsjax.models.config import ModelConfig, RandomLTDConfig
+from dsjax.models.families.bloom.config import BloomConfig
+from dsjax.models.families.build import initial_params, segments_of
 from dsjax.models.naming import leaf_names, to_named
 from dsjax.models.stack import Segments
 from dsjax.models.tree import ModelTree

@@ -5,8 +5,8 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from dsjax.data.tokenizers.tokenizer import Tokenizer
-from dsjax.models.config import BertConfig
-from dsjax.models.families.registry import create
+from dsjax.models.families.bert.config import BertConfig
+from dsjax.models.families.build import create
 from dsjax.models.formats.pretrained import save_pretrained
 
 WORDS = ["good", "fine", "great", "bad", "awful", "poor", "film", "story", "plot", "was", "the", "a", "of", "number"]

@@ -3,16 +3,23 @@
 import difflib
 import math
 import typing
+from collections.abc import Mapping
 
-from dsjax.config.schema import describe, element, field_defaults, field_types, is_union, kinds, sections
+from dsjax.config.schema import describe, element, field_defaults, field_types, is_union, kinds, renamed, sections
 from dsjax.config.tree import FAILED, Leaf, List, Node, Section, closest, given, join, origins
 
 
 class Decoder:
-    """Builds dataclasses from a tree; `problems` collects, with dotted paths, what could not be built."""
+    """Builds dataclasses from a tree.
+
+    Attributes:
+        problems: the parts that could not be built, with their dotted paths.
+        renamed: old dotted paths that were met -> what they are now.
+    """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
+        self.renamed: dict[str, str] = {}
 
     def fail(self, node: "Node", path: str, what: str) -> object:
         """Note a problem."""
@@ -60,13 +67,16 @@ class Decoder:
         # A part of a section that is given keeps the enclosing default's values for the rest, if it is of that class.
         base = {name: getattr(default, name) for name in hints} if type(default) is cls else field_defaults(cls)
         values: dict[str, object] = {}
-        for key in [key for key in node.items if key not in hints]:
-            child, kind = node.items[key], f" for kind {base['kind']}" if kinds(hint) else ""
+        items = self.current(node.items, cls, path)
+        for key in [key for key in items if key not in hints]:
+            child, kind = items[key], f" for kind {base['kind']}" if kinds(hint) else ""
             what = f"unknown key{kind}; given {given(child)}{closest(key, hints)}"
+            if key in renamed(cls):
+                what = f"is the old spelling of {renamed(cls)[key]}, which is given, too; remove one of them"
             self.fail(child, join(path, key), what)
         for name, part in hints.items():
-            if name in node.items:
-                values[name] = self.decode(node.items[name], part, join(path, name), base.get(name))
+            if name in items:
+                values[name] = self.decode(items[name], part, join(path, name), base.get(name))
             elif name in base:
                 values[name] = base[name]
             elif sections(part):
@@ -79,6 +89,12 @@ class Decoder:
             return cls(**values)
         except ValueError as error:
             return self.fail(node, path, str(error))
+
+    def current(self, items: Mapping[str, Node], cls: type, path: str) -> dict[str, Node]:
+        """The parts of a section under their keys of today; an old key beside its new one stays."""
+        new = {key: name for key, name in renamed(cls).items() if key in items and name not in items}
+        self.renamed |= {join(path, key): join(path, name) for key, name in new.items()}
+        return {new.get(key, key): item for key, item in items.items()}
 
     def choose(self, node: "Section", hint: object, path: str, default: object) -> type | None:
         """The member of a union that `kind` names; without one the default's."""

@@ -8,11 +8,13 @@ directory is looked for among those that dsjax is installed with. Paths of data 
 current directory, wherever the config lies.
 
 Strict: a key that no dataclass knows, a key given twice, a value of the wrong type, anchors, aliases and tags are
-errors, and all of them are reported at once. Scalars follow YAML 1.2: `1e-4` is a number, `on` and `no` are text.
+errors, and all of them are reported at once. Scalars follow YAML 1.2: `1e-4` is a number, `on` and `no` are text. A key
+that was renamed is taken under its old name, too (a field's metadata `was`); one warning lists them.
 """
 
 import os
 import typing
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -66,6 +68,7 @@ allowed: data, fsdp, expert, tensor, zero_stage, platform, cpu_devices
     value = decoder.decode(wrap(mapping, origin), cls, "")
     if decoder.problems:
         raise ConfigError(decoder.problems)
+    _warn_of_old_keys(decoder.renamed)
     return typing.cast(T, value)
 
 
@@ -104,7 +107,15 @@ def load_with_origins(path: str | Path, sets: Sequence[str] = ()) -> tuple[RunCo
     if problems := reader.problems + decoder.problems:
         raise ConfigError(problems)
     assert isinstance(config, RunConfig)
+    _warn_of_old_keys(reader.renamed | decoder.renamed)
     return config, {dotted: _origin(tree, dotted.split(".")) for dotted in flatten(config)}
+
+
+def _warn_of_old_keys(renamed: Mapping[str, str]) -> None:
+    """One warning for all of them."""
+    if renamed:
+        listed = ", ".join(f"{old} is {new} now" for old, new in renamed.items())
+        warnings.warn(f"keys under their old names, which still work: {listed}", FutureWarning, stacklevel=1)
 
 
 def _origin(node: "Node", keys: list[str]) -> str:

@@ -3,9 +3,10 @@
 import dataclasses
 import os
 import typing
+from collections.abc import Collection
 from pathlib import Path
 
-from dsjax.config.schema import children, describe, element, field_defaults, plain, sections
+from dsjax.config.schema import children, describe, element, field_defaults, plain, renamed, sections
 from dsjax.config.strict_yaml import ConfigError, parse_yaml
 from dsjax.config.tree import FAILED, Leaf, List, Node, Section, closest, given, join, merge, origins, wrap
 
@@ -28,6 +29,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
+        self.renamed: dict[str, str] = {}  # old dotted paths that were met -> what they are now
 
     def read(self, path: str, hint: object, dotted: str, source: Source) -> "Node":
         """The section in the file at `path`, with the files that it names."""
@@ -61,6 +63,7 @@ class Reader:
         if not isinstance(value, dict):
             return wrap(value, source.name)
         hints = children(hint)
+        value = {self.current(key, hint, dotted, value): item for key, item in value.items()}
         rest = {key: item for key, item in value.items() if key != "file"}
         own = Section(
             {key: self.expand(item, hints.get(key), join(dotted, key), source) for key, item in rest.items()},
@@ -76,6 +79,14 @@ class Reader:
             return base
         return dataclasses.replace(typing.cast(Section, merge(base, own)), replaces=True)
 
+    def current(self, key: str, hint: object, path: str, given: Collection[str] = ()) -> str:
+        """The key that an old one has become, and the change noted; any other, or one given beside it, as it is."""
+        new = renamed(hint).get(key, key)
+        if new == key or new in given:
+            return key
+        self.renamed[join(path, key)] = join(path, new)
+        return new
+
     def assign(self, root: "Section", hint: object, assignment: str) -> None:
         """Put one `a.b=value` into the tree."""
         dotted, equals, text = assignment.partition("=")
@@ -87,6 +98,7 @@ class Reader:
             keys.pop()
         node: Node = root
         for index, key in enumerate(keys):
+            key = keys[index] = self.current(key, hint, ".".join(keys[:index]))
             below = self.enter(node, hint, key, ".".join(keys[:index]))
             if below is None:
                 return

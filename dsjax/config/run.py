@@ -8,7 +8,8 @@ from dsjax.data.config import CurriculumConfig, DataConfig
 from dsjax.evaluate.config import EvaluateConfig
 from dsjax.inference.config import SampleConfig
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.config import AnyModelConfig, BloomConfig, LoRAConfig, ModelConfig, RandomLTDConfig
+from dsjax.models.config import AnyModelConfig, LoRAConfig, ModelConfig, RandomLTDConfig
+from dsjax.models.families.bloom.config import BloomConfig
 from dsjax.observe.config import ObserveConfig
 from dsjax.optimizers.config import DEFAULT_OPTIMIZER, OptimizerConfig
 from dsjax.setup.config import TrainConfig

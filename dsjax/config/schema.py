@@ -69,6 +69,20 @@ def children(hint: object) -> dict[str, object]:
     return {name: part for cls in sections(hint) for name, part in field_types(cls).items()}
 
 
+def renamed(hint: object) -> dict[str, str]:
+    """Old key -> key of the fields that had another one, which their metadata call `was`; old keys go on working.
+
+    Of a union without those that another member has as a key.
+
+    Example:
+        >>> from dsjax.data.config import LengthConfig
+        >>> renamed(LengthConfig)
+        {'how': 'mode'}
+    """
+    fields = [field for cls in sections(hint) for field in dataclasses.fields(cls) if "was" in field.metadata]
+    return {field.metadata["was"]: field.name for field in fields if field.metadata["was"] not in children(hint)}
+
+
 def plain(value: object, hint: object) -> object:
     """A field's value as YAML writes it."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

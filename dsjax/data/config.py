@@ -216,7 +216,7 @@ class DifficultyConfig:
 class LengthConfig:
     """Length of rows over time: sequence-length warm-up (arXiv 2108.06084)."""
 
-    how: Literal["truncate", "reshape"] = "truncate"
+    mode: Literal["truncate", "reshape"] = dataclasses.field(default="truncate", metadata={"was": "how"})
     """truncate: the rest of each row is left out; reshape: rows are cut into more, shorter ones (in lengths of the
     compiled programs), so that a step keeps its tokens."""
     min: int = 64

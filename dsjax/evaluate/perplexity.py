@@ -242,8 +242,8 @@ def score(
         ValueError: nothing to score, more places than the model has positions, a loss that is not finite.
 
     Example:
-        >>> from dsjax.models.config import BloomConfig
-        >>> from dsjax.models.families.registry import create
+        >>> from dsjax.models.families.bloom.config import BloomConfig
+        >>> from dsjax.models.families.build import create
         >>> model = create(BloomConfig(vocab_size=11, num_layers=1, model_dim=8, num_heads=2), key=jax.random.key(0))
         >>> result = score(model, [np.arange(10), np.arange(5)], length=4, stride=2)
         >>> result.num_tokens, bool(2 < result.nats / result.num_tokens < 3)

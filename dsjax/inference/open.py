@@ -27,7 +27,8 @@ from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.models.adapter_training import applied, check_base, split_model
 from dsjax.models.adapters import Adapter, merged
 from dsjax.models.config import ModelConfig
-from dsjax.models.families.registry import abstract, config_from_hf, label_names, segments_of
+from dsjax.models.families.build import abstract, segments_of
+from dsjax.models.formats.config_json import config_from_hf, label_names
 from dsjax.models.formats.peft import read_adapter
 from dsjax.models.formats.pretrained import load_pretrained, open_weights
 from dsjax.models.naming import abstract_named, from_named, to_named

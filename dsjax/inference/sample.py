@@ -13,7 +13,7 @@ from dsjax.inference.config import SampleConfig
 from dsjax.inference.open import TrainedModel
 from dsjax.inference.text import generate_text, plain_ids, plain_prompt
 from dsjax.models.config import ModelConfig
-from dsjax.models.families.registry import FAMILIES
+from dsjax.models.families.family import architecture_of
 from dsjax.models.generate import Generation, check_positions
 from dsjax.models.sampling import Sampling
 from dsjax.models.tree import ModelTree
@@ -34,7 +34,7 @@ def check_sample(sample: SampleConfig, model: ModelConfig, tokenizer: Tokenizer 
 
     Example:
         >>> from dsjax.data.tokenizers.tokenizer import byte_tokenizer
-        >>> from dsjax.models.config import GPT2Config
+        >>> from dsjax.models.families.gpt2.config import GPT2Config
         >>> check_sample(SampleConfig(prompt="a"), GPT2Config(max_positions=64), byte_tokenizer())
         Traceback (most recent call last):
         ...
@@ -55,7 +55,7 @@ the prompt or ask for at most 63 tokens
             unknown = tokenizer.special_id("unk_token")
             if unknown is not None and set(tokenizer.encode(sample.prompt)) == {unknown}:
                 raise ValueError(f"the tokenizer knows no token of the prompt {sample.prompt!r}; give another one")
-        check_positions(FAMILIES[model.kind].architecture(model).max_positions, length, sample.max_new_tokens)
+        check_positions(architecture_of(model).max_positions, length, sample.max_new_tokens)
     except ValueError as error:
         raise ValueError(f"sample: {error}") from error
 

@@ -20,8 +20,8 @@ from jaxtyping import Float32
 from dsjax.checkpoint.finite import finite
 from dsjax.checkpoint.manifest import read_json
 from dsjax.checkpoint.safetensors_file import read_header, read_tensor
+from dsjax.checkpoint.settings import Settings, shown
 from dsjax.layers.pooling import Pooling
-from dsjax.models.settings import Settings, shown
 from dsjax.observe.untrusted import parse_json
 
 Vectors = Float32[np.ndarray, "N D"]

@@ -9,7 +9,7 @@ from flax import nnx
 from dsjax.data.rows.single_rows import padded
 from dsjax.data.tokenizers.tokenizer import Tokenizer
 from dsjax.inference.open import TrainedModel
-from dsjax.models.families.registry import abstract
+from dsjax.models.families.build import abstract
 from dsjax.models.generate import Generation, stream
 from dsjax.models.transformer import Transformer
 

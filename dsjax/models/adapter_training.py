@@ -19,7 +19,7 @@ from dsjax.layers.weight import BASE, A
 from dsjax.mesh.layout import Layout
 from dsjax.models.adapters import Adapter, initial_adapters, is_adapter, merged, with_adapters, with_weights
 from dsjax.models.config import LoRAConfig, ModelConfig
-from dsjax.models.families.registry import abstract, segments_of
+from dsjax.models.families.build import abstract, segments_of
 from dsjax.models.formats.pretrained import initial_weights, lacking, load_params, open_weights, weights_hash
 from dsjax.models.tree import ModelTree, Tree, joined, part_of
 

@@ -51,8 +51,8 @@ def with_weights(model: Transformer, chosen: Callable[[str], bool], make: Callab
         make: a weight -> the one that takes its place.
 
     Example:
-        >>> from dsjax.models.config import GPT2Config
-        >>> from dsjax.models.families.registry import abstract
+        >>> from dsjax.models.families.gpt2.config import GPT2Config
+        >>> from dsjax.models.families.build import abstract
         >>> model = abstract(GPT2Config(vocab_size=11, num_layers=2, model_dim=8, num_heads=2))
         >>> adapted = with_weights(model, lambda name: name == "embed.table", partial(LowRank.on, rank=2, scale=1.0))
         >>> adapted.embed.table.lora_a.shape
@@ -86,8 +86,8 @@ def with_adapters(model: Transformer, lora: LoRAConfig) -> Transformer:
         ValueError: nothing matches; lists what there is.
 
     Example:
-        >>> from dsjax.models.config import GPT2Config
-        >>> from dsjax.models.families.registry import abstract
+        >>> from dsjax.models.families.gpt2.config import GPT2Config
+        >>> from dsjax.models.families.build import abstract
         >>> model = abstract(GPT2Config(vocab_size=11, num_layers=2, model_dim=8, num_heads=2))
         >>> with_adapters(model, LoRAConfig(rank=4)).segments[0][0].attention.qkv.kernel.lora_b.shape
         (1, 4, 3, 8)

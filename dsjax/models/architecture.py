@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from dsjax.layers.feed_forward import Activation, DenseSpec
 from dsjax.layers.norm import NormKind
-from dsjax.models.config import TransformerConfig
+from dsjax.mesh.layout import Layout
+from dsjax.models.families.config import Remat, TransformerConfig
 from dsjax.models.stack import BlockSpec, Segments, cut
 
 
@@ -82,6 +83,11 @@ class Architecture:
         return cut(self.layers or (BlockSpec(dense),) * self.num_layers, lengths)
 
     @property
+    def attention_dim(self) -> int:
+        """H * K, over which the scores of a layer are sums."""
+        return self.num_heads * self.head_dim
+
+    @property
     def divided_by_tensor(self) -> dict[str, int]:
         """The sizes that mesh.tensor has to divide, by their keys in a config; fewer heads of keys may stay whole."""
         return {"num_heads": self.num_heads, "mlp_dim": self.hidden_dim, "vocab_size": self.vocab_size}
@@ -93,7 +99,7 @@ class Architecture:
             tensor: size of the mesh axis; it divides the model (`check_divisible`).
 
         Example:
-            >>> from dsjax.models.config import GPT2Config
+            >>> from dsjax.models.families.gpt2.config import GPT2Config
             >>> whole = Architecture(**sizes(GPT2Config(vocab_size=50304)), positions="learned")
             >>> part = whole.on_one_device(4)
             >>> part.num_heads, part.head_dim, part.hidden_dim, part.vocab_size
@@ -110,6 +116,26 @@ class Architecture:
             vocab_size=self.vocab_size // tensor,
             layers=tuple(BlockSpec(layer.feed_forward.on_one_device(tensor)) for layer in self.layers),
         )
+
+    def sums_over_tensor(self, layout: Layout, *, remat: Remat) -> float:
+        """Activations [b, T, D] that a micro-batch sums over `tensor` (the terms: plan/traffic.py).
+
+        Args:
+            layout: by which heads of keys are split or stay whole.
+            remat: of the run's model.
+        """
+        # A norm after the residual needs the MLP's result again too, one before it only the attention's.
+        again = (1 if self.norm_first else 2) * self.num_layers if remat == "full" else 0
+        return 2 + self.num_layers * (2 + self._backward_sums(layout)) + again
+
+    def _backward_sums(self, layout: Layout) -> float:
+        """Sums in a layer's backward pass: XLA:CPU does not join those of one input."""
+        mlp = 2 if self.gated else 1
+        if self.fused_qkv:
+            return mlp + 1
+        if layout.is_split("kv_heads", self.num_kv_heads):
+            return mlp + 3
+        return mlp + 1 + 2 * self.num_kv_heads * self.head_dim / self.model_dim
 
 
 def sizes(config: TransformerConfig) -> dict[str, Any]:

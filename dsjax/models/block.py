@@ -18,7 +18,7 @@ from dsjax.layers.norm import Norm
 from dsjax.layers.parameter import derive
 from dsjax.layers.statistics import Statistics
 from dsjax.models.architecture import Architecture
-from dsjax.models.config import TransformerConfig
+from dsjax.models.families.config import TransformerConfig
 from dsjax.models.feed_forwards import make_feed_forward
 from dsjax.models.stack import BlockSpec
 

@@ -34,7 +34,7 @@ from dsjax.layers.statistics import Auxiliary, Statistics, merged
 from dsjax.mesh.layout import ONE_DEVICE, Layout
 from dsjax.models.architecture import Architecture
 from dsjax.models.block import Block, rematerialised
-from dsjax.models.config import ModelConfig
+from dsjax.models.families.config import TransformerConfig
 from dsjax.models.stack import Segments, as_array, by_layer, check_dropping, layer_numbers, make_stack, through
 
 Cache = list[tuple[tuple[Float[Array, "_ B G K S"], Float[Array, "_ B G S K"]], ...]]
@@ -45,14 +45,14 @@ class Transformer(nnx.Module):
     """The whole model.
 
     Example:
-        >>> from dsjax.models.config import BloomConfig
-        >>> from dsjax.models.families.registry import create
+        >>> from dsjax.models.families.bloom.config import BloomConfig
+        >>> from dsjax.models.families.build import create
         >>> model = create(BloomConfig(vocab_size=11, num_layers=2, model_dim=8, num_heads=2), key=jax.random.key(0))
         >>> model(jnp.zeros((1, 5), int)).shape
         (1, 5, 11)
     """
 
-    def __init__(self, config: ModelConfig, architecture: Architecture, *, key: jax.Array) -> None:
+    def __init__(self, config: TransformerConfig, architecture: Architecture, *, key: jax.Array) -> None:
         self.config, self.architecture = config, architecture
         table = partial(Embedding, dim=architecture.model_dim, std=config.init_std)
         self.embed = table(architecture.vocab_size, rows="vocab", key=derive(key, "embed"))

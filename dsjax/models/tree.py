@@ -13,9 +13,9 @@ from jax.sharding import PartitionSpec
 
 from dsjax.layers.weight import A, B, tensor_path
 from dsjax.mesh.tree import Tree
+from dsjax.models.model import Model
 from dsjax.models.naming import leaf_names
 from dsjax.models.stack import Segments
-from dsjax.models.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ModelTree:
     segments: Segments = ()
 
     @classmethod
-    def of(cls, model: Transformer) -> "ModelTree":
+    def of(cls, model: Model) -> "ModelTree":
         """Take a model (abstract or real) apart."""
         graph, state = nnx.split(model, nnx.Param)
         is_variable = lambda leaf: isinstance(leaf, nnx.Variable)
@@ -80,8 +80,8 @@ class ModelTree:
         """Names of all tensors in the order in which reports count them: one a layer, of experts one each.
 
         Example:
-            >>> from dsjax.models.config import GPT2Config
-            >>> from dsjax.models.families.registry import abstract
+            >>> from dsjax.models.families.gpt2.config import GPT2Config
+            >>> from dsjax.models.families.build import abstract
             >>> ModelTree.of(abstract(GPT2Config(num_layers=12))).tensor_names()[1:4]
             ['final_norm.bias', 'final_norm.scale', 'positions.table']
         """

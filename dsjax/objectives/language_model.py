@@ -10,7 +10,7 @@ from dsjax.layers.random_ltd import Dropping
 from dsjax.layers.statistics import Statistics
 from dsjax.mesh.layout import ONE_DEVICE, Layout
 from dsjax.models.config import ModelConfig
-from dsjax.models.families.registry import is_causal
+from dsjax.models.families.family import architecture_of
 from dsjax.objectives.api import Batch, Objective, Sums, features
 
 
@@ -22,7 +22,7 @@ class LanguageModel(Objective):
 
     def trains(self, config: ModelConfig) -> bool:
         """See `Objective`."""
-        return config.task == "language_model" and is_causal(config)
+        return config.task == "language_model" and architecture_of(config).causal
 
     def sums(
         self,

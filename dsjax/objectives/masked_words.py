@@ -1,7 +1,7 @@
 """Masked language modelling (arXiv 1810.04805): the cross-entropy of hidden tokens; data/rows/masked.py hides them."""
 
 from dsjax.models.config import ModelConfig
-from dsjax.models.families.registry import is_causal
+from dsjax.models.families.family import architecture_of
 from dsjax.objectives.language_model import LanguageModel
 
 
@@ -13,4 +13,4 @@ class MaskedWords(LanguageModel):
 
     def trains(self, config: ModelConfig) -> bool:
         """See `Objective`."""
-        return config.task == "language_model" and not is_causal(config)
+        return config.task == "language_model" and not architecture_of(config).causal

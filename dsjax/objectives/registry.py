@@ -1,7 +1,7 @@
 """The objectives that there are, by name, and which of them train a model."""
 
 from dsjax.models.config import ModelConfig
-from dsjax.models.families.registry import FAMILIES
+from dsjax.models.families.family import family_of
 from dsjax.objectives.api import Objective
 from dsjax.objectives.labels import Labels
 from dsjax.objectives.language_model import LanguageModel
@@ -24,7 +24,7 @@ def objectives_for(config: ModelConfig) -> dict[str, Objective]:
     """The objectives that train a model, by name.
 
     Example:
-        >>> from dsjax.models.config import BertConfig
+        >>> from dsjax.models.families.bert.config import BertConfig
         >>> list(objectives_for(BertConfig())), list(objectives_for(BertConfig(task="embedding")))
         (['masked'], [])
     """
@@ -38,11 +38,11 @@ def chosen_objective(config: ModelConfig, asked: str = "from_model") -> Objectiv
         ValueError: the family lacks the model's task, nothing here trains it, or not what was asked for.
 
     Example:
-        >>> from dsjax.models.config import BertConfig
+        >>> from dsjax.models.families.bert.config import BertConfig
         >>> chosen_objective(BertConfig()).name, chosen_objective(BertConfig(task="classification")).name
         ('masked', 'classification')
     """
-    known = sorted({*FAMILIES[config.kind].ARCHITECTURES.values()} - {"embedding"})
+    known = sorted({*family_of(config.kind).tasks} - {"embedding"})
     found = objectives_for(config) if config.task in known else {}
     if not found:
         raise ValueError(

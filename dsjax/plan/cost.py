@@ -6,6 +6,7 @@ import functools
 import numpy as np
 from jaxtyping import Float64
 
+from dsjax.models.families.family import architecture_of
 from dsjax.observe.flops import Matrices, training_flops
 from dsjax.setup.assembly import Setup
 
@@ -34,7 +35,7 @@ class Cost:
             layer_parameters=layers / config.num_layers,
             other_parameters=others,
             num_layers=config.num_layers,
-            attention_dim=config.num_heads * config.head_size,
+            attention_dim=architecture_of(config).attention_dim,
             dropping_layers=0 if random_ltd is None else len(random_ltd.layers(config.num_layers)),
         )
         rows, length = setup.config.train.batch_size, setup.config.data.sequence_length

@@ -19,7 +19,7 @@ from dsjax.data.rows.formats import row_format
 from dsjax.mesh.build import resolve_sizes
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import BATCH_AXES, Layout
-from dsjax.models.families.registry import check_divisible, check_length
+from dsjax.models.families.build import check_divisible, check_length
 from dsjax.models.tree import count_parameters
 from dsjax.observe.devices import DeviceSpec
 from dsjax.observe.memory import available_memory_bytes, device_memory_report, format_bytes
@@ -143,7 +143,7 @@ def plan(config: RunConfig, *, num_devices: int | None = None, device: DeviceSpe
             of devices is not known.
 
     Example:
-        >>> from dsjax.models.config import BloomConfig
+        >>> from dsjax.models.families.bloom.config import BloomConfig
         >>> from dsjax.setup.config import TrainConfig
         >>> small = BloomConfig(vocab_size=64, num_layers=2, model_dim=16, num_heads=2)
         >>> needs = plan(RunConfig(model=small, train=TrainConfig(steps=1)), num_devices=1)

@@ -17,7 +17,7 @@ from dsjax.data.rows.format import RowFormat
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import ZERO_AXES, Layout
 from dsjax.models.adapters import with_adapters
-from dsjax.models.families.registry import abstract
+from dsjax.models.families.build import abstract
 from dsjax.models.tree import ModelTree, joined
 from dsjax.objectives.api import micro_batch_loss
 from dsjax.optimizers.api import Tree, UpdateInputs

@@ -25,9 +25,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from dsjax.mesh.layout import ZERO_AXES, Layout
-from dsjax.models.config import ModelConfig
-from dsjax.models.families.registry import FAMILIES
+from dsjax.mesh.layout import ZERO_AXES
+from dsjax.models.families.family import architecture_of
 from dsjax.models.tree import joined
 from dsjax.plan.trace import shard_bytes
 from dsjax.setup.assembly import Setup
@@ -62,26 +61,12 @@ def predict_traffic(setup: Setup, *, rows: int) -> tuple[Traffic, ...]:
         found += _zero(setup)
     if sizes["tensor"] > 1:
         itemsize = jnp.dtype(config.compute_dtype).itemsize
-        # A norm after the residual needs the MLP's result again too, one before it only the attention's.
-        repeated = 1 if FAMILIES[config.kind].architecture(config).norm_first else 2
-        again = repeated * config.num_layers if config.remat == "full" else 0
-        activations = rows * length * config.model_dim * itemsize
-        sums = 2 + config.num_layers * (2 + _backward_sums(config, layout)) + again
+        architecture = architecture_of(config)
+        activations = rows * length * architecture.model_dim * itemsize
+        sums = architecture.sums_over_tensor(layout, remat=config.remat)
         moved = round(accumulation * (activations * sums + 3 * rows * length * 4))
         found.append(Traffic("tensor", "sum activations, every layer", moved))
     return tuple(found)
-
-
-def _backward_sums(config: ModelConfig, layout: Layout) -> float:
-    """Sums over `tensor` in a layer's backward pass, in activations: XLA:CPU does not join those of one input."""
-    architecture = FAMILIES[config.kind].architecture(config)
-    mlp = 2 if architecture.gated else 1
-    if architecture.fused_qkv:
-        return mlp + 1
-    heads = architecture.num_kv_heads
-    if layout.is_split("kv_heads", heads):
-        return mlp + 3
-    return mlp + 1 + 2 * heads * architecture.head_dim / architecture.model_dim
 
 
 def _zero(setup: Setup) -> list[Traffic]:
@@ -92,7 +77,7 @@ def _zero(setup: Setup) -> list[Traffic]:
     gathered = model.specs(layout.gathered)
     whole = shard_bytes(model.shapes, gathered, sizes)
     # The two uses of a tied table, for tokens and for logits, are reduced apart.
-    tied = frozen is None and "unembed" not in model.shapes
+    tied = frozen is None and architecture_of(config).tied
     table = shard_bytes(model.shapes["embed"]["table"], gathered["embed"]["table"], sizes) if tied else 0
     found = [Traffic(axis, "reduce gradients, every micro-batch", accumulation * (whole + table) + _LOSS_AND_TOKENS)]
     if layout.zero_stage == 3:

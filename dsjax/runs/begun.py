@@ -16,7 +16,7 @@ from dsjax.data.corpus.build import Corpus
 from dsjax.data.corpus.store import TokenStore
 from dsjax.data.rows.labels import CLASS
 from dsjax.models.config import AnyModelConfig, ModelConfig, PretrainedConfig
-from dsjax.models.families.registry import given_label_names
+from dsjax.models.formats.config_json import given_label_names
 from dsjax.models.formats.pretrained import open_weights
 from dsjax.runs.folder import read_config
 

@@ -11,7 +11,7 @@ from dsjax.config.run import ResolvedRunConfig, RunConfig
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.layout import Layout
 from dsjax.models.adapter_training import first_params, split_model
-from dsjax.models.families.registry import check_divisible, check_length, initial_params
+from dsjax.models.families.build import check_divisible, check_length, initial_params
 from dsjax.models.formats.pretrained import initial_weights
 from dsjax.models.tree import ModelTree
 from dsjax.objectives.registry import objective_of
@@ -47,7 +47,7 @@ class Setup:
         optimizer: of `model`.
 
     Example:
-        >>> from dsjax.models.config import BloomConfig
+        >>> from dsjax.models.families.bloom.config import BloomConfig
         >>> from dsjax.setup.config import TrainConfig
         >>> small = BloomConfig(vocab_size=64, num_layers=2, model_dim=16, num_heads=2)
         >>> setup = assemble(RunConfig(model=small, train=TrainConfig(steps=3)))

@@ -4,7 +4,7 @@ import dataclasses
 
 from dsjax.config.run import ResolvedRunConfig, RunConfig
 from dsjax.data.config import BPETokenizer, TokensSource
-from dsjax.models.families.registry import segments_of
+from dsjax.models.families.build import segments_of
 from dsjax.models.formats.pretrained import resolve
 from dsjax.models.stack import check_dropping
 from dsjax.objectives.registry import chosen_objective

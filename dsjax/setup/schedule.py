@@ -203,7 +203,7 @@ def _sizes(
     length, left_out = np.full(count, sequence_length, np.int64), np.zeros(count, np.int64)
     if lengths is not None:
         length = difficulty(lengths.schedule, numbers + 1, least=lengths.min, most=most)
-        if lengths.how == "reshape":
+        if lengths.mode == "reshape":
             cuts = _cuts(sequence_length, length, train.max_programs)
             length, rows = sequence_length // cuts, rows * cuts
             left_out = sequence_length - length * cuts

@@ -22,7 +22,7 @@ from dsjax.data.corpus.ngram import TooLittleText, baseline
 from dsjax.data.rows.labels import CLASS
 from dsjax.data.rows.pipeline import validation_rows
 from dsjax.inference.sample import draw, draw_command
-from dsjax.models.families.registry import abstract
+from dsjax.models.families.build import abstract
 from dsjax.models.tree import ModelTree, count_parameters
 from dsjax.objectives.registry import objective_of
 from dsjax.observe.devices import from_jax_device_kind

@@ -18,7 +18,7 @@ from dsjax.config.schema import kinds
 from dsjax.data.config import DataConfig
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.processes import start_processes
-from dsjax.models.config import GPT2Config
+from dsjax.models.families.gpt2.config import GPT2Config
 from dsjax.models.tree import count_parameters
 from dsjax.optimizers.config import OptimizerConfig
 from dsjax.plan.rounds import predict_rounds

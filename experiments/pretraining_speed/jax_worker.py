@@ -15,7 +15,7 @@ from dsjax.data.config import DataConfig
 from dsjax.mesh.build import make_mesh, set_platform
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
-from dsjax.models.config import GPT2Config
+from dsjax.models.families.gpt2.config import GPT2Config
 from dsjax.models.formats.pretrained import load_pretrained
 from dsjax.optimizers.kinds.adamw import AdamWConfig
 from dsjax.setup.assembly import assemble, first_state

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from side_by_side import MOST_OTHER_CORES, PAGES, Worker, machine, python_with, stop_on_sigterm, timed, worker
 
 from dsjax.checkpoint.safetensors_folder import write_folder
-from dsjax.models.config import GPT2Config
-from dsjax.models.families.gpt2 import to_hf
+from dsjax.models.families.gpt2.config import GPT2Config
+from dsjax.models.families.gpt2.model import to_hf
 
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".cache" / "pretraining_speed"

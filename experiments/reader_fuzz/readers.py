@@ -26,7 +26,7 @@ from dsjax.data.config import FileTokenizer, JsonlSource, ParquetSource, TextSou
 from dsjax.data.text.read import read_documents
 from dsjax.data.tokenizers.gguf import gguf_tokenizer
 from dsjax.data.tokenizers.load import load_tokenizer
-from dsjax.models.families.registry import config_from_hf
+from dsjax.models.formats.config_json import config_from_hf
 from dsjax.models.formats.gguf import open_gguf_weights
 from dsjax.observe.trackers import read_metrics
 

@@ -11,8 +11,10 @@ import pytest
 from flax import nnx
 
 from dsjax.collectives.hlo_text import parse_module
-from dsjax.models.config import BloomConfig, GPT2Config, LlamaConfig
-from dsjax.models.families.registry import abstract
+from dsjax.models.families.bloom.config import BloomConfig
+from dsjax.models.families.build import abstract
+from dsjax.models.families.gpt2.config import GPT2Config
+from dsjax.models.families.llama.config import LlamaConfig
 from dsjax.models.generate import GREEDY, _prefill, _step
 
 SMALL = {"vocab_size": 40, "num_layers": 2, "model_dim": 48, "num_heads": 6, "segments": (1, 1)}

@@ -10,7 +10,8 @@ import pytest
 
 from dsjax.collectives.hlo import count_collectives
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.config import BertConfig, LlamaConfig
+from dsjax.models.families.bert.config import BertConfig
+from dsjax.models.families.llama.config import LlamaConfig
 from tests.helpers import FAST, Training, make_rows, make_training
 
 SMALL = {"vocab_size": 64, "num_layers": 2, "segments": (2,), "model_dim": 32, "num_heads": 8, "mlp_dim": 64}

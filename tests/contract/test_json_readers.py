@@ -15,7 +15,7 @@ from dsjax.data.corpus.store import open_corpus_folder
 from dsjax.data.text.read import read_documents
 from dsjax.data.tokenizers.load import load_tokenizer
 from dsjax.data.tokenizers.tokenizer import Tokenizer
-from dsjax.models.config import LlamaConfig
+from dsjax.models.families.llama.config import LlamaConfig
 from dsjax.models.formats.peft import read_adapter
 from dsjax.observe.trackers import read_metrics
 from dsjax.runs.folder import read_config

@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from dsjax.collectives.hlo import Collective, count_collectives
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.config import LlamaConfig
+from dsjax.models.families.llama.config import LlamaConfig
 from dsjax.optimizers.kinds.onebit_adam import OneBitAdamConfig
 from dsjax.optimizers.kinds.onebit_lamb import OneBitLambConfig
 from dsjax.optimizers.kinds.zero_one_adam import ZeroOneAdamConfig

@@ -8,8 +8,8 @@ from dsjax.layers.cross_entropy import summed_loss
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import ONE_DEVICE, Layout
-from dsjax.models.config import LlamaConfig
-from dsjax.models.families.registry import abstract
+from dsjax.models.families.build import abstract
+from dsjax.models.families.llama.config import LlamaConfig
 
 CONFIG = LlamaConfig(vocab_size=40, num_layers=3, model_dim=24, num_heads=4, num_kv_heads=2, segments=(1, 2))
 TRACE = "harding"  # sdy.sharding_constraint, or a custom call of that name

@@ -14,7 +14,7 @@ from dsjax.data.config import ByteTokenizer, DataConfig, TextSource
 from dsjax.evaluate.config import EvaluateConfig
 from dsjax.inference.config import SampleConfig
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.config import GPT2Config
+from dsjax.models.families.gpt2.config import GPT2Config
 from dsjax.optimizers.kinds.base import ScheduleConfig
 from dsjax.optimizers.kinds.lamb import LambConfig
 from dsjax.setup.config import TrainConfig

@@ -28,8 +28,9 @@ from dsjax.evaluate.config import EvaluateConfig
 from dsjax.inference.convert import byte_tokenizer_file
 from dsjax.inference.open import open_model, with_adapter
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.config import GPT2Config, LoRAConfig, PretrainedConfig
-from dsjax.models.families.registry import create, segments_of
+from dsjax.models.config import LoRAConfig, PretrainedConfig
+from dsjax.models.families.build import create, segments_of
+from dsjax.models.families.gpt2.config import GPT2Config
 from dsjax.models.formats.peft import read_adapter
 from dsjax.models.formats.pretrained import save_pretrained
 from dsjax.models.naming import to_named

@@ -13,7 +13,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from dsjax.models.adapters import merged
-from dsjax.models.families.registry import segments_of
+from dsjax.models.families.build import segments_of
 from dsjax.models.formats.peft import read_adapter, write_adapter
 from dsjax.models.formats.pretrained import load_pretrained
 

@@ -23,7 +23,7 @@ from dsjax.checkpoint.safetensors_folder import write_tree
 from dsjax.layers.attention import Visibility
 from dsjax.layers.positions import alibi_bias, alibi_slopes
 from dsjax.models import load_pretrained
-from dsjax.models.families.registry import FAMILIES
+from dsjax.models.families.family import folders_of
 from dsjax.models.transformer import Transformer
 from dsjax.optimizers.kinds.adamw import AdamWConfig
 from tests.helpers import FAST, ONE, assert_close, batch_loss, make_training
@@ -82,9 +82,9 @@ def batch_of(folder: Path, case: str) -> dict[str, np.ndarray]:
 
 def hf_names(config, named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Tensors (or their gradients) under the names and in the layouts of the folder."""
-    family = FAMILIES[config.kind]
+    folders = folders_of(config)
     flat = {tuple(name.split(".")): value for name, value in named.items()}
-    return dict(write_tree(flat, family.entries(config), num_layers=config.num_layers, prefix=family.PREFIX))
+    return dict(write_tree(flat, folders.entries(config), num_layers=config.num_layers, prefix=folders.prefix))
 
 
 def pads_see_everything(model: Transformer, mask: np.ndarray):

@@ -20,7 +20,9 @@ from flax import nnx
 from dsjax.checkpoint.safetensors_folder import open_folder, write_tree
 from dsjax.layers.context import Context
 from dsjax.models import load_pretrained
-from dsjax.models.families.registry import FAMILIES, config_from_hf, segments_of
+from dsjax.models.families.build import segments_of
+from dsjax.models.families.family import folders_of
+from dsjax.models.formats.config_json import config_from_hf
 from dsjax.models.formats.pretrained import save_pretrained
 from dsjax.models.naming import to_named
 from dsjax.models.transformer import Transformer
@@ -109,10 +111,10 @@ def loss_and_gradients(name: str):
 
 def hf_names(config, named: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Tensors (or their gradients) under the names and in the layouts of the folder."""
-    family = FAMILIES[config.kind]
+    folders = folders_of(config)
     flat = {tuple(name.split(".")): value for name, value in named.items()}
-    prefix = "" if config.task == "embedding" else family.PREFIX
-    return dict(write_tree(flat, family.entries(config), num_layers=config.num_layers, prefix=prefix))
+    prefix = "" if config.task == "embedding" else folders.prefix
+    return dict(write_tree(flat, folders.entries(config), num_layers=config.num_layers, prefix=prefix))
 
 
 def test_something_is_recorded():

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from dsjax.models.families.registry import FAMILIES, config_from_hf
+from dsjax.checkpoint.settings import UnknownSettings
+from dsjax.models.families.family import family_of
+from dsjax.models.families.registry import FAMILIES
+from dsjax.models.formats.config_json import FREE, config_from_hf
 from dsjax.models.formats.pretrained import load_pretrained
-from dsjax.models.settings import FREE, UnknownSettings
 
 ROOT = Path(__file__).parent / "settings"
 CASES = {path.parent.name: json.loads(path.read_text()) for path in sorted(ROOT.glob("*/cases.json"))}
@@ -52,7 +54,7 @@ def test_every_family_is_recorded_with_all_its_keys():
 
 @pytest.mark.parametrize("family", CASES)
 def test_each_key_counts_or_is_refused_or_changes_nothing(family, recorded, tmp_path):
-    free, used, refused = FREE | FAMILIES[family].FREE, [], []
+    free, used, refused = FREE | family_of(family).hugging_face.free, [], []
     want = recorded[family]
     compiled = {}  # of the configs that compute the same
     for number, case in enumerate(CASES[family]):

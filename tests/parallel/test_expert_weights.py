@@ -22,7 +22,7 @@ from dsjax.layers.weight import FloatWeight
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
-from dsjax.models.families.registry import FAMILIES
+from dsjax.models.families.family import architecture_of
 from dsjax.models.feed_forwards import FEED_FORWARDS
 from dsjax.models.naming import to_named
 from dsjax.models.stack import BlockSpec
@@ -76,7 +76,7 @@ def gradients_on(mesh: MeshConfig, named: dict[str, np.ndarray] | None):
     """Parameters and gradients by name, and the gradients as they lie on the mesh, of two pairs (dense, mixture)."""
     config = dataclasses.replace(TINY, num_layers=4, segments=(4,), dropout=0.0)
     pair = (BlockSpec(DenseSpec(WIDTH)), BlockSpec(MixtureSpec(WIDTH)))
-    architecture = dataclasses.replace(FAMILIES[config.kind].architecture(config), layers=pair * 2)
+    architecture = dataclasses.replace(architecture_of(config), layers=pair * 2)
     model = ModelTree.of(nnx.eval_shape(lambda: Transformer(config, architecture, key=jax.random.key(0))))
     size = mesh.data * mesh.fsdp * mesh.expert * mesh.tensor
     layout = Layout(make_mesh(mesh, devices=jax.devices()[:size]), mesh.zero_stage)

@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.config import BertConfig, LlamaConfig
+from dsjax.models.families.bert.config import BertConfig
+from dsjax.models.families.llama.config import LlamaConfig
 from tests.helpers import FAST, ONE, assert_close, batch_loss, make_rows, make_training
 
 TOLERANCE = 1e-5

@@ -10,7 +10,7 @@ from flax import nnx
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
-from dsjax.models.config import LlamaConfig
+from dsjax.models.families.llama.config import LlamaConfig
 from dsjax.models.sampling import Sampling
 from dsjax.models.tree import ModelTree
 from tests.unit.models.transformer_oracle import MODELS, SHAPE, build, make_tokens

@@ -16,7 +16,7 @@ from flax import nnx
 
 from dsjax.layers.dropout import sample_keys
 from dsjax.mesh.config import AXES, MeshConfig
-from dsjax.models.config import GPT2Config
+from dsjax.models.families.gpt2.config import GPT2Config
 from tests.helpers import FAST, MESHES, ONE, TINY, assert_close, batch_loss, make_rows, make_training
 
 TOLERANCE = 1e-5

@@ -14,8 +14,10 @@ from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models import adapter_training as lora
-from dsjax.models.config import BertConfig, LlamaConfig, LoRAConfig
-from dsjax.models.families.registry import create, segments_of
+from dsjax.models.config import LoRAConfig
+from dsjax.models.families.bert.config import BertConfig
+from dsjax.models.families.build import create, segments_of
+from dsjax.models.families.llama.config import LlamaConfig
 from dsjax.models.formats.pretrained import save_pretrained
 from dsjax.models.naming import to_named
 from dsjax.setup.assembly import assemble, first_state

@@ -13,8 +13,8 @@ import numpy as np
 from one_bit_oracle import OURS, OneBitAdam
 
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.config import LlamaConfig
-from dsjax.models.families.registry import segments_of
+from dsjax.models.families.build import segments_of
+from dsjax.models.families.llama.config import LlamaConfig
 from dsjax.optimizers.config import OptimizerConfig
 from dsjax.optimizers.kinds.onebit_adam import OneBitAdamConfig
 from dsjax.optimizers.kinds.onebit_lamb import OneBitLambConfig

@@ -15,8 +15,9 @@ from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
 from dsjax.models.adapters import is_adapter, with_adapters, with_weights
-from dsjax.models.config import GPT2Config, LoRAConfig
-from dsjax.models.families.registry import abstract
+from dsjax.models.config import LoRAConfig
+from dsjax.models.families.build import abstract
+from dsjax.models.families.gpt2.config import GPT2Config
 from dsjax.models.naming import abstract_named, from_named, leaf_names, to_named
 from dsjax.models.tree import ModelTree, joined
 from dsjax.runs.disk import tensor_bytes

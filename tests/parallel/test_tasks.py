@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dsjax.models.config import BertConfig
+from dsjax.models.families.bert.config import BertConfig
 from dsjax.setup.placement import evaluation_placement
 from tests.helpers import MESHES, ONE, assert_close, batch_loss, make_params, make_rows, make_training
 

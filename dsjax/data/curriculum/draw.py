@@ -275,7 +275,7 @@ def check_curriculum(config: CurriculumConfig, data: DataConfig) -> None:
             f"data.sources have the weights {weights}, but curriculum.difficulty draws rows by their difficulty, all "
             "visible ones alike: give all sources one weight, or leave difficulty out"
         )
-    if config.length is not None and config.length.how == "reshape" and not row_format(data).divisible:
+    if config.length is not None and config.length.mode == "reshape" and not row_format(data).divisible:
         raise ValueError(
-            "curriculum.length.how = reshape cuts rows into pieces, but a labelled text is one row: use how: truncate"
+            "curriculum.length.mode = reshape cuts rows into pieces, but a labelled text is one row: use mode: truncate"
         )

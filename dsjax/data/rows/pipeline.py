@@ -195,7 +195,7 @@ class Batches:
         if pieces == 1:
             return step, _truncated(self._read(step, positions), shape)
         if not self._rows.format.divisible:
-            raise ValueError("labelled texts cannot be cut into pieces: use curriculum.length.how = truncate")
+            raise ValueError("labelled texts cannot be cut into pieces: use curriculum.length.mode = truncate")
         assert shape.length <= length // pieces, f"rows of {length} do not have {pieces} pieces of {shape.length}"
         drawn, piece = np.divmod(positions, pieces)
         drawn, which = np.unique(drawn, return_inverse=True)

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from dsjax.checkpoint.manifest import read_json
-from dsjax.data.tokenizers.settings import KNOWN_CLASSES, Settings, Style, content_of, read_settings
+from dsjax.data.tokenizers.settings import KNOWN_CLASSES, Style, TokenizerSettings, content_of, read_settings
 from dsjax.data.tokenizers.styles import bert_frame, styled
 from dsjax.observe.untrusted import split_lines
 
@@ -28,7 +28,7 @@ def vocabulary_file(path: Path) -> Path:
     return next((path / name for name in VOCABULARIES if (path / name).is_file()), path)
 
 
-def read_files(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any], Settings]:
+def read_files(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any], TokenizerSettings]:
     """Read a tokenizer from one of `VOCABULARIES` and all files beside it.
 
     Returns:
@@ -55,8 +55,8 @@ def read_files(path: Path) -> tuple[tokenizers.Tokenizer, dict[str, Any], Settin
     return library, styled(library, settings, has_frame=path.name not in BPE_FILES), settings
 
 
-def _of_style(settings: Settings, path: Path, style: Style) -> Settings:
-    """Settings of a vocabulary that only one class reads.
+def _of_style(settings: TokenizerSettings, path: Path, style: Style) -> TokenizerSettings:
+    """TokenizerSettings of a vocabulary that only one class reads.
 
     Raises:
         ValueError: the files name another class.

@@ -12,13 +12,14 @@ Each key is used, or known to change no id (`NO_ID`), or refused; one that is no
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers import AddedToken
 
 from dsjax.checkpoint.manifest import read_json
+from dsjax.checkpoint.settings import Settings
 
 SETTINGS_FILE = "tokenizer_config.json"
 _MAP_FILE, _ADDED_FILE = "special_tokens_map.json", "added_tokens.json"
@@ -79,7 +80,7 @@ _SWITCHES = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class TokenizerSettings:
     """Settings in the files beside a tokenizer.
 
     Attributes:
@@ -99,7 +100,7 @@ class Settings:
     end_ids: tuple[int, ...] = ()
 
 
-def read_settings(folder: Path) -> Settings:
+def read_settings(folder: Path) -> TokenizerSettings:
     """Read the settings in a folder's files; of a folder without any of them there are none.
 
     Raises:
@@ -122,7 +123,7 @@ def read_settings(folder: Path) -> Settings:
         values["chat_template"] = templates
     ends = _object(folder / "generation_config.json").get("eos_token_id", model.get("eos_token_id"))
     end_ids = tuple(item for item in (ends if isinstance(ends, list) else [ends]) if type(item) is int)
-    return Settings(folder, values, added, style, class_name, end_ids)
+    return TokenizerSettings(folder, values, added, style, class_name, end_ids)
 
 
 def content_of(token: object) -> str:
@@ -168,11 +169,7 @@ def _style(class_name: str) -> Style | None:
 
 def _check(path: Path, values: Mapping[str, Any]) -> None:
     """Warn of keys that are not known, and refuse values that have no meaning."""
-    unknown = [key for key in values if not (key in _USED or key in NO_ID or key.endswith("_token"))]
-    if unknown:
-        warnings.warn(
-            f"{path}: what {', '.join(map(repr, unknown))} means is not known; it changes nothing here", stacklevel=4
-        )
+    _check_known(path, values, _USED, free=NO_ID)
     for key in _SWITCHES:
         if not isinstance(values.get(key), bool | None):
             raise ValueError(f"{path}: {key} must be true or false; got {values[key]!r}")
@@ -195,13 +192,22 @@ def _check(path: Path, values: Mapping[str, Any]) -> None:
         )
 
 
+def _check_known(
+    path: Path, values: Mapping[str, Any], used: Collection[str], *, free: Mapping[str, str] | None = None
+) -> list[str]:
+    """Warn of keys that are not known: neither used, nor free, nor the name of a token. The used ones."""
+    meaning = lambda keys: f"what {', '.join(map(repr, keys))} means is not known; it changes nothing here"
+    known = Settings(values, str(path), free=free, unknown=meaning)
+    taken = [key for key in values if key in used or key.endswith("_token")]
+    for key in taken:
+        known.take(key)
+    known.check()
+    return taken
+
+
 def _checked_map(path: Path) -> dict[str, Any]:
     values = _object(path)
-    if unknown := [key for key in values if not (key in _LISTS or key.endswith("_token"))]:
-        warnings.warn(
-            f"{path}: what {', '.join(map(repr, unknown))} means is not known; it changes nothing here", stacklevel=5
-        )
-    return {key: value for key, value in values.items() if key not in unknown}
+    return {key: values[key] for key in _check_known(path, values, _LISTS)}
 
 
 def _added(path: Path, tokens: object) -> tuple[tuple[int, AddedToken], ...]:

@@ -15,7 +15,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from dsjax.data.tokenizers.settings import Settings, Style, content_of, special_tokens
+from dsjax.data.tokenizers.settings import Style, TokenizerSettings, content_of, special_tokens
 
 _DEFAULTS: dict[Style, dict[str, str]] = {
     "bert": {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]"}
@@ -29,7 +29,7 @@ _ADDS = {"add_bos_token": "bos_token", "add_eos_token": "eos_token"}
 _UNUSED_ROLES = ("unk_token", "pad_token", "mask_token")
 
 
-def styled(library: tokenizers.Tokenizer, settings: Settings, *, has_frame: bool = True) -> dict[str, Any]:
+def styled(library: tokenizers.Tokenizer, settings: TokenizerSettings, *, has_frame: bool = True) -> dict[str, Any]:
     """Change `library`, in place, to what its files together say.
 
     Args:
@@ -77,7 +77,7 @@ def framed(library: tokenizers.Tokenizer, values: Mapping[str, Any]) -> None:
         )
 
 
-def _effective_style(library: tokenizers.Tokenizer, settings: Settings) -> Style:
+def _effective_style(library: tokenizers.Tokenizer, settings: TokenizerSettings) -> Style:
     is_wordpiece, is_bpe = (isinstance(library.model, kind) for kind in (models.WordPiece, models.BPE))
     style, named = settings.style or "file", bool(settings.class_name)
     if style == "file" and not named and is_wordpiece and settings.values.get("do_lower_case") is not None:
@@ -105,7 +105,7 @@ def parts(component: Any) -> list[dict[str, Any]]:
     return [] if component is None else flat(json.loads(component.__getstate__()))
 
 
-def _add_tokens(library: tokenizers.Tokenizer, settings: Settings) -> None:
+def _add_tokens(library: tokenizers.Tokenizer, settings: TokenizerSettings) -> None:
     """The tokens that the files name and the vocabulary lacks, each with the id that a file gives it, else the next."""
     present = {token.content: repr(token) for token in library.get_added_tokens_decoder().values()}
     for index, token in settings.added:
@@ -135,7 +135,7 @@ def _add_tokens(library: tokenizers.Tokenizer, settings: Settings) -> None:
         _warn(settings, f"{called}, which the vocabulary lacks, gets its next id, {library.token_to_id(token)}")
 
 
-def _as_bert(library: tokenizers.Tokenizer, values: Mapping[str, Any], settings: Settings) -> None:
+def _as_bert(library: tokenizers.Tokenizer, values: Mapping[str, Any], settings: TokenizerSettings) -> None:
     asked = {key: values.get(key) for key in ("do_lower_case", "strip_accents", "tokenize_chinese_chars")}
     lower, accents, chinese = asked.values()
     wanted = {
@@ -179,7 +179,7 @@ def bert_frame(cls: str, cls_id: int, sep: str, sep_id: int) -> processors.PostP
     )
 
 
-def _as_gpt2(library: tokenizers.Tokenizer, values: Mapping[str, Any], settings: Settings) -> None:
+def _as_gpt2(library: tokenizers.Tokenizer, values: Mapping[str, Any], settings: TokenizerSettings) -> None:
     stages, wanted = parts(library.pre_tokenizer), values.get("add_prefix_space") is True
     if [stage["type"] for stage in stages] != ["ByteLevel"] or library.normalizer is not None:
         _warn(settings, "tokenizer.json cuts words otherwise than GPT-2's tokenizer; it counts")
@@ -190,7 +190,7 @@ def _as_gpt2(library: tokenizers.Tokenizer, values: Mapping[str, Any], settings:
             _warn(settings, "tokenizer.json puts a space before a text, but GPT-2's class not without add_prefix_space")
 
 
-def _as_llama(library: tokenizers.Tokenizer, values: Mapping[str, Any], settings: Settings) -> None:
+def _as_llama(library: tokenizers.Tokenizer, values: Mapping[str, Any], settings: TokenizerSettings) -> None:
     stages, before = parts(library.pre_tokenizer), [stage["type"] for stage in parts(library.normalizer)]
     if before not in ([], ["Prepend", "Replace"], ["Replace"]) or [s["type"] for s in stages] not in (
         [],
@@ -208,7 +208,7 @@ def _as_llama(library: tokenizers.Tokenizer, values: Mapping[str, Any], settings
     library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
 
 
-def _as_file(library: tokenizers.Tokenizer, values: Mapping[str, Any], settings: Settings) -> None:
+def _as_file(library: tokenizers.Tokenizer, values: Mapping[str, Any], settings: TokenizerSettings) -> None:
     """Nothing changes; a setting that somebody wrote and that tokenizer.json contradicts is named."""
     for stage in parts(library.normalizer):
         if stage["type"] == "BertNormalizer" and values.get("do_lower_case") not in (None, stage["lowercase"]):
@@ -219,11 +219,11 @@ def _as_file(library: tokenizers.Tokenizer, values: Mapping[str, Any], settings:
             _warn(settings, f"add_prefix_space is {not given}, but tokenizer.json counts, as the class asks")
 
 
-def _warn(settings: Settings, text: str) -> None:
+def _warn(settings: TokenizerSettings, text: str) -> None:
     warnings.warn(f"{settings.origin}: {text}", stacklevel=6)
 
 
-_RULES: dict[Style, Callable[[tokenizers.Tokenizer, Mapping[str, Any], Settings], None]] = {
+_RULES: dict[Style, Callable[[tokenizers.Tokenizer, Mapping[str, Any], TokenizerSettings], None]] = {
     "bert": _as_bert,
     "gpt2": _as_gpt2,
     "llama": _as_llama,

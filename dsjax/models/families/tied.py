@@ -1,7 +1,9 @@
 """The table of a language model's logits: the embedding's own (tied), or one that the model has besides."""
 
 from dsjax.checkpoint.tensor_map import Entry, Unread
-from dsjax.models.config import BloomConfig, GPT2Config, LlamaConfig
+from dsjax.models.families.bloom.config import BloomConfig
+from dsjax.models.families.gpt2.config import GPT2Config
+from dsjax.models.families.llama.config import LlamaConfig
 
 
 def untied_head(config: GPT2Config | BloomConfig | LlamaConfig) -> tuple[Entry, ...]:

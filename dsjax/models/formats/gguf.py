@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from dsjax.checkpoint.gguf_file import GGUFFile, open_gguf
+from dsjax.checkpoint.settings import Settings, shown
 from dsjax.layers.positions import rope_frequencies
-from dsjax.models.settings import Settings, shown
 
 _LLAMA_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",

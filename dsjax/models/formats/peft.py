@@ -17,17 +17,16 @@ import numpy as np
 from dsjax.checkpoint.finite import finite
 from dsjax.checkpoint.manifest import read_json, write_atomically
 from dsjax.checkpoint.safetensors_file import TensorInfo, read_header, read_tensor, write_file
+from dsjax.checkpoint.settings import Settings
 from dsjax.checkpoint.tensor_map import Entry, Transform
 from dsjax.layers.weight import A, B
 from dsjax.models.adapters import Adapter, is_adapter
 from dsjax.models.config import LoRAConfig, ModelConfig
-from dsjax.models.families.registry import FAMILIES
-from dsjax.models.settings import Settings
+from dsjax.models.families.family import architecture_of, folders_of
 
 CONFIG_FILE, TENSOR_FILE = "adapter_config.json", "adapter_model.safetensors"
 _ROOT = "base_model.model."
 _LAST = {A: "lora_A", B: "lora_B"}
-_CONV1D = {"gpt2"}  # families whose layers keep weights as [in, out]
 _TASKS = {"language_model": "CAUSAL_LM", "classification": "SEQ_CLS", "embedding": "FEATURE_EXTRACTION"}
 _WHICH = "which modules are adapted: the tensors say it"
 _FREE = {
@@ -118,10 +117,11 @@ def read_adapter(path: str | Path, config: ModelConfig) -> Adapter:
     path = Path(path)
     if not (path / CONFIG_FILE).is_file() or not (path / TENSOR_FILE).is_file():
         raise ValueError(f"{path} is not an adapter: it needs {CONFIG_FILE} and {TENSOR_FILE} (a pickle is not read)")
-    settings = _read_config(path / CONFIG_FILE)
+    whole = {_ROOT + theirs: (name, entry) for name, (theirs, entry) in _whole_tensors(config).items()}
+    (embedding,) = [theirs for theirs, (name, _) in whole.items() if name == "embed.table"]
+    settings = _read_config(path / CONFIG_FILE, embedding.removesuffix(".weight"))
     tensors, problems, scales = {}, [], {}
     known = {f"{_ROOT}{m.name}.{_LAST[last]}.weight": (m, last) for m in _modules(config).values() for last in (A, B)}
-    whole = {_ROOT + theirs: (name, entry) for name, (theirs, entry) in _whole_tensors(config).items()}
     for theirs, info in read_header(path / TENSOR_FILE).items():
         if theirs not in known and theirs not in whole:
             problems.append(f"unknown: {theirs} {list(info.shape)}")
@@ -154,7 +154,7 @@ def read_adapter(path: str | Path, config: ModelConfig) -> Adapter:
 
 
 def _head_follows_embedding(config: ModelConfig) -> bool:
-    return config.task == "language_model" and FAMILIES[config.kind].architecture(config).tied
+    return config.task == "language_model" and architecture_of(config).tied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,13 +172,13 @@ class _Module:
 
 
 def _prefix(config: ModelConfig) -> str:
-    """What stands before the names of tensors; classes without a head have no model inside them to give its name."""
-    return "" if config.task == "embedding" else FAMILIES[config.kind].PREFIX
+    """What stands before the names of tensors."""
+    return folders_of(config).prefix_for(config.task)
 
 
 def _expanded(config: ModelConfig) -> Iterator[tuple[str, str, Entry]]:
     """(our name, theirs, entry) of every tensor of the base model."""
-    for entry in FAMILIES[config.kind].entries(config):
+    for entry in folders_of(config).entries(config):
         theirs = (_prefix(config) if entry.prefixed else "") + entry.theirs
         for i in range(config.num_layers) if "{i}" in theirs else (0,):
             number = str(i)
@@ -191,7 +191,7 @@ def _modules(config: ModelConfig) -> dict[str, _Module]:
     for ours, theirs, entry in _expanded(config):
         if ours.endswith(".kernel"):
             stem = ours.removesuffix(".kernel")
-            in_first = config.kind in _CONV1D and ours.startswith("layers.")
+            in_first = folders_of(config).kernels_in_first and ours.startswith("layers.")
             found[stem] = _Module(theirs.removesuffix(".weight"), stem, entry.transform, in_first)
     return found
 
@@ -261,7 +261,8 @@ def _first_match(patterns: Mapping[str, object], module: str) -> str:
     return next((pattern for pattern in patterns if re.match(rf"(.*\.)?({pattern})$", module)), "")
 
 
-def _read_config(file: Path) -> _Settings:
+def _read_config(file: Path, embedding: str) -> _Settings:
+    """The settings of an adapter to a base that calls its embedding so."""
     settings = Settings(read_json(file), str(file), free=_FREE, fixed=_FIXED)
     rank, alpha = settings.take("r", None), settings.take("lora_alpha", None)
     ranks, alphas = settings.take("rank_pattern", None) or {}, settings.take("alpha_pattern", None) or {}
@@ -269,7 +270,7 @@ def _read_config(file: Path) -> _Settings:
     # The base's own embedding may be among the tensors (save_embedding_layers); only one that is said to be trained
     # stands beside the base's in PEFT.
     whole = [str(name) for name in settings.take("modules_to_save", None) or []]
-    embeds = any(name.rpartition(".")[2] in ("wte", "embed_tokens", "word_embeddings") for name in whole)
+    embeds = any(f".{embedding}".endswith(f".{name}") for name in whole)
     ties = bool(settings.take("ensure_weight_tying", False)) or not embeds
     if "peft_type" not in settings.values:
         raise ValueError(f"{file}: there is no peft_type; only adapters of the type LORA are read")

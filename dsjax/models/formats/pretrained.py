@@ -22,7 +22,9 @@ from dsjax.checkpoint.safetensors_folder import open_folder, write_folder
 from dsjax.checkpoint.tensor_map import LazyTree, TensorSource, read_tree, write_tree
 from dsjax.mesh.tree import Tree
 from dsjax.models.config import AnyModelConfig, ModelConfig, PretrainedConfig
-from dsjax.models.families.registry import FAMILIES, abstract, config_from_hf, config_to_hf, initial_params, segments_of
+from dsjax.models.families.build import abstract, initial_params, segments_of
+from dsjax.models.families.family import folders_of
+from dsjax.models.formats.config_json import config_from_hf, config_to_hf
 from dsjax.models.formats.gguf import open_gguf_weights
 from dsjax.models.naming import from_named, leaf_names, to_named
 from dsjax.models.transformer import Transformer
@@ -142,17 +144,17 @@ def weights_hash(path: str | Path) -> str:
 
 def _match(weights: TensorSource, config: ModelConfig, shapes: Tree) -> LazyTree:
     """The model's tensors in the file, by our path; optional ones may be absent."""
-    family = FAMILIES[config.kind]
+    folders = folders_of(config)
     expected = {}
     for (names, is_stack), leaf in zip(leaf_names(shapes, segments_of(config)), jax.tree.leaves(shapes), strict=True):
         expected.update({tuple(name.split(".")): leaf.shape[is_stack:] for name in names})
     return read_tree(
         weights,
-        family.entries(config),
+        folders.entries(config),
         expected,
         num_layers=config.num_layers,
-        prefixes=("", family.PREFIX),
-        unread=family.unread(config),
+        prefixes=("", folders.prefix),
+        unread=folders.unread(config),
     )
 
 
@@ -207,7 +209,7 @@ def check_dropout(weights: TensorSource, config: ModelConfig) -> None:
     Raises:
         ValueError: names the keys of config.json, and says what to set.
     """
-    defaults = FAMILIES[config.kind].dropouts(config.task)
+    defaults = folders_of(config).dropouts(config.task)
     rates = {key: weights.config.get(key, default) for key, default in defaults.items()}
     rates = {key: rate for key, rate in rates.items() if rate is not None}
     if len(set(rates.values())) > 1:
@@ -264,8 +266,7 @@ _FREE = (
 def _architecture(config: ModelConfig) -> dict[str, Any]:
     """What decides the numbers that a model computes, with defaults filled in."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    filled = {"mlp_dim": config.hidden_dim, "num_kv_heads": config.kv_heads, "head_dim": config.head_size}
-    return {name: filled.get(name, value) for name, value in values.items() if name not in _FREE}
+    return {name: config.filled_in.get(name, value) for name, value in values.items() if name not in _FREE}
 
 
 def save_pretrained(model: Transformer, path: str | Path, *, max_shard_bytes: float = 5e9) -> None:
@@ -283,10 +284,9 @@ def write_params(
     max_shard_bytes: float = 5e9,
 ) -> None:
     """The same for parameters as nested dicts; `extra` goes into config.json."""
-    family = FAMILIES[config.kind]
+    folders = folders_of(config)
     flat = {tuple(name.split(".")): np.asarray(array) for name, array in to_named(params, segments_of(config)).items()}
-    # Classes without a head (BertModel) have no model inside them that would give its name to the tensors.
-    prefix = "" if config.task == "embedding" else family.PREFIX
-    tensors = write_tree(flat, family.entries(config), num_layers=config.num_layers, prefix=prefix)
+    prefix = folders.prefix_for(config.task)
+    tensors = write_tree(flat, folders.entries(config), num_layers=config.num_layers, prefix=prefix)
     hf = {**config_to_hf(config), **(extra or {})}
     write_folder(path, tensors, config=hf, max_shard_bytes=max_shard_bytes)

@@ -9,8 +9,8 @@ import numpy as np
 from flax import nnx
 from item import Context, Outcome
 
-from dsjax.models.config import GPT2Config
-from dsjax.models.families.registry import abstract
+from dsjax.models.families.build import abstract
+from dsjax.models.families.gpt2.config import GPT2Config
 from dsjax.models.generate import Generation, bucket, stream
 from dsjax.models.transformer import Transformer
 from dsjax.observe.devices import from_jax_device_kind

@@ -19,7 +19,7 @@ from dsjax.data.config import DataConfig
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
-from dsjax.models.config import GPT2Config
+from dsjax.models.families.gpt2.config import GPT2Config
 from dsjax.models.tree import count_parameters
 from dsjax.setup.assembly import Setup, assemble
 from dsjax.setup.config import TrainConfig

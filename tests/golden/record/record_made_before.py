@@ -26,7 +26,7 @@ from dsjax.data.config import DataConfig, FileTokenizer, TextSource
 from dsjax.data.corpus.build import build_corpus
 from dsjax.evaluate.config import EvaluateConfig
 from dsjax.inference.config import SampleConfig
-from dsjax.models.config import BloomConfig
+from dsjax.models.families.bloom.config import BloomConfig
 from dsjax.setup.config import TrainConfig
 
 

@@ -22,7 +22,7 @@ from dsjax.data.tokenizers.tokenizer import Tokenizer, byte_tokenizer
 from dsjax.inference import convert
 from dsjax.inference.convert import byte_tokenizer_file
 from dsjax.inference.open import open_model
-from dsjax.models.config import BertConfig
+from dsjax.models.families.bert.config import BertConfig
 
 RUN = """\
 name: tuned

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from tiny_models import make_model, make_params
 
 from dsjax.cli.main import main
-from dsjax.models.config import BertConfig
+from dsjax.models.families.bert.config import BertConfig
 from dsjax.models.formats.pretrained import load_pretrained, save_pretrained
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "plays", "guitar", "."]

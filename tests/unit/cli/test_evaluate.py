@@ -20,7 +20,7 @@ from dsjax.evaluate.perplexity import WindowBatches, read_text, score, windows
 from dsjax.inference.convert import byte_tokenizer_file
 from dsjax.inference.open import open_model
 from dsjax.inference.text import plain_prompt
-from dsjax.models.families.registry import segments_of
+from dsjax.models.families.build import segments_of
 from dsjax.models.naming import to_named
 
 DOCUMENTS = ["The quick brown fox jumps over the lazy dog, écoute.", "ab", "x", "Zwölf Boxkämpfer jagen Viktor\nquer."]

@@ -15,8 +15,9 @@ from dsjax.config.load import to_yaml
 from dsjax.config.run import RunConfig
 from dsjax.data.config import ByteTokenizer, DataConfig
 from dsjax.data.tokenizers.tokenizer import byte_tokenizer
-from dsjax.models.config import BloomConfig, GPT2Config
-from dsjax.models.families.registry import abstract, create, segments_of
+from dsjax.models.families.bloom.config import BloomConfig
+from dsjax.models.families.build import abstract, create, segments_of
+from dsjax.models.families.gpt2.config import GPT2Config
 from dsjax.models.naming import to_named
 from dsjax.runs.counters import Counters
 from dsjax.setup.config import TrainConfig

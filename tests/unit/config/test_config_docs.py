@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dsjax.config.docs import attribute_docs, reference
 from dsjax.config.load import flatten, load_run
-from dsjax.models.config import GPT2Config
+from dsjax.models.families.gpt2.config import GPT2Config
 
 ROOT = Path(__file__).parents[3]
 

@@ -11,7 +11,8 @@ from dsjax.config.load import ConfigError, load_run, load_with_origins
 from dsjax.config.run import RunConfig
 from dsjax.data.config import BPETokenizer, FileTokenizer, StdlibSource, TextSource
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.config import BloomConfig, GPT2Config
+from dsjax.models.families.bloom.config import BloomConfig
+from dsjax.models.families.gpt2.config import GPT2Config
 from dsjax.optimizers.kinds.lamb import LambConfig
 from dsjax.optimizers.kinds.sgd import SGDConfig
 from dsjax.setup.config import TrainConfig
@@ -244,3 +245,36 @@ def test_any_assignment_loads_or_is_refused(tmp_path, sets):
         assert isinstance(load_run(write(tmp_path, run=RUN), sets), RunConfig)
     except ConfigError as error:
         assert error.problems and all(error.problems) and str(error).splitlines() == list(error.problems)
+
+
+# ---- keys under the names that they had
+LENGTH = "train: {steps: 3}\ncurriculum: {length: {min: 8, schedule: {kind: fixed_linear, steps: 2, quantum: 8}"
+OLD = r"under their old names, which still work: curriculum.length.how is curriculum.length.mode now$"
+
+
+def test_an_old_key_works_everywhere_with_one_warning(tmp_path):
+    path = write(tmp_path, base=LENGTH + ", how: reshape}}\n", run="file: base.yaml\nseed: 3\n")
+    with pytest.warns(FutureWarning, match=OLD) as found:
+        config = load_run(path)
+    assert config.curriculum.length.mode == "reshape" and len(found) == 1
+    new = write(tmp_path, new=LENGTH + ", mode: reshape}}\n")
+    assert load_run(new, ["seed=3"]) == config
+    with pytest.warns(FutureWarning, match=OLD):
+        assert load_run(new, ["curriculum.length.how=truncate"]).curriculum.length.mode == "truncate"
+    # A file that names another one: its new key goes over the old one.
+    over = write(tmp_path, over="file: base.yaml\ncurriculum: {length: {mode: truncate}}\n")
+    with pytest.warns(FutureWarning, match=OLD):
+        assert load_run(over).curriculum.length.mode == "truncate"
+    # A run folder's config.yaml, as it was written before.
+    written = load.to_dict(config)
+    written["curriculum"]["length"]["how"] = written["curriculum"]["length"].pop("mode")
+    with pytest.warns(FutureWarning, match=OLD):
+        assert load.decode(RunConfig, written, origin="config.yaml") == config
+
+
+def test_an_old_key_beside_the_new_one_is_refused(tmp_path):
+    path = write(tmp_path, run=LENGTH + ", how: reshape, mode: truncate}}\n")
+    (problem,) = problems(load_run, path)
+    assert problem == (
+        f"{path}: curriculum.length.how: is the old spelling of mode, which is given, too; remove one of them"
+    )

@@ -12,9 +12,12 @@ from flax import nnx
 from dsjax.config.load import decode, load_run
 from dsjax.config.strict_yaml import parse_yaml
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig
-from dsjax.models.families.llama import architecture
-from dsjax.models.families.registry import abstract
+from dsjax.models.families.bert.config import BertConfig
+from dsjax.models.families.bloom.config import BloomConfig
+from dsjax.models.families.build import abstract
+from dsjax.models.families.gpt2.config import GPT2Config
+from dsjax.models.families.llama.config import LlamaConfig
+from dsjax.models.families.llama.model import architecture
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RUNS = sorted((CONFIGS / "run").glob("*.yaml"))

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dsjax.models.config import LlamaConfig, ModelConfig
+from dsjax.models.config import ModelConfig
+from dsjax.models.families.llama.config import LlamaConfig
 
 Named = dict[str, np.ndarray]
 erf = np.vectorize(math.erf)

@@ -4,8 +4,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig
-from dsjax.models.families.registry import FAMILIES, check_divisible, config_from_hf, config_to_hf
+from dsjax.config.load import from_dict
+from dsjax.config.run import RunConfig
+from dsjax.config.schema import sections
+from dsjax.models.config import AnyModelConfig, PretrainedConfig
+from dsjax.models.families.bert.config import BertConfig
+from dsjax.models.families.bloom.config import BloomConfig
+from dsjax.models.families.build import check_divisible
+from dsjax.models.families.family import architecture_of, family_of
+from dsjax.models.families.gpt2.config import GPT2Config
+from dsjax.models.families.llama.config import LlamaConfig
+from dsjax.models.families.registry import FAMILIES
+from dsjax.models.formats.config_json import config_from_hf, config_to_hf
 
 
 @settings(deadline=None, max_examples=100)
@@ -66,4 +76,27 @@ def test_a_config_json_that_is_not_ours():
     with pytest.raises(ValueError, match=r"activation_function must be one of gelu_new, .*gelu; .* says 'relu'"):
         config_from_hf({"model_type": "gpt2", "activation_function": "relu"})
     with pytest.raises(ValueError, match=r"a BLOOM folder has mlp_dim = 4 \* model_dim = 96; got 40"):
-        FAMILIES["bloom"].to_hf(BloomConfig(model_dim=24, num_heads=6, mlp_dim=40))
+        family_of("bloom").hugging_face.to_hf(BloomConfig(model_dim=24, num_heads=6, mlp_dim=40))
+
+
+def test_the_registry_says_what_a_run_file_may_give():
+    """The loader's union is the registry's dataclasses; each says its own name, and its code reads and writes it."""
+    assert set(sections(AnyModelConfig)) == {line.config for line in FAMILIES.values()} | {PretrainedConfig}
+    for kind, line in FAMILIES.items():
+        config = line.config()
+        assert (
+            config.kind == kind
+            and from_dict(RunConfig, {"model": {"kind": kind}, "train": {"steps": 1}}).model == config
+        )
+        folders = family_of(kind).hugging_face
+        assert {*folders.classes.values()} == {*family_of(kind).tasks}
+
+
+def test_one_device_of_tensor_computes_a_part_of_every_size():
+    config = LlamaConfig(num_heads=8, num_kv_heads=2, head_dim=48, model_dim=64, mlp_dim=96, vocab_size=40)
+    whole = architecture_of(config)
+    half, quarter = whole.on_one_device(2), whole.on_one_device(4)
+    assert (half.num_heads, half.num_kv_heads, half.head_dim, half.hidden_dim, half.vocab_size) == (4, 1, 48, 48, 20)
+    # Two heads of keys cannot be split over four devices: each holds both, for its two heads of queries.
+    assert (quarter.num_heads, quarter.num_kv_heads, quarter.head_dim, quarter.model_dim) == (2, 2, 48, 64)
+    assert whole.on_one_device(1) == whole

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dsjax.models.config import BertConfig, LlamaConfig
-from dsjax.models.families.registry import abstract
+from dsjax.models.families.bert.config import BertConfig
+from dsjax.models.families.build import abstract
+from dsjax.models.families.llama.config import LlamaConfig
 from dsjax.models.generate import Generation, _prefill, _step, generate, stream
 from dsjax.models.sampling import Sampling
 from tests.unit.models.transformer_oracle import MODELS, SHAPE, build, make_tokens

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dsjax.checkpoint.safetensors_folder import write_folder
-from dsjax.models.config import LlamaConfig
-from dsjax.models.families.registry import config_to_hf
+from dsjax.models.families.llama.config import LlamaConfig
+from dsjax.models.formats.config_json import config_to_hf
 
 CONFIG = LlamaConfig(vocab_size=2048, num_layers=8, model_dim=512, num_heads=8, mlp_dim=2048, tied_embedding=True)
 # The program that imports everything and loads a small model first, so that only the weights are left to count.

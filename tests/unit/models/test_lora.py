@@ -12,16 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsjax.checkpoint.safetensors_file import read_header, read_tensor, write_file
+from dsjax.checkpoint.settings import UnknownSettings
 from dsjax.layers.context import Context
 from dsjax.layers.feed_forward import DenseSpec
 from dsjax.layers.linear import Linear
 from dsjax.layers.weight import LowRank
 from dsjax.models.adapters import Adapter, initial_adapters, is_adapter, merged, with_adapters
-from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig, LoRAConfig
-from dsjax.models.families.registry import FAMILIES, abstract, segments_of
+from dsjax.models.config import LoRAConfig
+from dsjax.models.families.bert.config import BertConfig
+from dsjax.models.families.bloom.config import BloomConfig
+from dsjax.models.families.build import abstract, segments_of
+from dsjax.models.families.family import folders_of
+from dsjax.models.families.gpt2.config import GPT2Config
+from dsjax.models.families.llama.config import LlamaConfig
 from dsjax.models.formats.peft import read_adapter, write_adapter
 from dsjax.models.naming import leaf_names, to_named
-from dsjax.models.settings import UnknownSettings
 from dsjax.models.stack import BlockSpec, Segment
 from tests.unit.models.transformer_oracle import large_params, make_tokens
 
@@ -197,13 +202,13 @@ def test_peft_files_hold_the_same_and_mean_the_same(name, tmp_path):
 
 def _same_delta_as_torch(config, factors, stored, *, in_first):
     """PEFT adds s lora_B @ lora_A (transposed for Conv1D) to the module's weight: in its layout, our merged one."""
-    family = FAMILIES[config.kind]
-    for entry in family.entries(config):
+    folders = folders_of(config)
+    for entry in folders.entries(config):
         ours = ".".join(entry.ours).replace("{i}", "1")
         stem = ours.removesuffix("kernel")
         if not ours.endswith("kernel") or stem + "lora_a" not in factors:
             continue
-        theirs = (family.PREFIX if entry.prefixed else "") + entry.theirs.replace("{i}", "1").removesuffix(".weight")
+        theirs = (folders.prefix if entry.prefixed else "") + entry.theirs.replace("{i}", "1").removesuffix(".weight")
         delta = stored[f"base_model.model.{theirs}.lora_B.weight"] @ stored[f"base_model.model.{theirs}.lora_A.weight"]
         product = np.tensordot(factors[stem + "lora_a"], factors[stem + "lora_b"], 1)
         want = entry.transform.to_theirs(product)

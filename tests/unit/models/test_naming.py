@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
-from dsjax.models.families.registry import abstract, segments_of
+from dsjax.models.families.build import abstract, segments_of
 from dsjax.models.naming import abstract_named, from_named, leaf_names, to_named
 from dsjax.models.tree import ModelTree
 from tests.helpers import MESHES, TINY, from_flat, make_params, make_training

@@ -12,8 +12,12 @@ from flax import nnx
 
 from dsjax.layers.dropout import sample_keys
 from dsjax.layers.random_ltd import Dropping
-from dsjax.models.config import BertConfig, BloomConfig, GPT2Config, LlamaConfig, RandomLTDConfig
-from dsjax.models.families.registry import abstract, segments_of
+from dsjax.models.config import RandomLTDConfig
+from dsjax.models.families.bert.config import BertConfig
+from dsjax.models.families.bloom.config import BloomConfig
+from dsjax.models.families.build import abstract, segments_of
+from dsjax.models.families.gpt2.config import GPT2Config
+from dsjax.models.families.llama.config import LlamaConfig
 from dsjax.models.naming import leaf_names
 from dsjax.models.stack import check_dropping
 from tests.helpers import FAST, assert_close, from_flat, make_rows

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from dsjax.layers.positions import rope_frequencies
 from dsjax.models.config import PretrainedConfig
-from dsjax.models.families.registry import config_from_hf, label_names
+from dsjax.models.formats.config_json import config_from_hf, label_names
 from dsjax.models.formats.pretrained import load_pretrained, resolve
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "settings"

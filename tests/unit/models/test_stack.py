@@ -17,7 +17,7 @@ from dsjax.layers.random_ltd import Dropping
 from dsjax.layers.weight import FloatWeight
 from dsjax.mesh.config import AXES
 from dsjax.mesh.layout import Layout
-from dsjax.models.families.registry import FAMILIES
+from dsjax.models.families.family import architecture_of
 from dsjax.models.feed_forwards import FEED_FORWARDS
 from dsjax.models.naming import to_named
 from dsjax.models.stack import BlockSpec, cut, layer_numbers
@@ -83,7 +83,7 @@ def model_of(lengths, *, remat="none"):
     """A dense layer, then pairs of one that counts and one that has a gate; abstract."""
     config = dataclasses.replace(TINY, num_layers=LAYERS, segments=lengths, dropout=0.0, remat=remat)
     layers = (BlockSpec(DenseSpec(8)), *PAIR * 3)
-    architecture = dataclasses.replace(FAMILIES[config.kind].architecture(config), layers=layers)
+    architecture = dataclasses.replace(architecture_of(config), layers=layers)
     return nnx.eval_shape(lambda: Transformer(config, architecture, key=jax.random.key(0)))
 
 
@@ -196,7 +196,7 @@ def test_a_tensor_is_one_layers_and_one_experts(monkeypatch):
     monkeypatch.setitem(FEED_FORWARDS, BankSpec, Bank)
     config = dataclasses.replace(TINY, num_layers=4, segments=(1, 3))
     layers = (BlockSpec(DenseSpec(8)), *[BlockSpec(BankSpec())] * 3)
-    architecture = dataclasses.replace(FAMILIES[config.kind].architecture(config), layers=layers)
+    architecture = dataclasses.replace(architecture_of(config), layers=layers)
     tree = ModelTree.of(nnx.eval_shape(lambda: Transformer(config, architecture, key=jax.random.key(0))))
     bank = lambda of: of["segments"][1][0]["mlp"]["bank"]
     assert bank(tree.shapes).shape == (3, 3, 32, 32) and bank(tree.leading) == 2

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dsjax.models.config import BloomConfig
+from dsjax.models.families.bloom.config import BloomConfig
 from tests.unit.models.transformer_oracle import MODELS, build, exact_gelu, large_params, make_tokens, row_logits
 
 T = 9

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dsjax.models.config import LlamaConfig
+from dsjax.models.families.llama.config import LlamaConfig
 from dsjax.models.transformer import Transformer
 from tests.unit.models.transformer_oracle import MODELS, SHAPE, build, make_tokens
 

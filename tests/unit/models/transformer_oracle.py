@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dsjax.models.config import BloomConfig, GPT2Config, ModelConfig
-from dsjax.models.families.registry import abstract, segments_of
+from dsjax.models.config import ModelConfig
+from dsjax.models.families.bloom.config import BloomConfig
+from dsjax.models.families.build import abstract, segments_of
+from dsjax.models.families.gpt2.config import GPT2Config
 from dsjax.models.transformer import Transformer
 from tests.helpers import from_flat, make_params
 

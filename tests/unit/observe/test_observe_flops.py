@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dsjax.data.curriculum.difficulty import grown
-from dsjax.models.config import GPT2Config, RandomLTDConfig
+from dsjax.models.config import RandomLTDConfig
+from dsjax.models.families.gpt2.config import GPT2Config
 from dsjax.objectives.registry import objective_of
 from dsjax.observe.flops import Matrices, layer_tokens, model_flops_per_token, training_flops
 from dsjax.plan.jaxpr import dot_flops

@@ -46,7 +46,7 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_compilation_cache_dir", "{cache}")
 import numpy as np
 from dsjax.mesh.config import MeshConfig
-from dsjax.models.config import GPT2Config
+from dsjax.models.families.gpt2.config import GPT2Config
 from dsjax.setup.step import GradientInputs
 from tests.helpers import make_rows, make_training
 config = GPT2Config(vocab_size=256, num_layers=2, model_dim=64, num_heads=2, max_positions=256, segments=(2,))

@@ -10,8 +10,10 @@ from flax import nnx
 from dsjax.config.run import RunConfig
 from dsjax.data.config import FileTokenizer
 from dsjax.inference.convert import byte_tokenizer_file
-from dsjax.models.config import GPT2Config, LlamaConfig, LoRAConfig, PretrainedConfig
-from dsjax.models.families.registry import abstract
+from dsjax.models.config import LoRAConfig, PretrainedConfig
+from dsjax.models.families.build import abstract
+from dsjax.models.families.gpt2.config import GPT2Config
+from dsjax.models.families.llama.config import LlamaConfig
 from dsjax.models.formats.pretrained import save_pretrained
 from dsjax.plan.compile import lower_programs, measure
 from dsjax.plan.plan import plan

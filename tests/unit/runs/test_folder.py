@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dsjax.checkpoint.store import CheckpointError
 from dsjax.config.load import ConfigError, from_dict, load_run, to_yaml
 from dsjax.config.run import RunConfig
-from dsjax.models.config import BloomConfig
+from dsjax.models.families.bloom.config import BloomConfig
 from dsjax.runs.counters import Counters
 from dsjax.runs.folder import new_folder, newest_folder, read_config
 from dsjax.runs.saving import RunStatus, Saver

@@ -10,7 +10,7 @@ from dsjax.data.config import DataConfig
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
-from dsjax.models.config import GPT2Config
+from dsjax.models.families.gpt2.config import GPT2Config
 from dsjax.optimizers.kinds.onebit_adam import OneBitAdamConfig
 from dsjax.optimizers.kinds.sgd import SGDConfig
 from dsjax.plan.plan import planned_setup

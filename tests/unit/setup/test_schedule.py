@@ -26,9 +26,11 @@ from dsjax.setup.schedule import Bucket, StepSchedule, make_schedule
 ROOT = Path(__file__).parents[3]
 
 
-def growing(steps: int, *, least: int = 80, most: int = 0, how: str = "truncate", quantum: int = 8) -> CurriculumConfig:
+def growing(
+    steps: int, *, least: int = 80, most: int = 0, mode: str = "truncate", quantum: int = 8
+) -> CurriculumConfig:
     schedule = FixedLinear(steps=steps, quantum=quantum)
-    return CurriculumConfig(length=LengthConfig(how=how, min=least, max=most, schedule=schedule))
+    return CurriculumConfig(length=LengthConfig(mode=mode, min=least, max=most, schedule=schedule))
 
 
 @pytest.mark.parametrize(
@@ -99,9 +101,9 @@ def test_layer_tokens_of_the_cifar_tutorial():
 
 
 paces = st.builds(
-    lambda steps, least, until, quantum, kept, ltd, programs, how: make_schedule(
+    lambda steps, least, until, quantum, kept, ltd, programs, mode: make_schedule(
         TrainConfig(steps=steps, batch_size=4, max_programs=programs),
-        growing(until, least=max(least, quantum), quantum=quantum, how=how),
+        growing(until, least=max(least, quantum), quantum=quantum, mode=mode),
         RandomLTDConfig(min_kept=kept, quantum=8, steps=ltd) if ltd else None,
         sequence_length=64,
         num_layers=5,
@@ -167,13 +169,13 @@ def test_buckets_waste_as_little_as_any(lengths, counts, most):
 
 
 def test_reshaping_keeps_the_tokens_of_a_step():
-    config = growing(917, least=32, how="reshape")
+    config = growing(917, least=32, mode="reshape")
     train = TrainConfig(steps=1000, batch_size=4, max_programs=6)
     schedule = make_schedule(train, config, None, sequence_length=1024, num_layers=2)
     assert [(b.rows, b.width) for b in schedule.buckets] == [(128 >> i, 32 << i) for i in range(6)]
     assert set(np.diff(schedule.tokens)) == {4096} and not schedule.left_out.any()
     odd = make_schedule(
-        train, growing(10, least=300, how="reshape", quantum=1), None, sequence_length=1000, num_layers=2
+        train, growing(10, least=300, mode="reshape", quantum=1), None, sequence_length=1000, num_layers=2
     )
     assert odd.length[0] == 333 and odd.length[5] == 500 and odd.left_out[0] == 1
     wanted = 300 + 70 * np.minimum(np.arange(1, 1001), 10)
@@ -274,7 +276,7 @@ def test_a_freeze_before_the_last_growth_is_told_of():
 
 
 def test_too_few_programs_are_refused():
-    config = growing(10, least=16, how="truncate")
+    config = growing(10, least=16, mode="truncate")
     dropping = RandomLTDConfig(min_kept=24, steps=20)
     with pytest.raises(ValueError, match="max_programs = 1 is too few: this schedule needs 2"):
         make_schedule(TrainConfig(steps=30, max_programs=1), config, dropping, sequence_length=64, num_layers=3)

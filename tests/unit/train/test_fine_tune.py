@@ -21,8 +21,10 @@ from dsjax.inference.open import open_model
 from dsjax.mesh.build import make_mesh
 from dsjax.mesh.config import MeshConfig
 from dsjax.mesh.layout import Layout
-from dsjax.models.config import BertConfig, LlamaConfig, PretrainedConfig
-from dsjax.models.families.registry import abstract, create, segments_of
+from dsjax.models.config import PretrainedConfig
+from dsjax.models.families.bert.config import BertConfig
+from dsjax.models.families.build import abstract, create, segments_of
+from dsjax.models.families.llama.config import LlamaConfig
 from dsjax.models.formats.pretrained import initial_weights, load_params, open_weights, resolve, save_pretrained
 from dsjax.models.naming import to_named
 from dsjax.models.tree import ModelTree

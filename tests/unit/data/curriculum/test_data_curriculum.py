@@ -301,7 +301,7 @@ def test_what_does_not_fit_the_data():
     sources = (TextSource(path="a"), TextSource(path="b", weight=2.0))
     with pytest.raises(ValueError, match=r"weights \[1.0, 2.0\], but curriculum.difficulty draws rows by their diff"):
         check_curriculum(CurriculumConfig(difficulty=(one(),)), DataConfig(sources=sources))
-    lengths = LengthConfig(how="reshape", min=64, max=512, schedule=FixedLinear(steps=5))
+    lengths = LengthConfig(mode="reshape", min=64, max=512, schedule=FixedLinear(steps=5))
     check_curriculum(CurriculumConfig(length=lengths), DataConfig(sources=sources))
-    with pytest.raises(ValueError, match=r"a labelled text is one row: use how: truncate"):
+    with pytest.raises(ValueError, match=r"a labelled text is one row: use mode: truncate"):
         check_curriculum(CurriculumConfig(length=lengths), DataConfig(task="classification"))

@@ -123,7 +123,7 @@ def test_labelled_texts_are_cut_short_but_not_into_pieces():
     assert batch["tokens"].shape == (4, 6) and not batch["tokens"][:, 4:].any() and batch["labels"].shape == (4,)
     assert batch["loss_mask"].all() and (batch["segments"].sum(axis=1) == [min(4, n) for n in _lengths(rows)]).all()
     with pytest.raises(
-        ValueError, match=r"labelled texts cannot be cut into pieces: use curriculum.length.how = trunc"
+        ValueError, match=r"labelled texts cannot be cut into pieces: use curriculum.length.mode = trunc"
     ):
         read(rows, 1, batch_size=4, shape_at=lambda _: BatchShape(8, 4, 4))
 

@@ -9,11 +9,12 @@ from flax import nnx
 from gguf_files import write_gguf
 
 from dsjax.checkpoint.safetensors_folder import open_folder
-from dsjax.models.config import LlamaConfig
-from dsjax.models.families.registry import config_from_hf, config_to_hf, create
+from dsjax.checkpoint.settings import UnknownSettings
+from dsjax.models.families.build import create
+from dsjax.models.families.llama.config import LlamaConfig
+from dsjax.models.formats.config_json import config_from_hf, config_to_hf
 from dsjax.models.formats.gguf import halves_from_pairs
 from dsjax.models.formats.pretrained import load_pretrained, open_weights, save_pretrained
-from dsjax.models.settings import UnknownSettings
 
 CONFIG = LlamaConfig(
     vocab_size=40,

@@ -4,28 +4,30 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dsjax.checkpoint.settings import Settings
 from dsjax.checkpoint.tensor_map import IDENTITY, TRANSPOSE, Entry, Transform, Unread
 from dsjax.models.architecture import Architecture, sizes
-from dsjax.models.config import GPT2Config, Task
+from dsjax.models.families.config import Task
+from dsjax.models.families.family import Family, HuggingFace
+from dsjax.models.families.gpt2.config import GPT2Config
 from dsjax.models.families.tied import copied_head, untied_head
-from dsjax.models.settings import Settings
+from dsjax.models.transformer import Transformer
 
-PREFIX = "transformer."
-ARCHITECTURES: dict[str, Task] = {
+_CLASSES: dict[str, Task] = {
     "GPT2LMHeadModel": "language_model",
     "GPT2ForSequenceClassification": "classification",
     "GPT2Model": "language_model",
 }
 """Classes of transformers -> our task; the first is what a config.json without a class means."""
 _SUMMARY = "of the head of GPT2DoubleHeadsModel, a class that is not read"
-FREE = {
+_FREE = {
     **dict.fromkeys(("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels"), _SUMMARY),
     "summary_first_dropout": _SUMMARY,
     "n_ctx": "n_positions under its first name, which transformers does not read",
     "reorder_and_upcast_attn": "scores in float32, as they are here in any case",
 }
 """Keys of config.json that change no number, each with the reason."""
-FIXED: dict[str, tuple[Any, ...]] = {"scale_attn_weights": (True,)}
+_FIXED: dict[str, tuple[Any, ...]] = {"scale_attn_weights": (True,)}
 """Keys that are refused unless they have one of these values."""
 _ACTIVATIONS: dict[str, Literal["gelu_tanh", "gelu"]] = {
     "gelu_new": "gelu_tanh",
@@ -144,3 +146,22 @@ def to_hf(config: GPT2Config) -> dict[str, Any]:
         "scale_attn_by_inverse_layer_idx": config.scores_by_layer,
         "tie_word_embeddings": config.tied_embedding,
     }
+
+
+FAMILY = Family(
+    tasks=("language_model", "classification"),
+    architecture=architecture,
+    build=Transformer,
+    hugging_face=HuggingFace(
+        classes=_CLASSES,
+        prefix="transformer.",
+        kernels_in_first=True,
+        free=_FREE,
+        fixed=_FIXED,
+        from_hf=from_hf,
+        to_hf=to_hf,
+        entries=entries,
+        unread=unread,
+        dropouts=dropouts,
+    ),
+)

@@ -4,28 +4,30 @@ from typing import Any
 
 import numpy as np
 
+from dsjax.checkpoint.settings import Settings
 from dsjax.checkpoint.tensor_map import IDENTITY, TRANSPOSE, Entry, Transform, Unread
 from dsjax.models.architecture import Architecture, sizes
-from dsjax.models.config import BloomConfig, Task
+from dsjax.models.families.bloom.config import BloomConfig
+from dsjax.models.families.config import Task
+from dsjax.models.families.family import Family, HuggingFace
 from dsjax.models.families.tied import copied_head, untied_head
-from dsjax.models.settings import Settings
+from dsjax.models.transformer import Transformer
 
-PREFIX = "transformer."
-ARCHITECTURES: dict[str, Task] = {
+_CLASSES: dict[str, Task] = {
     "BloomForCausalLM": "language_model",
     "BloomForSequenceClassification": "classification",
     "BloomModel": "language_model",
 }
 """Classes of transformers -> our task; the first is what a config.json without a class means."""
 _MEGATRON = "of the program that trained BLOOM; transformers does not read it"
-FREE = {
+_FREE = {
     **dict.fromkeys(("attention_softmax_in_fp32", "masked_softmax_fusion", "bias_dropout_fusion"), _MEGATRON),
     **dict.fromkeys(("skip_bias_add", "skip_bias_add_qkv", "offset_alibi"), _MEGATRON),
     "seq_length": "used: how long the rows of its training were",
     **dict.fromkeys(("pretraining_tp", "slow_but_exact"), "in which order sums are taken"),
 }
 """Keys of config.json that change no number, each with the reason."""
-FIXED: dict[str, tuple[Any, ...]] = {"n_inner": (None,)}
+_FIXED: dict[str, tuple[Any, ...]] = {"n_inner": (None,)}
 """Keys that are refused unless they have one of these values."""
 
 
@@ -138,3 +140,21 @@ def to_hf(config: BloomConfig) -> dict[str, Any]:
         "tie_word_embeddings": config.tied_embedding,
         "use_cache": True,
     }
+
+
+FAMILY = Family(
+    tasks=("language_model", "classification"),
+    architecture=architecture,
+    build=Transformer,
+    hugging_face=HuggingFace(
+        classes=_CLASSES,
+        prefix="transformer.",
+        free=_FREE,
+        fixed=_FIXED,
+        from_hf=from_hf,
+        to_hf=to_hf,
+        entries=entries,
+        unread=unread,
+        dropouts=dropouts,
+    ),
+)

@@ -5,14 +5,16 @@ from typing import Any
 
 import numpy as np
 
+from dsjax.checkpoint.settings import Settings
 from dsjax.checkpoint.tensor_map import IDENTITY, TRANSPOSE, Entry, Transform, Unread
 from dsjax.models.architecture import Architecture, sizes
-from dsjax.models.config import BertConfig, Task
-from dsjax.models.families.llama import split_heads
-from dsjax.models.settings import Settings
+from dsjax.models.families.bert.config import BertConfig
+from dsjax.models.families.config import Task
+from dsjax.models.families.family import Family, HuggingFace
+from dsjax.models.families.llama.model import split_heads
+from dsjax.models.transformer import Transformer
 
-PREFIX = "bert."
-ARCHITECTURES: dict[str, Task] = {
+_CLASSES: dict[str, Task] = {
     "BertModel": "embedding",
     "BertForMaskedLM": "language_model",
     "BertForPreTraining": "language_model",
@@ -20,12 +22,12 @@ ARCHITECTURES: dict[str, Task] = {
 }
 """Classes of transformers -> our task; the first is what a config.json without a class means."""
 _POOLER = "of BERT's first program; transformers does not read it, its pooler is the one that is meant"
-FREE = {
+_FREE = {
     **dict.fromkeys(("pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"), _POOLER),
     **dict.fromkeys(("pooler_size_per_head", "pooler_type", "directionality"), _POOLER),
 }
 """Keys of config.json that change no number, each with the reason."""
-FIXED: dict[str, tuple[Any, ...]] = {"hidden_act": ("gelu",), "position_embedding_type": ("absolute", None)}
+_FIXED: dict[str, tuple[Any, ...]] = {"hidden_act": ("gelu",), "position_embedding_type": ("absolute", None)}
 """Keys that are refused unless they have one of these values."""
 
 
@@ -161,3 +163,21 @@ def to_hf(config: BertConfig) -> dict[str, Any]:
         "position_embedding_type": "absolute",
         "tie_word_embeddings": config.tied_embedding,
     }
+
+
+FAMILY = Family(
+    tasks=("language_model", "classification", "embedding"),
+    architecture=architecture,
+    build=Transformer,
+    hugging_face=HuggingFace(
+        classes=_CLASSES,
+        prefix="bert.",
+        free=_FREE,
+        fixed=_FIXED,
+        from_hf=from_hf,
+        to_hf=to_hf,
+        entries=entries,
+        unread=unread,
+        dropouts=dropouts,
+    ),
+)

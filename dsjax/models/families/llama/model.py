@@ -4,26 +4,28 @@ from typing import Any
 
 import numpy as np
 
+from dsjax.checkpoint.settings import Settings, shown
 from dsjax.checkpoint.tensor_map import IDENTITY, TRANSPOSE, Entry, Transform, Unread
 from dsjax.layers.positions import rope_frequencies
 from dsjax.models.architecture import Architecture, sizes
-from dsjax.models.config import LlamaConfig, Task
+from dsjax.models.families.config import Task
+from dsjax.models.families.family import Family, HuggingFace
+from dsjax.models.families.llama.config import LlamaConfig
 from dsjax.models.families.tied import copied_head, untied_head
-from dsjax.models.settings import Settings, shown
+from dsjax.models.transformer import Transformer
 
-PREFIX = "model."
-ARCHITECTURES: dict[str, Task] = {
+_CLASSES: dict[str, Task] = {
     "LlamaForCausalLM": "language_model",
     "LlamaForSequenceClassification": "classification",
     "LlamaModel": "embedding",
 }
 """Classes of transformers -> our task; the first is what a config.json without a class means."""
-FREE = {
+_FREE = {
     "pretraining_tp": "in which order sums are taken",
     "max_sequence_length": "max_position_embeddings under its first name, which transformers does not read",
 }
 """Keys of config.json that change no number, each with the reason."""
-FIXED: dict[str, tuple[Any, ...]] = {
+_FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -204,3 +206,21 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
         "rope_theta": config.rope_base,
         "rope_scaling": scaling,
     }
+
+
+FAMILY = Family(
+    tasks=("language_model", "classification", "embedding"),
+    architecture=architecture,
+    build=Transformer,
+    hugging_face=HuggingFace(
+        classes=_CLASSES,
+        prefix="model.",
+        free=_FREE,
+        fixed=_FIXED,
+        from_hf=from_hf,
+        to_hf=to_hf,
+        entries=entries,
+        unread=unread,
+        dropouts=dropouts,
+    ),
+)

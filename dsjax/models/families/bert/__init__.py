@@ -1,0 +1,4 @@
+"""BERT: settings, architecture, and form in Hugging Face folders.
+
+Imports as models/families says.
+"""
