@@ -75,8 +75,10 @@ class OneDevice:
         if tensor > 1:
             narrow = abstract(config, tensor=tensor)
             graph = ModelTree.of(narrow if lora is None else with_adapters(narrow, lora)).graph
+        # What lies on `expert` is divided as ZeRO divides, after the trace: a layer computes with all of its experts.
+        left = {axis: 1 if axis in ZERO_AXES else size for axis, size in sizes.items()}
         divided = lambda part: dataclasses.replace(
-            part, graph=graph, shapes=local_shapes(part.shapes, part.specs(layout.gathered), sizes)
+            part, graph=graph, shapes=local_shapes(part.shapes, part.specs(layout.gathered), left)
         )
         zero = abstract_layout(dict.fromkeys(AXES, 1) | {a: sizes[a] for a in ZERO_AXES}, layout.zero_stage)
         rows = {
