@@ -1,4 +1,4 @@
-"""How well a classifier tells the classes of labelled texts apart.
+"""Evaluation of a classifier on labelled texts.
 
 Shapes: N rows, B rows of a batch, T tokens, C classes.
 """
@@ -122,7 +122,7 @@ def _batches(
 
 
 def metrics(labelled: Labelled, logits: Float64[np.ndarray, "N C"]) -> dict[str, tuple[float | int, str]]:
-    """What to report: name -> (value, how it was obtained).
+    """Metrics to report: name -> (value, how it was obtained).
 
     Example:
         >>> labelled = Labelled([Row([1], 0, False)] * 4, np.array([0, 1, 1, 1]))

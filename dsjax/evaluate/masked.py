@@ -1,4 +1,4 @@
-"""How well an encoder guesses hidden tokens: the loss and perplexity of masked language modelling on text.
+"""Evaluation of an encoder on hidden tokens: loss and perplexity of masked language modelling on text.
 
 Which tokens are hidden is fixed by the text and a seed, so that two models with one tokenizer guess the same ones.
 """
@@ -29,7 +29,7 @@ _SHARE = 0.15
 
 @dataclasses.dataclass(frozen=True)
 class MaskedScore:
-    """What came of it.
+    """Sums over the hidden tokens of some documents.
 
     Attributes:
         nats: negative log-likelihood of the hidden tokens, summed.
@@ -99,7 +99,7 @@ def _loss(graph, params, batch) -> tuple[jax.Array, jax.Array]:
 
 
 def metrics(score: MaskedScore, *, length: int, seed: int) -> dict[str, tuple[float | int, str]]:
-    """What to report: name -> (value, how it was obtained).
+    """Metrics to report: name -> (value, how it was obtained).
 
     Example:
         >>> found = metrics(MaskedScore(nats=6.0, num_hidden=3, num_tokens=20, num_documents=1), length=16, seed=0)

@@ -1,4 +1,4 @@
-"""How good predicted classes are: accuracy, F1 and the correlation of Matthews, from a table of counts.
+"""Metrics of predicted classes: accuracy, F1 and the correlation of Matthews, from a table of counts.
 
 n[t, p] rows have the class t and were taken for p; t_k and p_k are row and column sums, c = sum_k n[k, k], s all rows.
 

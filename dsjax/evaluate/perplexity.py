@@ -1,4 +1,4 @@
-"""How well a model predicts text: a window slides over each document, and every token is scored once.
+"""Perplexity of text: a window slides over each document, and every token is scored once.
 
 A window reads T tokens (`length`) and predicts the T after the first. The next one begins S tokens (`stride`) later
 and scores only what the one before did not, so that with j tokens before it in its document a token is predicted from
@@ -55,7 +55,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """What came of scoring some documents.
+    """Sums over the scored tokens of some documents.
 
     Attributes:
         nats: negative log-likelihood of all scored tokens, summed in float64.
@@ -289,7 +289,7 @@ def _one_ahead(
 
 
 def metrics(text: Text, score: Score, *, length: int, stride: int) -> dict[str, tuple[float | int, str]]:
-    """What to report: name -> (value, how it was obtained).
+    """Metrics to report: name -> (value, how it was obtained).
 
     Example:
         >>> text = Text(documents=[np.arange(3)], num_bytes=4, num_lossy=0)

@@ -8,7 +8,7 @@ class SampleConfig:
     """Text written by the model at the end of training."""
 
     prompt: str = ""
-    """What the sample begins with; '' writes none."""
+    """The beginning of the sample; '' writes none."""
     max_new_tokens: int = 100
     """Tokens to write."""
     temperature: float = 0.8

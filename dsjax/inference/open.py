@@ -76,7 +76,7 @@ class TrainedModel:
 
 
 def kind_of(path: str | Path) -> Kind:
-    """What a path is: a run (config.yaml), a Hugging Face model (config.json, weights) or a GGUF file.
+    """The kind of a path: a run (config.yaml), a Hugging Face model (config.json, weights) or a GGUF file.
 
     Raises:
         ValueError: there is nothing, or nothing of these.

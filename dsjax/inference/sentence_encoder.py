@@ -43,7 +43,7 @@ _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclasses.dataclass(frozen=True)
 class SentenceEncoder:
-    """What happens before and after the model.
+    """Steps before and after the model.
 
     Attributes:
         poolings: of the features, whose results are put side by side.
@@ -157,7 +157,7 @@ def _dense(folder: Path) -> Callable[[Vectors], Vectors]:
 
 
 def _reading(folder: Path) -> dict[str, Any]:
-    """How texts are read: by sentence_bert_config.json."""
+    """Settings of reading texts, from sentence_bert_config.json."""
     file = folder / "sentence_bert_config.json"
     if not file.is_file():
         return {"max_length": _length_of_tokenizer(folder)}
@@ -170,7 +170,7 @@ def _reading(folder: Path) -> dict[str, Any]:
 
 
 def _length_of_tokenizer(folder: Path) -> int:
-    """What sentence-transformers takes for want of a length of its own; 0 where there is none or no limit."""
+    """The length that sentence-transformers takes when its own files give none; 0 where there is none or no limit."""
     file = folder / "tokenizer_config.json"
     if not (folder / "modules.json").is_file() or not file.is_file():
         return 0
@@ -179,7 +179,7 @@ def _length_of_tokenizer(folder: Path) -> int:
 
 
 def _prompt(folder: Path) -> dict[str, Any]:
-    """What is put before texts: by config_sentence_transformers.json."""
+    """Prompts put before texts, from config_sentence_transformers.json."""
     file = folder / "config_sentence_transformers.json"
     if not file.is_file():
         return {}

@@ -18,7 +18,7 @@ StoppedBy = Literal["end of text", "stop string", "max_new_tokens"]
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """What a model goes on with.
+    """A prompt as token ids.
 
     Attributes:
         text: as the user gave it.
@@ -35,7 +35,7 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedText:
-    """What a model wrote after a prompt.
+    """Text that a model generated after a prompt.
 
     Attributes:
         text: without the prompt, and without what ended it.
@@ -225,7 +225,7 @@ class StopStrings:
         self._held = ""
 
     def feed(self, piece: str) -> str:
-        """What is certain to be text now; '' from the stop string on."""
+        """The text that is certain by now; '' from the stop string on."""
         if self.found:
             return ""
         text = self._held + piece
@@ -239,7 +239,7 @@ class StopStrings:
         return text[: len(text) - keep]
 
     def finish(self) -> str:
-        """What was held back and turned out to be text."""
+        """The text that was held back and turned out not to be a stop string."""
         held, self._held = self._held, ""
         return held
 

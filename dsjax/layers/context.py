@@ -1,4 +1,4 @@
-"""What a layer is told beside its input. Every layer is called `layer(x, context)`.
+"""Context of a layer beside its input. Every layer is called `layer(x, context)`.
 
 Shapes: B rows, T positions, H heads, G heads of keys and values, K head size.
 """

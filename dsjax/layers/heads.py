@@ -1,4 +1,4 @@
-"""What comes after the blocks: BERT's masked-word head and pooler (arXiv 1810.04805), mean pooling (1908.10084)."""
+"""Heads after the blocks: BERT's masked-word head and pooler (arXiv 1810.04805), mean pooling (1908.10084)."""
 
 import jax
 import jax.numpy as jnp

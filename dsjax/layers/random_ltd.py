@@ -30,7 +30,7 @@ from dsjax.layers.dropout import fold
 from dsjax.mesh.layout import ONE_DEVICE, Layout
 
 SITE = 3
-"""What a layer's keys are folded with; its dropout has 0 (attention weights), 1 and 2 (the two outputs)."""
+"""Number that a layer's keys are folded with; its dropout has 0 (attention weights), 1 and 2 (the two outputs)."""
 IN_ORDER = {"unique_indices": True, "indices_are_sorted": True}
 Count = int | Int[Array, ""]
 
@@ -192,7 +192,7 @@ def among_kept(
 
 @dataclasses.dataclass(frozen=True)
 class Dropping:
-    """What a model drops in a step.
+    """Tokens that a model drops in a step.
 
     Attributes:
         keys: one a row, of this step and the row's global sample id (`sample_keys` of layers/dropout.py).
@@ -211,7 +211,7 @@ class Dropping:
     def indices(
         self, numbers: Int[Array, " n"], num_positions: int, *, layout: Layout = ONE_DEVICE
     ) -> Int[Array, "n B K"]:
-        """What `draw_kept` gives each of some layers: all at once, so that a layer computed again need not draw again.
+        """Kept tokens of some layers, drawn by `draw_kept` all at once, so that recomputing a layer draws nothing.
 
         Args:
             numbers: of the layers.

@@ -27,7 +27,7 @@ DATA_FILE = "data.json"
 
 
 def split_model(config: ModelConfig, lora: LoRAConfig | None) -> tuple[ModelTree, ModelTree | None]:
-    """What is trained, and what is frozen: None when everything is trained.
+    """The trained part and the frozen part, which is None when everything is trained.
 
     Raises:
         ValueError: there is nothing to adapt (no init_from), or no kernel matches.
@@ -91,7 +91,7 @@ def folded(
 
 
 def base_of_run(config: ModelConfig, resumed: Path | None) -> dict[str, Any]:
-    """What data.json says of the base; of a run that is resumed, in its folder, it must say so already.
+    """Entries of data.json about the base; the folder of a resumed run must have the same already.
 
     Raises:
         ValueError: as `check_base`.

@@ -28,7 +28,7 @@ from dsjax.models.transformer import Transformer
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """What LoRA has learned.
+    """Low-rank matrices that were trained.
 
     Attributes:
         config: rank and alpha.

@@ -1,4 +1,4 @@
-"""What a family of transformers is: the sizes of a model, and everything in which families differ.
+"""Description of a transformer: the sizes of a model, and everything in which families differ.
 
 Nobody but a family's own file looks at its config for these: layers, planner and formats ask the Architecture.
 """

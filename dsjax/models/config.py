@@ -40,7 +40,7 @@ class ModelConfig(Protocol):
 
     @property
     def task(self) -> Task:
-        """What is on top."""
+        """The head on top."""
         ...
 
     @property
@@ -70,7 +70,7 @@ class ModelConfig(Protocol):
 
     @property
     def remat(self) -> Remat:
-        """What a layer recomputes in the backward pass."""
+        """Values that a layer recomputes in the backward pass."""
         ...
 
 
@@ -83,7 +83,7 @@ class PretrainedConfig:
     init_from: str
     """A Hugging Face folder or a GGUF file."""
     task: Literal["as_stored", "language_model", "classification", "embedding"] = "as_stored"
-    """What is on top; as_stored takes what the weights were made for."""
+    """The head on top; as_stored takes what the weights were made for."""
     num_labels: int = 2
     """Classes of the task `classification`."""
     dropout: float | None = None
@@ -93,7 +93,7 @@ class PretrainedConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the matrix products."""
     remat: Remat = "none"
-    """What a block recomputes in the backward pass."""
+    """Values that a block recomputes in the backward pass."""
     segments: tuple[int, ...] = ()
     """Lengths of the scanned runs of layers, in order; () means (1, L-2, 1)."""
 
@@ -126,7 +126,7 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
-        """What the adapter's part is multiplied by."""
+        """The factor of the adapter's part."""
         return self.alpha / self.rank
 
 
@@ -160,7 +160,7 @@ class RandomLTDConfig:
             )
 
     def dropping_layers(self, num_layers: int) -> int:
-        """How many of the layers see some tokens only (L_n).
+        """The number of layers that see some tokens only (L_n).
 
         Raises:
             ValueError: there is none.

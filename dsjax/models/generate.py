@@ -23,7 +23,7 @@ GREEDY = Sampling()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How much is written, and how.
+    """Options of generation: its length and its sampling.
 
     Attributes:
         max_new_tokens: at most so many tokens for each prompt.

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to choose.
+    """Options of sampling.
 
     Attributes:
         temperature: divides the logits; 0 takes the likeliest token.

@@ -101,7 +101,7 @@ class Transformer(nnx.Module):
         *,
         token_types: Int[Array, "B T"] | None = None,
     ) -> Float[Array, "B T V"] | Float[Array, "B C"] | Float[Array, "B D"]:
-        """What the model's task asks for, in float32: logits [B, T, V], classes [B, C], or unit vectors [B, D].
+        """Outputs of the model's task, float32: logits [B, T, V], classes [B, C], or unit vectors [B, D].
 
         Args:
             input_ids: tokens.
@@ -325,7 +325,7 @@ class Transformer(nnx.Module):
     def logit_inputs(
         self, x_BTD: Float[Array, "B T D"], *, layout: Layout = ONE_DEVICE
     ) -> tuple[Float[Array, "B T D"], Float[Array, "V D"], Float[Array, " V"] | None]:
-        """What the logits x E^T + b are made of: x, E and b (None in most families)."""
+        """The parts x, E and b of the logits x E^T + b (b is None in most families)."""
         table, context = self.table(layout=layout), Context(layout=layout)
         if not self.architecture.masked_head:
             return x_BTD, table, None

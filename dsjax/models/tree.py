@@ -93,7 +93,7 @@ class ModelTree:
         return names
 
     def matrix_parameters(self, task: str) -> tuple[int, int]:
-        """How many parameters every token is multiplied with, in the layers and outside: N of observe/flops.py.
+        """Count the parameters that every token is multiplied with, in the layers and outside: N of observe/flops.py.
 
         All kernels and adapters but those that see one position of a row (pooler, classifier), and of a language model
         the table of the logits, also where it is the embedding's.
@@ -115,7 +115,7 @@ class ModelTree:
 
 
 def count_parameters(model: ModelTree) -> int:
-    """How many numbers its tensors hold."""
+    """The number of values in its tensors."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.shapes))
 
 
@@ -159,7 +159,7 @@ def joined(first: Tree, second: Tree | None) -> Tree:
 
 
 def _leading(names: tuple[str, ...], shape: jax.ShapeDtypeStruct) -> int:
-    """How many of a parameter's first dimensions count tensors: those of layers and of experts."""
+    """The number of a parameter's first dimensions that count tensors: those of layers and of experts."""
     return _layer_dims(names, shape) + int(names[:1] == ("experts",))
 
 

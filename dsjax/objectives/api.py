@@ -26,7 +26,7 @@ Sums = dict[str, jax.Array]
 
 
 class Objective(Protocol):
-    """What a step minimises.
+    """Objective of a step.
 
     Attributes:
         name: by which a run chooses it (data.task).

@@ -67,7 +67,7 @@ def measure(lowered: Any, axis_sizes: dict[str, int]) -> dict[str, Any]:
 
 
 def compile_in_child(config: RunConfig, *, num_devices: int) -> dict[str, Any]:
-    """What `measure` says of both programs, from a child process with that many virtual CPU devices.
+    """Measure both programs in a child process with that many virtual CPU devices.
 
     Raises:
         ValueError: the programs did not compile; with the end of what the child said.

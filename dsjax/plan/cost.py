@@ -1,4 +1,4 @@
-"""What the steps of a run cost in FLOPs, beside dense steps of whole rows (formulas: observe/flops.py)."""
+"""FLOPs of the steps of a run, beside dense steps of whole rows (formulas: observe/flops.py)."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What a run needs, before it runs: bytes per device, traffic, FLOPs, whether it fits. Nothing is allocated.
+"""Plan of a run before it runs: bytes per device, traffic, FLOPs, whether it fits. Nothing is allocated.
 
 Shapes and PartitionSpecs give the bytes of everything that has a name; the step itself, traced for one device, gives
 what the forward pass keeps for the backward pass (residuals) and what else is held at the worst moment (working). A
@@ -63,7 +63,7 @@ class ProgramBytes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run needs.
+    """The plan of a run.
 
     Attributes:
         name: of the run.
@@ -131,7 +131,7 @@ class Plan:
 
 
 def plan(config: RunConfig, *, num_devices: int | None = None, device: DeviceSpec | None = None) -> Plan:
-    """What a run needs on a mesh that need not exist.
+    """Plan a run on a mesh that need not exist.
 
     Args:
         config: the run.

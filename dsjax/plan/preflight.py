@@ -1,4 +1,4 @@
-"""What a run will need at its end, looked at before its first step: `train` asks here, and `plan` does.
+"""Checks before the first step of all that a run needs at its end: `train` asks here, and `plan` does.
 
 What only a config decides is refused, all of it at once; what may be meant all the same is a line of advice. Packages
 that are missing `train` refuses and `plan`, which may be for another machine, says; so with the disk (disk.py).
@@ -121,7 +121,7 @@ def require_tools(observe: ObserveConfig) -> None:
 
 
 def missing_tools(observe: ObserveConfig) -> list[str]:
-    """What cannot be drawn or tracked for want of a package, as a line."""
+    """Packages that plots or trackers need and that are missing, as a line."""
     try:
         require_plots()
         require_packages(observe)
@@ -131,7 +131,7 @@ def missing_tools(observe: ObserveConfig) -> list[str]:
 
 
 def advise(config: ResolvedRunConfig, schedule: StepSchedule, *, workers: int, processes: int = 1) -> list[str]:
-    """What a user may not have meant, a line each.
+    """Warnings about settings that a user may not have meant, a line each.
 
     Args:
         config: the run.

@@ -1,4 +1,4 @@
-"""What crosses `data` over a whole run, stage by stage: the point of compressed communication.
+"""Bytes that cross `data` over a whole run, stage by stage: the point of compressed communication.
 
 With g the bytes of a device's gradients (float32, in the optimizer's shards), N its values padded to 8 W for each
 tensor, R its tensors (layers of a stack one by one) and W workers, a step's messages are

@@ -79,7 +79,7 @@ def _traffic(plan: Plan) -> Table:
 
 
 def _rounds(plan: Plan) -> Table:
-    """What one device sends over `data` in the whole run, beside an average in every step."""
+    """Bytes that one device sends over `data` in the whole run, beside an average in every step."""
     workers = plan.axis_sizes["data"]
     steps = sum(row.steps for row in plan.rounds)
     total = sum(row.steps * row.sent for row in plan.rounds)

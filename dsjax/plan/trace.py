@@ -97,7 +97,7 @@ class OneDevice:
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """What the traces say of one device.
+    """Measurements of one device's traces.
 
     Attributes:
         residuals: bytes kept from the forward to the backward pass of one micro-batch.

@@ -36,7 +36,7 @@ _LOSS_AND_TOKENS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Traffic:
-    """What crosses one axis in a step, bytes per device."""
+    """Bytes per device that cross one axis in a step."""
 
     axis: str
     what: str
@@ -70,7 +70,7 @@ def predict_traffic(setup: Setup, *, rows: int) -> tuple[Traffic, ...]:
 
 
 def _zero(setup: Setup) -> list[Traffic]:
-    """What crosses the axes of ZeRO."""
+    """Bytes that cross the axes of ZeRO."""
     config, model, frozen, layout = setup.config.model, setup.model, setup.frozen, setup.layout
     sizes, accumulation = dict(layout.mesh.shape), setup.config.train.accumulation
     axis = "+".join(a for a in ZERO_AXES if sizes[a] > 1)

@@ -1,4 +1,4 @@
-"""What a run that is gone on with has settled already, and a new run would settle otherwise.
+"""Choices that a resumed run has made already, and that a new run would make otherwise.
 
 Two things that the weights say were not asked for before: their own rates of dropout, and the names of their classes. A
 run keeps those that it began with.

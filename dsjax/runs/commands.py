@@ -33,7 +33,7 @@ def resume(folder: Path, *more: str) -> str:
 
 
 def uses(source: Path, *, writes: bool, classifies: bool, adapter: Path | None = None) -> list[str]:
-    """What a model may be used for, as commands; words in capitals are for the user to fill in.
+    """Commands that use a model; words in capitals are for the user to fill in.
 
     Args:
         source: the folder or file of the model.

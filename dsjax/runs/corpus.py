@@ -124,6 +124,6 @@ def open_rows(setup: Setup, corpus: Corpus, *, console: Console) -> RunData:
 
 
 def describe(corpus: Corpus) -> dict[str, Any]:
-    """What the run folder's data.json says; of labelled data also the names of the classes, by their numbers."""
+    """The content of the run folder's data.json; of labelled data also the names of the classes, by their numbers."""
     labels = {"labels": list(corpus.labels)} if corpus.labels else {}
     return {"hash": corpus.hash, "train_tokens": corpus.train_tokens, **labels}

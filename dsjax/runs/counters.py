@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass
 class Counters:
-    """What is counted over a whole run, across resumes; saved in every checkpoint.
+    """Counts over a whole run, across resumes; saved in every checkpoint.
 
     Attributes:
         steps: optimizer steps, skipped ones included.

@@ -1,4 +1,4 @@
-"""What a run keeps between one process and the next: writing checkpoints as it goes, and finding where it was."""
+"""Checkpoints of a run: written as it goes, and found again by the next process."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from dsjax.setup.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class RunStatus:
-    """How far a run has come.
+    """Progress of a run.
 
     Attributes:
         folder: of the run.

@@ -64,7 +64,7 @@ class Setup:
 
     @property
     def options(self) -> StepOptions:
-        """What a step computes: its objective, and what of the config changes it."""
+        """Options of a step: its objective, and the settings that change it."""
         train, model = self.config.train, self.config.model
         return StepOptions(
             objective=objective_of(self.config.data.task),

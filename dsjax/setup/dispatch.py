@@ -22,7 +22,7 @@ Key = tuple[bool, Bucket]
 
 
 class Gradients:
-    """What computes the gradients of a run, step by step. Close it when done.
+    """Gradient programs of a run, step by step. Close it when done.
 
     Args:
         programs: of the run.

@@ -14,7 +14,7 @@ EVALUATION_SPEC = PartitionSpec(("data", *BATCH_AXES))
 
 
 class Placement:
-    """How the rows of a global batch lie on the mesh.
+    """Placement of the rows of a global batch on the mesh.
 
     Args:
         sharding: of an array whose first dimensions number the rows.

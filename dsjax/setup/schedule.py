@@ -1,4 +1,4 @@
-"""How long the rows of each step are and how many tokens its middle layers keep, and what that adds up to.
+"""Schedule of a run: the length of each step's rows, the tokens that its middle layers keep, and their sums.
 
 A pure function of the step, worked out for the whole run before it starts. With B rows of at most T tokens, L layers
 of which L_n drop tokens, the length d and the kept count k of a step (k = d where nothing is dropped)

@@ -17,7 +17,7 @@ from dsjax.optimizers.create import create_optimizer
 
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a training step reads and replaces.
+    """State that a training step reads and replaces.
 
     Attributes:
         step: steps done, int32 scalar.

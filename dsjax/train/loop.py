@@ -47,7 +47,7 @@ Resume = Literal["no", "must", "if_any"]
 
 @dataclasses.dataclass(frozen=True)
 class RunResult:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
         folder: the run folder.
@@ -169,7 +169,7 @@ def _state(setup: Setup, status: RunStatus, report: Report) -> tuple[TrainState,
 
 
 def _whole_weights(setup: Setup, state: TrainState, frozen: Tree | None) -> Tree:
-    """What a run leaves behind: averaged parameters if there are, adapters merged into what they adapt."""
+    """The final weights: averaged parameters if there are, adapters merged into their base."""
     params = state.ema if state.ema is not None else state.params
     lora = setup.config.lora
     if lora is None or frozen is None:

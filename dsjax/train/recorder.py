@@ -78,7 +78,7 @@ class Recorder:
         self.counters = counters
         self.stop_agreed = False
         self.failures: list[str] = []
-        """What went wrong at the end of the run and did not stop it."""
+        """Failures at the end of the run that did not stop it."""
         self.step_seconds: list[float] = []
         self.data_seconds: list[float] = []
         self.token_rates: list[float] = []
@@ -117,7 +117,7 @@ class Recorder:
 
     @property
     def recent_seconds(self) -> float | None:
-        """How long a step takes now; None as long as none has been timed."""
+        """Seconds of a recent step; None as long as none has been timed."""
         return statistics.median(self.step_seconds[-9:]) if self.step_seconds else None
 
     def restart_clock(self) -> None:

@@ -27,7 +27,7 @@ from dsjax.train.signals import StopRequest
 
 @dataclasses.dataclass(frozen=True)
 class Instruments:
-    """What is open around the steps of a run.
+    """Resources that are open around the steps of a run.
 
     Attributes:
         batches: the rows of each step.
@@ -136,7 +136,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def _shown(config: ResolvedRunConfig, schedule: StepSchedule, cost: Cost, step: int) -> dict[str, float]:
-    """What is particular about a step's rows: nothing in a run whose rows are all alike."""
+    """Values that describe a step's rows: none in a run whose rows are all alike."""
     shown: dict[str, float] = {}
     curriculum = config.curriculum
     if curriculum is not None and curriculum.difficulty:

@@ -213,7 +213,7 @@ def _validation_metrics(config: ResolvedRunConfig, rows: list[dict[str, Any]]) -
 
 
 def _compared(config: ResolvedRunConfig, corpus: Corpus, rows: list[dict[str, Any]]) -> dict[str, tuple[Any, str]]:
-    """What can be had for nothing on the same targets."""
+    """Baselines on the same targets that need no training."""
     evaluated = [row for row in rows if "validation_loss" in row]
     compared = _COMPARED.get(config.data.task)
     return {} if compared is None or not evaluated else compared(config, corpus, evaluated[-1]["validation_loss"])
@@ -231,7 +231,7 @@ def _majority(config: ResolvedRunConfig, corpus: Corpus, loss: float) -> dict[st
 
 
 def _counted_metrics(config: ResolvedRunConfig, corpus: Corpus, loss: float) -> dict[str, tuple[Any, str]]:
-    """What counting single tokens and pairs of tokens gives on the validation targets of a language model."""
+    """Cross-entropy of counted single tokens and pairs on the validation targets of a language model."""
     batch_size = config.train.batch_size // config.train.accumulation
     batches = validation_rows(corpus, config.data, batch_size=batch_size, num_rows=config.evaluate.rows)
     counted = baseline(

@@ -38,9 +38,9 @@ class TransformerConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the matrix products; softmax, normalisation, logits and parameters stay float32."""
     remat: Remat = "none"
-    """What a block recomputes in the backward pass: nothing, all but matrix products, or all."""
+    """Values that a block recomputes in the backward pass: none, all but matrix products, or all."""
     task: Task = "language_model"
-    """What is on top: logits over the vocabulary, logits of classes, or one unit vector per text."""
+    """The head on top: logits over the vocabulary, logits of classes, or one unit vector per text."""
     num_labels: int = 2
     """Classes of the task `classification`."""
     init_from: str = ""

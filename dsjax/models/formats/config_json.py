@@ -87,7 +87,7 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
 
 
 def _classes(hf: Mapping[str, Any]) -> int:
-    """How many classes there are, as transformers counts: the names say it, else num_labels, else two."""
+    """The number of classes as transformers counts: by the names, else num_labels, else two."""
     names, number = hf.get("id2label"), hf.get("num_labels")
     if names and not isinstance(names, Mapping):
         raise ValueError(f"config.json: id2label must be an object, number -> name; got {shown(names)}")

@@ -63,7 +63,7 @@ class GGUFWeights:
     file: GGUFFile
     """The open file."""
     config: Mapping[str, Any]
-    """What config.json would say."""
+    """The entries that config.json would have."""
     stored: Mapping[str, str]
     """Hugging Face's name -> the file's; a name that is not known stands for itself."""
 
@@ -203,7 +203,7 @@ def _llama_config(metadata: _Metadata) -> dict[str, Any]:
 
 
 def _rope_scaling(metadata: _Metadata, head_dim: int) -> dict[str, Any] | None:
-    """What config.json would say; None for no scaling."""
+    """The entry that config.json would have; None for no scaling."""
     file = metadata.file
     # Older files have one key instead of the two.
     factor = metadata.real("rope.scaling.factor", metadata.real("rope.scale_linear", 1.0))

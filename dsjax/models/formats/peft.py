@@ -172,7 +172,7 @@ class _Module:
 
 
 def _prefix(config: ModelConfig) -> str:
-    """What stands before the names of tensors."""
+    """The prefix of tensor names."""
     return folders_of(config).prefix_for(config.task)
 
 
@@ -233,7 +233,7 @@ def _shortest(modules: Mapping[str, _Module], targets: set[str]) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Settings:
-    """What adapter_config.json says of the tensors."""
+    """Settings of the tensors in adapter_config.json."""
 
     lora: LoRAConfig
     """Rank and alpha of most modules."""
@@ -251,7 +251,7 @@ class _Settings:
         return self.ranks.get(_first_match(self.ranks, module), self.lora.rank)
 
     def scale_of(self, module: str) -> float:
-        """What a module's part is multiplied by."""
+        """The factor of a module's part."""
         rank, alpha = self.rank_of(module), self.alphas.get(_first_match(self.alphas, module), self.lora.alpha)
         return alpha / (math.sqrt(rank) if self.stable else rank)
 

@@ -264,7 +264,7 @@ _FREE = (
 
 
 def _architecture(config: ModelConfig) -> dict[str, Any]:
-    """What decides the numbers that a model computes, with defaults filled in."""
+    """Settings that decide the numbers of a model, with defaults filled in."""
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return {name: config.filled_in.get(name, value) for name, value in values.items() if name not in _FREE}
 

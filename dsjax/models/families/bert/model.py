@@ -107,7 +107,7 @@ def dropouts(task: Task) -> dict[str, float | None]:
 
 
 def unread(config: BertConfig) -> tuple[Unread, ...]:
-    """What a folder may have besides: numbers of positions, second copies, and the head for pairs of sentences."""
+    """Tensors that a folder may have besides: positions, second copies, and the head for pairs of sentences."""
     pairs, positions = Unread(r"cls\.seq_relationship\..*"), Unread("embeddings.position_ids", holds=_is_range)
     if config.task != "language_model":
         return pairs, positions, Unread(r"cls\.predictions\..*")

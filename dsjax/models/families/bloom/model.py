@@ -96,7 +96,7 @@ def dropouts(task: Task) -> dict[str, float | None]:
 
 
 def unread(config: BloomConfig) -> tuple[Unread, ...]:
-    """What a folder may have besides: a second copy of the embedding."""
+    """Tensors that a folder may have besides: a second copy of the embedding."""
     return copied_head(config, "word_embeddings.weight")
 
 

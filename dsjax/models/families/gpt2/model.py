@@ -86,7 +86,7 @@ def dropouts(task: Task) -> dict[str, float | None]:
 
 
 def unread(config: GPT2Config) -> tuple[Unread, ...]:
-    """What a folder may have besides: a second copy of the embedding, and masks."""
+    """Tensors that a folder may have besides: a second copy of the embedding, and masks."""
     return (
         *copied_head(config, "wte.weight"),
         Unread(r"h\.\d+\.attn\.bias", holds=_is_causal_mask),

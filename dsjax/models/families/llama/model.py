@@ -98,7 +98,7 @@ def dropouts(task: Task) -> dict[str, float | None]:
 
 
 def unread(config: LlamaConfig) -> tuple[Unread, ...]:
-    """What a folder may have besides: a second copy of the embedding, and the frequencies that old writers stored."""
+    """Tensors that a folder may have besides: a copy of the embedding, and the frequencies that old writers stored."""
     # Scaling divided the positions then, not the frequencies; stored in 16 bits they have 3 digits.
     plain = rope_frequencies(config.head_size, config.rope_base)
     ours = np.array(architecture(config).frequencies)
