@@ -152,8 +152,8 @@ class LowRank(nnx.Module):
 
 
 def with_product(
-    matrix: Float[Array, "*stack D _"], a: Float[Array, "*stack D r"], b: Float[Array, "*stack r _"], scale: float
-) -> Float[Array, "*stack D _"]:
+    matrix: Float[Array, "*stack_D_out"], a: Float[Array, "*stack D r"], b: Float[Array, "*stack_r_out"], scale: float
+) -> Float[Array, "*stack_D_out"]:
     """W + s A B, of every layer of a stack.
 
     Example:

@@ -6,17 +6,18 @@ Prompts are padded on the left to a bucket, so that all rows end at the same slo
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from dsjax.mesh.layout import BATCH_AXES, ONE_DEVICE, Layout
 from dsjax.models.sampling import Sampling, choose
-from dsjax.models.transformer import Cache, Transformer
+from dsjax.models.transformer import Transformer
 
 GREEDY = Sampling()
 
@@ -48,20 +49,21 @@ class _Progress:
     """Where generation stands.
 
     Attributes:
-        cache: keys and values.
-        valid: which slots of it count.
-        positions: each row's next position.
+        cache: keys and values, see `dsjax.models.transformer.Cache`.
+        valid: slots of it that count, bool [B, S].
+        positions: each row's next position, [B].
         slot: the next slot.
         key: of the draws.
-        seen: tokens that occurred; None when nothing asks for them.
+        seen: tokens that occurred, bool [B, V]; None when nothing asks for them.
     """
 
-    cache: Cache
-    valid: Bool[Array, "B S"]
-    positions: Int[Array, " B"]
-    slot: Int[Array, ""]
-    key: Key[Array, ""]
-    seen: Bool[Array, "B V"] | None
+    # Without jaxtyping's annotations, which the tests check: JAX rebuilds trees with leaves that are no arrays.
+    cache: Any
+    valid: jax.Array
+    positions: jax.Array
+    slot: jax.Array
+    key: jax.Array
+    seen: jax.Array | None
 
 
 @partial(jax.jit, static_argnames=("graph", "sampling", "room", "layout"))

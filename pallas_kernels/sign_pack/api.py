@@ -122,7 +122,7 @@ def unpack_average(
 
 def unpack(
     bits: UInt8[Array, "W S _"], scales: Float32[Array, "W S"], *, implementation: str = "auto"
-) -> Float32[Array, "S W*K"]:
+) -> Float32[Array, "S _"]:
     """Unpack the servers' answers: chunk w of tensor s is scales[w, s] * (2 bit - 1).
 
     Args:

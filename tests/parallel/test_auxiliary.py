@@ -203,10 +203,10 @@ def test_every_kind_of_layer_gives_its_losses_once(monkeypatch):
         architecture = dataclasses.replace(architecture_of(config), layers=layers * 2)
         return nnx.eval_shape(lambda: Transformer(config, architecture, key=jax.random.key(0)))
 
-    found = model("a", "b").auxiliary({"a": np.array([1, 2]), "b": np.array([3, 5])})
-    assert found == Auxiliary({"a": 3, "b": 8}, {"most_a": 2, "most_b": 5})
+    found = model("a", "b").auxiliary({"a": jnp.array([1.0, 2.0]), "b": jnp.array([3.0, 5.0])})
+    assert (found.losses, found.metrics) == ({"a": 3, "b": 8}, {"most_a": 2, "most_b": 5})
     with pytest.raises(ValueError, match="have one name, a, most_a: rename one of each"):
-        model("a", "a").auxiliary({"a": np.array([1, 2])})
+        model("a", "a").auxiliary({"a": jnp.array([1.0, 2.0])})
 
 
 def test_a_metric_with_a_name_that_is_taken_is_refused():

@@ -86,6 +86,7 @@ def test_per_worker_gradients_average_to_the_gradient(mesh_name):
 def poisoned(gradients, name: str, value: float):
     """The gradients with one element of one tensor replaced."""
     put = lambda path, leaf: leaf.at[(0,) * leaf.ndim].set(value) if path_name(path) == name else leaf
+    assert name in [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(gradients)]
     return jax.tree_util.tree_map_with_path(put, gradients)
 
 
@@ -95,7 +96,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(value):
     state, _ = training.train(training.state(), 1, accumulation=2)
     before = jax.device_get(dataclasses.replace(state, key=jax.random.key_data(state.key)))
     gradients, metrics = training.gradient(state, make_rows(), accumulation=2)
-    bad = poisoned(poisoned(gradients, "segments/0/mlp/up/kernel", value), "segments/0/mlp_norm/bias", value)
+    bad = poisoned(poisoned(gradients, "segments/0/0/mlp/up/kernel", value), "segments/0/0/mlp_norm/bias", value)
     new, more = training.update(state, bad, metrics["loss"])
     after = jax.device_get(dataclasses.replace(new, key=jax.random.key_data(new.key)))
     assert not more["finite"]
