@@ -43,7 +43,7 @@ help:
 	@echo "make test-slow     the other tests: exhaustive ones, real models, README's commands"
 	@echo "make lint          ruff: rules and formatting"
 	@echo "make types         pyright"
-	@echo "make check         lint, types and test: what a change must pass"
+	@echo "make check         lint, types and test: what one runs while working"
 	@echo "make gpu-check     on a machine with a GPU and JAX: all that only a GPU can tell, in 8 minutes (ARGS=--rehearse: on a CPU)"
 	@echo "make test-oldest   run every test of both kinds with the oldest JAX that is supported"
 	@echo "make install       make .venv and install dsjax with its development tools into it"

@@ -6,7 +6,6 @@ it.
 """
 
 import gc
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +16,10 @@ import pytest
 
 from tests import shapes
 
-if importlib.util.find_spec("beartype") is not None:  # until every environment has it
-    shapes.check_shapes()
+shapes.check_shapes()
 
-from dsjax.mesh.build import order_cpu_collectives
-from tests import helpers
+from dsjax.mesh.build import order_cpu_collectives  # noqa: E402  after the hook
+from tests import helpers  # noqa: E402
 
 HERE = Path(__file__).parent
 CACHE = HERE.parent / ".cache" / "jax-tests"

@@ -35,11 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choices = ("error", "replace", "skip")
     add("--undecodable", choices=choices, default="error", metavar="HOW", help="bytes not UTF-8: error, replace, skip")
     add("--batch-tokens", type=int, metavar="N", help="tokens at a time on each device (default: 8192)")
-    add("--json", action="store_true", help="print the figures, each with how it was obtained, as JSON")
+    add("--json", action="store_true", help="print the metrics, each with how it was obtained, as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the figures."""
+    """Print the metrics."""
     import json
     import sys
 
@@ -184,7 +184,7 @@ def _print_table(metrics: dict, title: str) -> None:
     from rich.table import Table
 
     table = Table(title=title)
-    table.add_column("figure", no_wrap=True)
+    table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("how it was obtained", overflow="fold")
     for name, (value, how) in metrics.items():

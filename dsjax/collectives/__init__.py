@@ -1,4 +1,4 @@
 """Compressed collectives on local shards, and the counting of collective bytes in compiled HLO.
 
-Imports mesh, observe and pallas_kernels; optimizers, moe and models may import it.
+May import mesh, observe and pallas_kernels; models, optimizers and the rooms above them may import it.
 """

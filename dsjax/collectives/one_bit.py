@@ -15,7 +15,7 @@ Three things differ from the usual presentation, none of them in the numbers abo
 is kept is b and its scale s (the *carry*), and e = b - s sgn(b) is computed when it is next needed, so that a phase is
 one pass over memory. Scales are sent within the bytes of the payload: however many tensors there are, a call is one
 all-to-all and one all-gather of uint8 (between two workers sums, of the same bytes). And S is that of the whole
-tensor, which the gathered |a_j|^2 give: results do not depend on how a tensor is cut over devices or layers are stacked
+tensor, which the gathered |a_j|^2 give: results do not depend on how a tensor is cut over devices or is part of a stack
 (`server_scale="chunk"` is the published form, S_j = |a_j| / sqrt(n / W)).
 
 n counts the values that are not masked. Tensors are padded to N, a multiple of 8 W, with values that stay zero and are

@@ -58,7 +58,7 @@ class RunConfig:
     name: str = "run"
     """Names the run folder, in runs/, when --run-dir does not; no separators, no dot or dash in front."""
     seed: int = 0
-    """Seed of initial weights and dropout."""
+    """Seed of initial weights, dropout and dropped tokens."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     """Devices."""
     model: AnyModelConfig = dataclasses.field(default_factory=BloomConfig)

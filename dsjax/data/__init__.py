@@ -1,7 +1,7 @@
 """Data: text, tokenizers, token stores, rows and curricula, one folder each. `Curriculum` is for your own pipeline.
 
-Imports checkpoint and observe; objectives, setup and above may import it. Names are looked up when they are used, so
-that `dsjax.data.config` alone does not import numpy.
+May import checkpoint, mesh and observe; objectives, setup and the rooms above may import it. Names are looked up when
+they are used, so that `dsjax.data.config` alone does not import numpy.
 """
 
 import importlib

@@ -1,4 +1,4 @@
 """Evaluation: validation while training, perplexity, masked words, classes.
 
-Imports runs, inference and below; plan and train may import it.
+May import inference, runs and what is below them; plan, train and cli may import it.
 """

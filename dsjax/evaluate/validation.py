@@ -28,7 +28,7 @@ def validation_placement(config: EvaluateConfig, train: TrainConfig, layout: Lay
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """Figures of a state over the fixed validation rows; of the averaged parameters if there are.
+    """Metrics of a state over the fixed validation rows; of the averaged parameters if there are.
 
     Attributes:
         batches: the rows, placed on the devices.

@@ -1,4 +1,4 @@
 """Trained models in use: opening a run, a folder or a GGUF file, generating text, embedding, converting.
 
-Imports runs and below, not train; evaluate, plan and train may import it.
+May import runs and what is below it; evaluate, plan, train and cli may import it.
 """

@@ -1,4 +1,4 @@
 """Layers of a transformer: attention, feed-forward, norms, embeddings, dropout, random-LTD.
 
-Imports mesh, observe and pallas_kernels; moe and models may import it.
+May import mesh, observe and pallas_kernels; models and the rooms above it may import it.
 """

@@ -44,7 +44,7 @@ class Visibility:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class WholeRows:
     """The view of whole rows: queries meet the keys of their own row, and nothing is kept.
 
     Attributes:

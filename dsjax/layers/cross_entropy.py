@@ -126,7 +126,7 @@ def _forward(x_BTD, table_VD, targets_BT, mask_BT, bias_V, layout: Layout):
         x_gradient = jnp.moveaxis(x_gradients, 0, 1).reshape(x_BTD.shape)
 
     def reduced(grown_S, like, axes):
-        return layout.reduced(grown_S.sum(0).T, axes).astype(like.dtype)
+        return layout.hold_gradient(grown_S.sum(0).T, axes).astype(like.dtype)
 
     table_gradient = reduced(grown[0], table_VD, ("vocab", "embed"))
     bias_gradient = None if bias_V is None else reduced(grown[1], bias_V, ("vocab",))

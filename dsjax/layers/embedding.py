@@ -1,4 +1,4 @@
-"""Token and position embeddings, and the logits of a tied one."""
+"""Tables of vectors: tokens, positions, token types."""
 
 import jax
 from flax import nnx

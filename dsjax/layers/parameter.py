@@ -43,4 +43,4 @@ def use(parameter: nnx.Param, context: Context, dtype: DTypeLike) -> jax.Array:
     value = parameter[...]
     if value.dtype.itemsize > jnp.dtype(dtype).itemsize:
         value = value.astype(dtype)
-    return context.layout.weight(value, parameter.get_metadata("axes")).astype(dtype)
+    return context.layout.gather(value, parameter.get_metadata("axes")).astype(dtype)

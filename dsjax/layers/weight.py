@@ -86,7 +86,7 @@ class FloatWeight(nnx.Param):
         """W[ids]."""
         # This holds the table's gradient too, which is then summed and reduced into its shards like any other. Left to
         # choose, XLA may gather the gradients of all devices' activations instead and sum them on each.
-        return context.layout.whole(self.whole(context, dtype=dtype), self.axes)[ids]
+        return context.layout.hold_gathered(self.whole(context, dtype=dtype), self.axes)[ids]
 
     def whole(self, context: Context, *, dtype: DTypeLike) -> Float[Array, "D *out"]:
         """W."""

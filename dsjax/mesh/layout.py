@@ -42,7 +42,9 @@ RULES: dict[str, str | None] = {
 MAY_STAY_WHOLE = {"kv_heads"}
 """Dimensions that are not split where the mesh axis does not divide them: each device then holds all of it."""
 BATCH_AXES = ("fsdp", "expert")
+"""Mesh axes over which a worker's rows are split."""
 ZERO_AXES = ("fsdp", "expert")
+"""Mesh axes over which ZeRO splits what would lie on each alike. The same today, but a mesh axis may do one of both."""
 
 Axes = tuple[str, ...]
 
@@ -148,17 +150,17 @@ class Layout:
         """The sharding of a spec on this layout's mesh."""
         return NamedSharding(self.mesh, spec)
 
-    def weight(self, value: jax.Array, axes: Axes) -> jax.Array:
+    def gather(self, value: jax.Array, axes: Axes) -> jax.Array:
         """Gather a stored parameter for use; its gradient is reduced straight into the gradient's shards."""
         gathered, gradient = self.named(self.gathered(axes, value.shape)), self.named(self.gradient(axes, value.shape))
         # The name lets a remat policy gather again in the backward pass instead of keeping whole weights.
         return checkpoint_name(_gather(value, gathered, gradient), "gathered")
 
-    def whole(self, value: jax.Array, axes: Axes) -> jax.Array:
+    def hold_gathered(self, value: jax.Array, axes: Axes) -> jax.Array:
         """Hold a gathered weight, and the gradient that comes back for it, to the gathered layout."""
         return jax.lax.with_sharding_constraint(value, self.named(self.gathered(axes, value.shape)))
 
-    def reduced(self, gradient: jax.Array, axes: Axes) -> jax.Array:
+    def hold_gradient(self, gradient: jax.Array, axes: Axes) -> jax.Array:
         """Hold a parameter's gradient to where gradients lie."""
         return jax.lax.with_sharding_constraint(gradient, self.named(self.gradient(axes, gradient.shape)))
 
@@ -177,13 +179,13 @@ class _OneDevice(Layout):
 
     places: ClassVar[bool] = False
 
-    def weight(self, value: jax.Array, axes: Axes) -> jax.Array:
+    def gather(self, value: jax.Array, axes: Axes) -> jax.Array:
         return value
 
-    def whole(self, value: jax.Array, axes: Axes) -> jax.Array:
+    def hold_gathered(self, value: jax.Array, axes: Axes) -> jax.Array:
         return value
 
-    def reduced(self, gradient: jax.Array, axes: Axes) -> jax.Array:
+    def hold_gradient(self, gradient: jax.Array, axes: Axes) -> jax.Array:
         return gradient
 
     def activation(self, value: jax.Array, *dims: str | None) -> jax.Array:

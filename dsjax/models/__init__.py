@@ -1,7 +1,7 @@
 """Models: the transformer of every family, its generation, adapters, and `load_pretrained` for Hugging Face folders.
 
-Imports layers, checkpoint, mesh and observe, later moe; objectives, setup and above may import it. The two names are
-looked up when they are used, so that `dsjax.models.config` alone does not import jax.
+May import layers, collectives, checkpoint, mesh, observe and pallas_kernels; objectives, setup and the rooms above may
+import it. The two names are looked up when they are used, so that `dsjax.models.config` alone does not import jax.
 """
 
 import importlib

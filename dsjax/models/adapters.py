@@ -79,7 +79,7 @@ def with_adapters(model: Transformer, lora: LoRAConfig) -> Transformer:
     """The model itself, in which every kernel that matches `lora.targets` now has an A and a B.
 
     Args:
-        model: abstract (from `dsjax.models.families.registry.abstract`); the new parameters are abstract, too.
+        model: abstract (from `dsjax.models.families.build.abstract`); the new parameters are abstract, too.
         lora: the adapters.
 
     Raises:
@@ -133,7 +133,7 @@ def initial_adapters(shapes: Tree, segments: Segments, key: jax.Array) -> Tree:
 
 
 def _keys(names: list[str], is_stack: bool, key: jax.Array) -> jax.Array:
-    """Keys [n] of a stack's layers, from their numbers and from what is stacked; n = 1 outside the layers."""
+    """Keys [n] of a stack's layers, from their numbers and the tensor's name; n = 1 outside the layers."""
     parts = [name.split(".", 2) for name in names]
     numbers = [int(part[1]) if is_stack else 0 for part in parts]
     of_kernel = derive(key, parts[0][2] if is_stack else names[0])

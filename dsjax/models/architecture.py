@@ -1,6 +1,7 @@
 """Description of a transformer: the sizes of a model, and everything in which families differ.
 
-Nobody but a family's own file looks at its config for these: layers, planner and formats ask the Architecture.
+Layers, planner and formats ask the Architecture for these, not a family's config; what all families set alike (dropout,
+task, the number of layers) the config tells too.
 """
 
 import dataclasses

@@ -95,7 +95,7 @@ class PretrainedConfig:
     remat: Remat = "none"
     """Values that a block recomputes in the backward pass."""
     segments: tuple[int, ...] = ()
-    """Lengths of the scanned runs of layers, in order; () means (1, L-2, 1)."""
+    """Lengths of segments of layers, in order; () means (1, L-2, 1), below 4 layers all ones."""
 
 
 # A run file may give any family's settings: for the type checker their common interface, for the loader their union.

@@ -1,8 +1,10 @@
-"""The interface of a model, of a Transformer or any other: all that the rooms above `models` ask of one.
+"""The interface of a model, of a Transformer or any other: what the rooms above `models` ask of one.
 
 Its settings are a `dsjax.models.config.ModelConfig`. Before it is built it has a `Description`, from which `plan` and
 the checks of mesh and rows take what they need. Built, it is a `Model`: an `nnx.Module` whose parameters name their
-dimensions (layers/parameter.py), which is enough for ModelTree, shardings, checkpoints and optimizers.
+dimensions (layers/parameter.py), which is enough for ModelTree, shardings, checkpoints and optimizers. Objectives ask
+for more: all of them for `features` and, where layers give statistics, `auxiliary`; those of language models for
+`logit_inputs`, that of classes for `classify`. models/transformer.py has all four.
 """
 
 from typing import Protocol, Self
@@ -42,7 +44,7 @@ class Description(Protocol):
         ...
 
     def segments(self, lengths: tuple[int, ...]) -> Segments:
-        """The stack of its layers, cut as the config's `segment_lengths` say; () when it has none."""
+        """Kinds and numbers of its layers, cut as the config's `segment_lengths` say; () without a stack of layers."""
         ...
 
     @property
@@ -68,6 +70,6 @@ class Model(Protocol):
         ...
 
     @property
-    def stack(self) -> Segments:
-        """The stack of its layers, whose parameters are at ('segments', i, j, ...); () when it has none."""
+    def segment_specs(self) -> Segments:
+        """Kinds and numbers of its layers, whose parameters are at ('segments', i, j, ...); () without such a stack."""
         ...

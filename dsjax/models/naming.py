@@ -1,6 +1,6 @@
 """Names of tensors outside the program: one per layer, with the layer's number.
 
-Inside, the layers at one position of a segment are one stacked array ('segments', 1, 0, 'mlp', 'up', 'kernel'); in
+Inside, the layers at one position of a segment are one array of a stack ('segments', 1, 0, 'mlp', 'up', 'kernel'); in
 checkpoints and in Hugging Face folders there is 'layers.3.mlp.up.kernel', so that a model may be cut anew.
 """
 

@@ -1,7 +1,7 @@
 """The stack of layers: segments of repeated patterns, their parameters, and the walk through them.
 
 A segment is a pattern of layers that is repeated: (dense, experts) x 6 is twelve layers, which one scan computes in six
-rounds of two. The layers at position j of segment i are one block, `stack[i][j]`, whose parameters have a first
+rounds of two. The layers at position j of segment i are one block, `blocks[i][j]`, whose parameters have a first
 dimension `repeats`: ('segments', i, j, 'mlp', 'up', 'kernel').
 """
 
@@ -103,7 +103,7 @@ def check_dropping(segments: Segments, dropping: range) -> None:
             working = [n for n in (dropping.start, len(dropping), sum(lengths) - dropping.stop) if n]
             raise ValueError(
                 f"random_ltd drops tokens in layers {dropping.start} to {dropping.stop - 1}, but model.segments "
-                f"{lengths} computes layers {first} to {first + length - 1} as one run; set model.segments to "
+                f"{lengths} computes layers {first} to {first + length - 1} as one segment; set model.segments to "
                 f"{working}, or change random_ltd.first_layers and last_layers"
             )
         first += length
@@ -151,7 +151,7 @@ Layer = Callable[[Any, Float[Array, "B T D"], Int[Array, ""], Any], tuple[Float[
 
 
 def through(
-    stack: Sequence[Sequence[nnx.Module]],
+    blocks: Sequence[Sequence[nnx.Module]],
     segments: Segments,
     x_BTD: Float[Array, "B T D"],
     layer: Layer,
@@ -162,7 +162,7 @@ def through(
     """Pass x through all layers, and collect what each of them gives besides.
 
     Args:
-        stack: blocks [segment][position], their parameters [repeats, ...].
+        blocks: [segment][position], their parameters [repeats, ...].
         segments: of the model.
         x_BTD: input of the first layer.
         layer: computes one of them.
@@ -175,9 +175,9 @@ def through(
     if given is None:
         given = [(None,) * len(segment.pattern) for segment in segments]
     collected = []
-    for blocks, segment, numbers, extra in zip(stack, segments, layer_numbers(segments), given, strict=True):
+    for of_segment, segment, numbers, extra in zip(blocks, segments, layer_numbers(segments), given, strict=True):
         scanned = segment.repeats > 1
-        parts = [nnx.split(block) for block in blocks]
+        parts = [nnx.split(block) for block in of_segment]
         layers = [wrap(partial(_one_layer, layer, graph), scanned) for graph, _ in parts]
         inputs = tuple(zip(map(as_array, numbers), (parameters for _, parameters in parts), extra, strict=True))
         pattern = partial(_one_round, layers)

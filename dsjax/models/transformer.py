@@ -1,8 +1,8 @@
 """The transformer of every family, assembled from layers/: embedding, blocks, final norm, logits.
 
-Blocks are kept in segments: repeated patterns of layers, each computed by one scan (models/stack.py). The default
-(1, L-2, 1) keeps the first and last layer apart, which random layer-token dropping needs; slicing them out of one stack
-would copy all of it.
+Blocks are kept in segments: repeated patterns of layers, each computed by one scan, or without one where there is one
+repeat (models/stack.py). The default (1, L-2, 1) keeps the first and last layer apart, which random layerwise token
+dropping needs; slicing them out of one stack would copy all of it. Below 4 layers each is a segment.
 
 Shapes: B rows, T positions, D model, H heads, G heads of keys and values, K head size, V vocabulary.
 """
@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dsjax.layers.attention import Rows, Visibility, document_mask
+from dsjax.layers.attention import Visibility, WholeRows, document_mask
 from dsjax.layers.context import Context
 from dsjax.layers.cross_entropy import logits
 from dsjax.layers.dropout import dropout, fold
@@ -63,7 +63,7 @@ class Transformer(nnx.Module):
         if architecture.embedding_norm:
             self.embed_norm = Norm(architecture.model_dim, architecture.norm, eps=architecture.norm_eps)
         make = lambda kind, number: Block(config, architecture, kind, key=derive(derive(key, "layers"), number))
-        self.segments = make_stack(make, self.stack)
+        self.segments = make_stack(make, self.segment_specs)
         if architecture.norm_first:
             self.final_norm = Norm(architecture.model_dim, architecture.norm, eps=architecture.norm_eps)
         if not architecture.tied:
@@ -90,8 +90,8 @@ class Transformer(nnx.Module):
             )
 
     @property
-    def stack(self) -> Segments:
-        """The segments of the layers: `segments[i][j]` has the parameters of those at position j of segment i."""
+    def segment_specs(self) -> Segments:
+        """Kinds and numbers of the layers: `segments[i][j]` holds those at position j of `segment_specs[i]`."""
         return self.architecture.segments(self.config.segment_lengths)
 
     def __call__(
@@ -165,7 +165,7 @@ class Transformer(nnx.Module):
             ValueError: layers that drop tokens and layers that do not are in one segment.
         """
         if dropping is not None:
-            check_dropping(self.stack, dropping.layers)
+            check_dropping(self.segment_specs, dropping.layers)
         keys = keys if self.config.dropout or self.config.attention_dropout else None
         x_BTD = self.embedded(tokens, positions, token_types, layout=layout)
         x_BTD = dropout(x_BTD, fold(fold(keys, self.config.num_layers), 0), rate=self.config.dropout)
@@ -178,13 +178,13 @@ class Transformer(nnx.Module):
             return x_BTD, statistics
 
         def layer(block: Block, x_BTD: jax.Array, number: jax.Array, kept: jax.Array | None):
-            context = Context(layout, fold(keys, number), number, valid, Rows(visibility))
+            context = Context(layout, fold(keys, number), number, valid, WholeRows(visibility))
             if kept is None:
                 return forward(block, x_BTD, context)
             bias = self._bias(kept, kept)
             seen = among_kept(visibility, kept, segments, num_positions=x_BTD.shape[1], bias_BHKK=bias)
             real = kept < x_BTD.shape[1] if valid is None else take(valid, kept)
-            context = dataclasses.replace(context, valid=real, view=Rows(seen))
+            context = dataclasses.replace(context, valid=real, view=WholeRows(seen))
             return around(lambda some: forward(block, some, context), x_BTD, kept, layout=layout)
 
         def wrap(body: Callable, scanned: bool) -> Callable:
@@ -192,7 +192,7 @@ class Transformer(nnx.Module):
             gathered = layout.places and (layout.zero_stage >= 3 or scanned)
             return rematerialised(body, self.config.remat, gathered=gathered, scanned=scanned)
 
-        x_BTD, statistics = through(self.segments, self.stack, x_BTD, layer, given=kept, wrap=wrap)
+        x_BTD, statistics = through(self.segments, self.segment_specs, x_BTD, layer, given=kept, wrap=wrap)
         return self._final(x_BTD, layout), by_layer(statistics)
 
     def _final(self, x_BTD: Float[Array, "B T D"], layout: Layout) -> Float[Array, "B T D"]:
@@ -205,7 +205,7 @@ class Transformer(nnx.Module):
         Raises:
             ValueError: two kinds give the same name.
         """
-        kinds = dict.fromkeys(spec.feed_forward for segment in self.stack for spec in segment.pattern)
+        kinds = dict.fromkeys(spec.feed_forward for segment in self.segment_specs for spec in segment.pattern)
         return merged([kind.from_statistics(statistics) for kind in kinds])
 
     def _kept(self, dropping: Dropping, length: int, layout: Layout) -> list[list[Int[Array, "n B K"] | None]]:
@@ -213,7 +213,7 @@ class Transformer(nnx.Module):
         drawn = lambda numbers: dropping.indices(as_array(numbers), length, layout=layout)
         return [
             [drawn(numbers) if numbers[0] in dropping.layers else None for numbers in segment]
-            for segment in layer_numbers(self.stack)
+            for segment in layer_numbers(self.segment_specs)
         ]
 
     def embedded(
@@ -282,7 +282,7 @@ class Transformer(nnx.Module):
         def layer(block: Block, x_BTD: jax.Array, number: jax.Array, _: None):
             return block(x_BTD, dataclasses.replace(context, number=number))[:2]
 
-        x_BTD, cache = through(self.segments, self.stack, x_BTD, layer)
+        x_BTD, cache = through(self.segments, self.segment_specs, x_BTD, layer)
         return self._final(x_BTD, layout), cache
 
     def decode(
@@ -314,7 +314,7 @@ class Transformer(nnx.Module):
         def layer(block: Block, x_BTD: jax.Array, number: jax.Array, old: KeyValues):
             return block(x_BTD, Context(layout, number=number, view=Slots(visibility, old, start)))[:2]
 
-        x_BTD, cache = through(self.segments, self.stack, x_BTD, layer, given=cache)
+        x_BTD, cache = through(self.segments, self.segment_specs, x_BTD, layer, given=cache)
         return self._final(x_BTD, layout), cache
 
     def table(self, *, layout: Layout = ONE_DEVICE) -> Float[Array, "V D"]:

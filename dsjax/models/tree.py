@@ -27,7 +27,7 @@ class ModelTree:
         shapes: tree of ShapeDtypeStructs.
         axes: tree of the names of each parameter's dimensions, without the first one of layers, which counts them.
         leading: tree of ints, how many of the first dimensions count tensors: a tensor is one layer's, one expert's.
-        segments: the stack of its layers; () of a model that has none.
+        segments: kinds and numbers of its layers; () of a model without a stack of layers.
     """
 
     graph: Any
@@ -45,7 +45,7 @@ class ModelTree:
             jax.tree.map(lambda v: v.replace(Names(v.get_metadata("axes"))), state, is_leaf=is_variable)
         )
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nnx.to_pure_dict(state))
-        return cls(graph, shapes, axes, jax.tree.map(_leading, axes, shapes), model.stack)
+        return cls(graph, shapes, axes, jax.tree.map(_leading, axes, shapes), model.segment_specs)
 
     def part(self, keep: Callable[[str], bool]) -> "ModelTree":
         """The same model's graph with some of its parameters only; `keep` sees names such as "classifier.kernel"."""

@@ -1,10 +1,9 @@
 """The interface of an objective: its loss on a micro-batch, and what it makes of the layers' statistics.
 
 A new objective is a file like labels.py, named in registry.py; its rows are those of the format that has its name in
-data/rows/formats.py. Its loss is a sum over real targets: a step divides by
-the number of those in the global batch, however it is cut. Losses made of statistics are not sums (a balancing loss is
-a product of two means): each is that of one micro-batch, weighted by the micro-batch's share of the real targets, and
-therefore depends on how many micro-batches there are (workers W times accumulation A), but not on the mesh otherwise.
+data/rows/formats.py. Its loss is a sum over real targets: a step divides by the number of those in the global batch,
+however it is cut. Losses made of statistics are not sums: each is that of one micro-batch (setup/step.py says how they
+are weighted).
 
 B rows, T tokens, D model.
 """
@@ -85,7 +84,7 @@ TAKEN = frozenset(
         "worker_skips", "stop",
     }
 )  # fmt: skip
-"""Names of metrics that every run has."""
+"""Names of metrics that a run may have, and that its layers therefore cannot give."""
 
 
 def micro_batch_loss(
@@ -100,8 +99,7 @@ def micro_batch_loss(
     """The loss of one micro-batch, summed over its real targets, with the losses of its statistics.
 
     Returns:
-        loss: of the targets, and each auxiliary loss times the number of targets: divided by the number in the global
-            batch, the micro-batch's share of it.
+        loss: of the targets, and each auxiliary loss times the number of targets (see setup/step.py).
         shown: the loss of the targets alone, `loss`, and the auxiliary losses and metrics times the number of targets.
 
     Raises:

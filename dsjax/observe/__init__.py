@@ -1,4 +1,4 @@
 """Trackers, progress, profiles, memory, plots, and reading of untrusted files.
 
-Imports no other room; every room may import it.
+May import no other room; every room may import it.
 """

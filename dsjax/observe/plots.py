@@ -172,6 +172,6 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 def _column(rows: Sequence[Mapping[str, float | int | str]], name: str) -> tuple[list[float], list[float]]:
-    """Steps and values of the rows that hold a figure; what is not finite becomes a gap."""
+    """Steps and values of the rows that hold a metric; what is not finite becomes a gap."""
     pairs = [(float(row["step"]), float(row[name])) for row in rows if name in row]
     return [step for step, _ in pairs], [value if math.isfinite(value) else math.nan for _, value in pairs]

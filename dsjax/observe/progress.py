@@ -85,7 +85,7 @@ class Progress:
             self._live = None
 
     def update(self, step: int, **metrics: float) -> None:
-        """Shows that `step` is done, with its metrics; a figure not given keeps its last value.
+        """Shows that `step` is done, with its metrics; a metric not given keeps its last value.
 
         Known: loss, validation_loss (nats per token), learning_rate, tokens_per_second, and of runs whose rows change
         length, kept, difficulty, tokens, saving (a share); any other is shown by its name.

@@ -106,7 +106,7 @@ class TensorBoardTracker:
         self.flush()
 
     def log(self, step: int, row: Row) -> None:
-        """Adds a point to the curve of each figure."""
+        """Adds a point to the curve of each metric."""
         for name, value in row.items():
             make = self._summary.text if isinstance(value, str) else self._summary.scalar
             self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=make(name, value)))

@@ -1,7 +1,7 @@
 """Optimizers: optax transforms with compressed communication, and helpers for your own training step.
 
-Imports collectives, mesh and observe; setup and above may import it. Names are looked up when they are used, so that
-`dsjax.optimizers.config` alone does not import jax.
+May import collectives, mesh and observe; setup and the rooms above may import it. Names are looked up when they are
+used, so that `dsjax.optimizers.config` alone does not import jax.
 """
 
 import importlib

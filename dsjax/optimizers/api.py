@@ -41,7 +41,7 @@ Update = Callable[[Tree, Tree, UpdateInputs], tuple[Tree, Tree]]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Measurements of a step's gradients: scalars, or [W] in stages without communication.
+    """Measurements of a step's gradients: scalars; norm, finite and first_bad are [W] in local and sync stages.
 
     Attributes:
         norm: the norm that clipping goes by, before it, float32.
@@ -77,7 +77,7 @@ class StagedTransform:
         state_specs: (abstract state, tree of params' specs) -> tree of the state's specs.
         rounds: steps of a run -> stage -> how many of them run in it.
         kinds: stage -> its communication.
-        shift: state -> difference of each worker's parameters from the shared ones in local stages, [W, ...]
+        shift: state -> difference of each worker's parameters from the shared ones in the stages `local`, [W, ...]
             ([S, W, ...] for a stack of layers); None of an optimizer without such stages.
         freeze: rule by which the freeze may be decided during the run, or None.
     """
@@ -94,12 +94,12 @@ class StagedTransform:
 
     @property
     def local(self) -> frozenset[str]:
-        """Stages in which a worker takes its gradient at its own parameters, and loss and metrics are [W]."""
+        """Stages with gradients at the worker's own parameters: kinds sync and local; loss and metrics are [W]."""
         return frozenset(stage for stage, kind in self.kinds.items() if kind in ("sync", "local"))
 
     @property
     def no_collectives(self) -> frozenset[str]:
-        """Stages in which nothing crosses the workers' axis."""
+        """Stages in which nothing crosses the workers' axis: kind local."""
         return frozenset(stage for stage, kind in self.kinds.items() if kind == "local")
 
 

@@ -1,4 +1,4 @@
-"""LAMB (arXiv 1904.00962, algorithm 2), per tensor also where layers or experts are stacked in one array.
+"""LAMB (arXiv 1904.00962, algorithm 2), per tensor also where one array is that of a stack of layers or of experts.
 
   m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2,  r = m^ / (sqrt(v^) + eps),  u = r + decay * w
   w <- w - lr * (|w| / |u|) u        with |w| / |u| = 1 where either is 0

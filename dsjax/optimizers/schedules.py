@@ -1,7 +1,7 @@
 """Learning rates as pure functions of the clocks, evaluated on the host and handed to the step as a scalar.
 
-After n of the N steps of a warm-up (in steps or tokens) the rate is peak (n / N)^power; then, with x the share of the
-decay that is done and m the least share of the peak,
+After n of the N steps of a warm-up (in steps, tokens or layer tokens) the rate is peak (n / N)^power; then, with x the
+share of the decay that is done and m the least share of the peak,
 
     constant      peak
     linear        peak (m + (1 - m) (1 - x))

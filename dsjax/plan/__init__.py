@@ -1,4 +1,4 @@
 """Predictions before a run: memory, traffic, FLOPs, disk, and checks of what would fail at its end.
 
-Imports setup, runs, inference and evaluate; train may import it.
+May import evaluate, inference, runs and what is below them; train and cli may import it.
 """

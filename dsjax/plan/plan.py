@@ -175,7 +175,7 @@ def planned_setup(config: RunConfig, *, num_devices: int | None = None) -> Setup
         >>> from dsjax.setup.config import TrainConfig
         >>> run = RunConfig(mesh=MeshConfig(data=2, fsdp=4, zero_stage=3), train=TrainConfig(steps=1))
         >>> planned_setup(run).shapes.params["embed"]["table"].sharding.spec
-        P(('tensor', 'fsdp', 'expert'), None)
+        P('tensor', ('fsdp', 'expert'))
     """
     config = resolved(config)
     layout = abstract_layout(_sizes(config, num_devices), config.mesh.zero_stage)

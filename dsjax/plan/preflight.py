@@ -102,7 +102,7 @@ def known_tokenizer(config: DataConfig) -> Tokenizer | None:
 
 
 def _check_evaluation(evaluate: EvaluateConfig, observe: ObserveConfig) -> None:
-    """Refuse numbers below 0: no row would be evaluated, and no figure made of that."""
+    """Refuse numbers below 0: no row would be evaluated, and no metric made of that."""
     numbers = {f"evaluate.{name}": getattr(evaluate, name) for name in ("every", "rows", "batch_size")}
     numbers["observe.peak_tflops"] = observe.peak_tflops
     if wrong := [f"{name} = {value}" for name, value in numbers.items() if value < 0]:

@@ -1,4 +1,4 @@
-"""The schedule of a run whose rows or kept tokens grow: as rows of figures, and as a picture of characters."""
+"""The schedule of a run whose rows or kept tokens grow: as rows of metrics, and as a picture of characters."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _ROWS, _COLUMNS, _HEIGHT = 9, 80, 8
 
 
 def schedule_rows(schedule: StepSchedule, cost: Cost) -> list[dict[str, Any]]:
-    """Figures at even distances over the run, the last step among them; one row for a run that never changes."""
+    """Metrics at even distances over the run, the last step among them; one row for a run that never changes."""
     steps = (
         np.unique(np.linspace(0, schedule.num_steps - 1, _ROWS).astype(int))
         if _changes(schedule)

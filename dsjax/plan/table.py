@@ -114,7 +114,7 @@ def _disk(plan: Plan) -> str:
 
 def _compiled(plan: Plan, compiled: dict[str, Any]) -> Table:
     seconds = sum(program["seconds"] for program in compiled.values())
-    table = Table(title=f"Compiled by XLA:CPU in {seconds:.1f} s; its figures hold for a CPU", width=100)
+    table = Table(title=f"Compiled by XLA:CPU in {seconds:.1f} s; its sizes hold for a CPU", width=100)
     for heading in ("", "predicted", "compiled", "ratio"):
         table.add_column(heading, justify="right" if heading else "left")
     rows = []

@@ -1,4 +1,4 @@
 """Run folders: their files, resuming, saving, and the counters of a run.
 
-Imports setup and below; plan, inference, evaluate and train may import it.
+May import setup and what is below it; inference, evaluate, plan, train and cli may import it.
 """

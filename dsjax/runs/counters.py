@@ -9,7 +9,7 @@ class Counters:
 
     Attributes:
         steps: optimizer steps, skipped ones included.
-        tokens: effective tokens (see schedule.py).
+        tokens: effective tokens (see setup/schedule.py).
         layer_tokens: tokens times the layers that saw them.
         real_tokens: target tokens that counted in the loss.
         skipped: steps whose gradient was not finite.

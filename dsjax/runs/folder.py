@@ -3,7 +3,7 @@
 config.yaml     the resolved config          versions.json   packages, devices, flags
 data.json       hash and size of the data    tokenizer/      what the tokens mean
 metrics.jsonl   one row a step               loss.png        its picture
-checkpoints/    see checkpoint/store.py      summary.json    the outcome, each figure with how it was obtained
+checkpoints/    see checkpoint/store.py      summary.json    the outcome, each metric with how it was obtained
 
 What a resume replaces (rows of metrics.jsonl, a config that changed harmlessly) stays beside it as NAME.bak, NAME.bak.1
 and so on.
@@ -31,7 +31,7 @@ from dsjax.runs.disk import unwritable
 from dsjax.setup.resolve import resolved
 
 SUMMARY_FILE = "summary.json"
-FAILED = "failed"  # its figure of what went wrong at the end; a resume tries that again
+FAILED = "failed"  # its entry of what went wrong at the end; a resume tries that again
 # What may differ when a run is resumed: where and how it runs, how long, and what is looked at meanwhile. Data may lie
 # elsewhere: their hash says whether they are the same.
 RESUMABLE = re.compile(

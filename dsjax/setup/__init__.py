@@ -1,4 +1,4 @@
 """A run assembled from its config: state, steps, programs, placements and the schedule of all steps.
 
-Imports models, data, objectives and optimizers; runs, plan, inference, evaluate and train may import it.
+May import models, data, objectives, optimizers and what is below them; runs and the rooms above may import it.
 """

@@ -41,7 +41,7 @@ class Setup:
     Attributes:
         config: of the run, resolved.
         layout: the mesh and the ZeRO stage; a mesh without devices does for all but `placements` and `programs`.
-        model: what is trained, taken apart.
+        model: the part that is trained, as trees of its parameters.
         frozen: the rest of the model; None when all of it is trained.
         schedule: of the run.
         optimizer: of `model`.
@@ -62,7 +62,7 @@ class Setup:
     schedule: StepSchedule
     optimizer: StagedTransform
 
-    @property
+    @functools.cached_property
     def options(self) -> StepOptions:
         """Options of a step: its objective, and the settings that change it."""
         train, model = self.config.train, self.config.model
@@ -101,7 +101,7 @@ class Setup:
 
     @functools.cached_property
     def programs(self) -> Programs:
-        """The jitted programs; each is compiled by its first call."""
+        """The jitted programs; each is compiled by its first call, or ahead, by setup/dispatch.py."""
         return make_programs(self.model, self.optimizer, self.layout, self.shardings, self.options)
 
 
@@ -115,7 +115,7 @@ def assemble(config: RunConfig, *, layout: Layout | None = None) -> Setup:
     Raises:
         ValueError: the config does not fit the devices, the weights it starts from or itself.
     """
-    config = resolved(config)
+    config = resolved(config)  # `run` has done so already: it stays as it is
     if layout is None:
         layout = Layout(make_mesh(config.mesh), config.mesh.zero_stage)
     check_divisible(config.model, layout.mesh.shape)

@@ -6,7 +6,7 @@ compilation took, and at least LEAST_LEAD seconds. Which programs there are, and
 follows from the step alone, so that all processes compile the same ones in the same order; only when each begins
 depends on its clock.
 
-A step whose program is not ready waits. That wait is the stall, and has its own figure.
+A step whose program is not ready waits. That wait is the stall, and has a metric of its own.
 """
 
 import time
@@ -32,7 +32,7 @@ class Ahead:
         >>> lower = lambda size: program.lower(jax.ShapeDtypeStruct((size,), "float32"))
         >>> with Ahead(lambda step: 2 if step < 3 else 4, lower, num_steps=6) as ahead:
         ...     compiled, stall = ahead.get(0)
-        ...     ahead.look(0, step_seconds=0.1)
+        ...     ahead.compile_soon(0, step_seconds=0.1)
         ...     ahead.get(3)[0](jax.numpy.zeros(4)).tolist()
         [1.0, 1.0, 1.0, 1.0]
     """
@@ -40,7 +40,7 @@ class Ahead:
     def __init__(self, key_at: Callable[[int], Hashable], lower: Callable[[Any], Any], *, num_steps: int) -> None:
         self._key_at, self._lower, self._num_steps = key_at, lower, num_steps
         self._programs: dict[Hashable, Future[Any]] = {}
-        self._looked = 0
+        self._checked = 0
         self._last_seconds = 0.0
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
 
@@ -57,7 +57,7 @@ class Ahead:
         began = time.perf_counter()
         return future.result(), time.perf_counter() - began
 
-    def look(self, step: int, *, step_seconds: float) -> None:
+    def compile_soon(self, step: int, *, step_seconds: float) -> None:
         """Begin to compile what the steps after this one will need soon.
 
         Args:
@@ -68,8 +68,8 @@ class Ahead:
             return
         lead = max(LEAST_LEAD, LEAD * self._last_seconds)
         horizon = min(self._num_steps, step + 2 + int(lead / max(step_seconds, 1e-6)))
-        for later in range(max(self._looked, step + 1), horizon):
-            self._looked = later + 1
+        for later in range(max(self._checked, step + 1), horizon):
+            self._checked = later + 1
             if (key := self._key_at(later)) not in self._programs:
                 self._begin(key)
                 return

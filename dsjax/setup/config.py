@@ -1,4 +1,4 @@
-"""Steps, rows and gradients of a training run."""
+"""The settings of the training loop: its length, batch, clipping, bounds and average of the parameters."""
 
 import dataclasses
 

@@ -1,7 +1,7 @@
 """The gradients of each step, from the program of its size; schedule.py has the sizes, compile_ahead.py the time.
 
 A run of one size calls its jitted program, which compiles in the first step. A run of several has them compiled before
-they are needed, from shapes alone, so that no step but the first waits.
+they are needed, from shapes alone, so that steps but the first seldom wait.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from dsjax.setup.schedule import Bucket, StepSchedule
 from dsjax.setup.state import TrainState
 
 Key = tuple[bool, Bucket]
-"""Whether a program is of a local stage, and its size."""
+"""Whether a program is that of local and sync stages, and its size."""
 
 
 class Gradients:
@@ -43,7 +43,7 @@ class Gradients:
         """Whether a step's program is still to be compiled."""
         return self._ahead is not None and not self._ahead.is_ready(step)
 
-    def at(self, step: int, stage: str, state: TrainState, batch: Batch) -> tuple[Tree, dict[str, Any], float]:
+    def __call__(self, step: int, stage: str, state: TrainState, batch: Batch) -> tuple[Tree, dict[str, Any], float]:
         """Gradients and metrics of a step, and the seconds for which its program had to be waited for."""
         bucket = self._schedule.bucket_at(step)
         counts = None
@@ -58,10 +58,10 @@ class Gradients:
         gradients, metrics = program(inputs)
         return gradients, metrics, stall
 
-    def look_ahead(self, step: int, *, step_seconds: float | None) -> None:
+    def compile_soon(self, step: int, *, step_seconds: float | None) -> None:
         """Begin to compile what is needed soon; `step_seconds` is how long a step takes, None if nobody knows yet."""
         if self._ahead is not None and step_seconds is not None:
-            self._ahead.look(step, step_seconds=step_seconds)
+            self._ahead.compile_soon(step, step_seconds=step_seconds)
 
     def _key_at(self, step: int) -> Key:
         return self._stage_at(step) in self._optimizer.local, self._schedule.bucket_at(step)

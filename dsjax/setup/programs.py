@@ -29,7 +29,7 @@ class Programs:
         gradient: GradientInputs -> (gradients, metrics), with nothing dropped.
         updates: stage -> (state, gradients, loss, learning rate) -> (state, metrics); the state is donated.
         evaluate: (params, batch) -> sums over the real targets.
-        local: as gradient, of workers that do not talk; None if there is no such stage.
+        local: as gradient, for local and sync stages; None if there are none.
         dropping: num_kept -> (gradient, local) with as many slots, made by the first call; None without random-LTD.
         frozen: parameters that are not trained, None if there are none.
     """
@@ -89,7 +89,7 @@ class Programs:
 def make_programs(
     model: ModelTree, optimizer: StagedTransform, layout: Layout, shardings: TrainState, options: StepOptions
 ) -> Programs:
-    """Jit the programs with their layouts; nothing is compiled until the first call."""
+    """Jit the programs with their layouts; each is compiled by its first call, or ahead, by setup/dispatch.py."""
     whole, each = layout.named(PartitionSpec()), layout.named(PartitionSpec("data"))
 
     @functools.cache
@@ -112,7 +112,7 @@ def make_programs(
 def _gradient_programs(
     model: ModelTree, optimizer: StagedTransform, layout: Layout, options: StepOptions, num_kept: int | None
 ) -> tuple[Wrapped, Wrapped | None]:
-    """The gradient program, and that of workers which do not talk, if there is such a stage."""
+    """The gradient program, and that of local and sync stages, if there are such."""
     make = functools.partial(make_gradient, model, layout, options, num_kept=num_kept)
     per_worker = optimizer.gradients == "per_worker"
     gradient_shardings = jax.tree.map(

@@ -1,4 +1,4 @@
-"""TrainState: everything a run needs to go on, as one tree of arrays; made on its shards, named for checkpoints."""
+"""TrainState: everything a run needs to go on, as one tree of arrays, made on its shards."""
 
 import dataclasses
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class TrainState:
         step: steps done, int32 scalar.
         params: float32 parameters, nested dicts.
         opt_state: the optimizer's state.
-        key: the run's key, from which dropout is derived; never split.
+        key: the run's key, from which dropout and dropped tokens are derived; never split.
         ema: moving average of the parameters, or None.
     """
 
@@ -72,7 +72,7 @@ def new_state(params: Tree, optimizer: StagedTransform, run_key: jax.Array, *, e
     Args:
         params: float32.
         optimizer: the optimizer.
-        run_key: of dropout.
+        run_key: of dropout and dropped tokens.
         ema: whether an average of the parameters is kept.
     """
     average = jax.tree.map(jnp.copy, params) if ema else None
@@ -92,7 +92,7 @@ def init_state(
         make_params: key -> parameters (traced).
         optimizer: the optimizer.
         shardings: of the state; ema None means that none is kept.
-        seed: of the initial weights and of dropout.
+        seed: of the initial weights, of dropout and dropped tokens.
     """
 
     def make() -> TrainState:
@@ -109,7 +109,7 @@ def state_around(params: Tree, optimizer: StagedTransform, shardings: TrainState
         params: float32, in the layout of `shardings.params`.
         optimizer: the optimizer.
         shardings: as for `init_state`.
-        seed: of dropout.
+        seed: of dropout and dropped tokens.
     """
 
     def make(params: Tree) -> TrainState:

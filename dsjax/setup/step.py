@@ -6,16 +6,16 @@ over `data` once, after it: the bytes on `data` do not depend on A. (The usual a
 all-reduce into the loop.)
 
 Optimizers with compressed communication get the gradient of every worker, and reduce, clip and skip by themselves. In
-stages without communication ("local") a worker's gradient is taken at its own parameters and is the mean over its own
-targets: the number of the others' targets would take a message.
+their local and sync stages, which share the program "local", a worker's gradient is taken at its own parameters and is
+the mean over its own targets: the number of the others' targets would take a message.
 
 Otherwise the loss is the sum over all real targets of the global batch, divided by their number N, however the batch is
 cut: worker w holds W/N times the gradient of its own sum, so that the mean over workers is the gradient.
 
-Auxiliary losses (of what layers return beside their output) are those of single micro-batches: the one of micro-batch
-m, with N_m of the N targets, is weighted by N_m / N. They are not linear in its rows, so that the result depends on the
-number of micro-batches, W times A; on all meshes and accumulations with the same W A it is equal. In a local stage the
-share is that of the worker's own targets.
+Auxiliary losses and metrics (of what layers return beside their output) are those of single micro-batches: that of
+micro-batch m, with N_m of the N targets, is weighted by N_m / N. They are not linear in its rows (a balancing loss is a
+product of two means), so that the result depends on the number of micro-batches, W times A; on all meshes and
+accumulations with the same W A it is equal. In a local program the share is that of the worker's own targets.
 """
 
 import dataclasses
@@ -104,13 +104,13 @@ def make_gradient(
         options: what is minimised, and how.
         per_worker: True: gradients keep their first dimension W, sharded over `data`, and nothing but scalars crosses
             `data`. False: they are averaged over it.
-        local: workers do not talk: loss and tokens are [W], a worker's gradient the mean over its own targets.
+        local: for local and sync stages: loss and tokens are [W], a worker's gradient the mean over its own targets.
         num_kept: slots for the tokens that the layers of random-LTD see, at most T; None: nothing is dropped.
 
     Returns:
         gradients in their ZeRO shards, and metrics: loss (mean over targets, without auxiliary losses), worker_loss
-        [W], tokens (number of real targets, int32), auxiliary (losses and metrics of the layers' statistics by name,
-        each the mean over micro-batches weighted by their targets).
+        ([W], but not of a local program; only tests read it), tokens (number of real targets, int32), auxiliary (losses
+        and metrics of the layers' statistics by name, each weighted as above).
     """
     sharded = _sharded(model, layout)
     worker = _worker_gradient(model, layout, _loss(model, layout, options, num_kept))
@@ -125,6 +125,7 @@ def make_gradient(
         tokens = batch["loss_mask"].sum(axis=counted, dtype=jnp.int32)
         per_token = 1 / jnp.maximum(tokens, 1).astype(jnp.float32)
         workers_dim = None if inputs.shift is None else model.leading
+        # in_axes of the vmap, in the shape of its argument: only batch (and shift) have a dimension of workers.
         mapped = GradientInputs(None, None, None, 0, shift=workers_dim)  # pyright: ignore
         each_worker = jax.vmap(worker, in_axes=(mapped,), spmd_axis_name="data")
         gradients, sums = each_worker(dataclasses.replace(inputs, batch=batch))
@@ -157,16 +158,16 @@ def _loss(model: ModelTree, layout: Layout, options: StepOptions, num_kept: int 
     """Make the loss of one micro-batch [b, T] as sums over its targets: see `micro_batch_loss`."""
 
     def loss(params: Tree, part: Batch, inputs: GradientInputs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        merged = nnx.merge(model.graph, joined(params, inputs.frozen))
+        module = nnx.merge(model.graph, joined(params, inputs.frozen))
         drawn = options.dropout or num_kept is not None
         keys = sample_keys(inputs.key, inputs.step, part["sample_ids"]) if drawn else None
         dropping = None
         if num_kept is not None:
             assert keys is not None and options.random_ltd is not None and inputs.counts is not None
-            layers, counts = options.random_ltd.layers(merged.config.num_layers), inputs.counts
+            layers, counts = options.random_ltd.layers(module.config.num_layers), inputs.counts
             dropping = Dropping(keys, layers, num_kept, length=counts[0], kept=counts[1])
         keys = keys if options.dropout else None
-        return micro_batch_loss(options.objective, merged, part, keys=keys, dropping=dropping, layout=layout)
+        return micro_batch_loss(options.objective, module, part, keys=keys, dropping=dropping, layout=layout)
 
     return loss
 
@@ -199,7 +200,7 @@ def _worker_gradient(
 
 
 def squared_norms(model: ModelTree, gradients: Tree) -> Tree:
-    """The squared norm of every tensor, float32: of stacked layers or experts one number each."""
+    """The squared norm of every tensor, float32: of the layers of a stack and of experts one number each."""
 
     def squares(gradient: jax.Array, first: int) -> jax.Array:
         dims = tuple(range(first, gradient.ndim))
@@ -213,9 +214,9 @@ def make_update(
 ) -> Callable[[TrainState, Tree, jax.Array, jax.Array], tuple[TrainState, dict[str, Any]]]:
     """The update program of a stage: (state, gradients, loss, learning rate) -> (state, metrics).
 
-    A step whose gradient or loss is not finite changes nothing but the step's number. Figures: grad_norm (before
+    A step whose gradient or loss is not finite changes nothing but the step's number. Metrics: grad_norm (before
     clipping), finite (bool), first_bad (number of the first tensor that is not finite, -1 if all are), and what
-    Measured has beside these. In a stage in which workers do not talk they are [W], and a worker skips by itself.
+    Measured has beside these. [W] in local and sync stages (but for worker_skips), where a worker skips by itself.
     """
 
     def of_mean(gradients: Tree, state: Tree, inputs: UpdateInputs, loss: jax.Array) -> tuple[Tree, Tree, Measured]:
@@ -243,7 +244,7 @@ def make_update(
             ema = keep(done, jax.tree.map(lambda e, p: ema_decay * e + (1 - ema_decay) * p, ema, params), ema)
         metrics = {"grad_norm": found.norm, "finite": found.finite, "first_bad": found.first_bad}
         optional = {"variance": found.variance, "worker_skips": found.worker_skips}
-        metrics |= {name: figure for name, figure in optional.items() if figure is not None}
+        metrics |= {name: metric for name, metric in optional.items() if metric is not None}
         return TrainState(state.step + 1, params, opt_state, state.key, ema), metrics
 
     return update
@@ -256,7 +257,7 @@ def make_evaluate(
     rows_everywhere = dataclasses.replace(layout, batch_axes=("data", *BATCH_AXES))
 
     def evaluate(params: Tree, batch: Batch, frozen: Tree | None = None) -> dict[str, jax.Array]:
-        merged = nnx.merge(model.graph, joined(params, frozen))
-        return objective.sums(merged, batch, layout=rows_everywhere)[0]
+        module = nnx.merge(model.graph, joined(params, frozen))
+        return objective.sums(module, batch, layout=rows_everywhere)[0]
 
     return evaluate

@@ -1,6 +1,6 @@
 """Training: the loop, its steps, the recorder and the summary. `run(config) -> RunResult`.
 
-Imports plan, inference, evaluate, runs and below; compression, rlhf, graph and cli may import it.
+May import plan, evaluate, inference, runs and what is below them; cli may import it, later compression, graph and rlhf.
 """
 
 import importlib

@@ -1,6 +1,7 @@
 """A training run, from its config to its result; read `run` from top to bottom.
 
-config -> mesh -> model (abstract) -> shardings -> data -> folder -> state (fresh or restored) -> programs -> steps
+config -> setup (mesh, model, schedule, optimizer: no array) -> checks -> data -> folder -> state (fresh or restored)
+-> programs -> steps -> summary
 """
 
 import contextlib

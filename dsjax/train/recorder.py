@@ -27,8 +27,9 @@ class StepMetrics:
 
     Attributes:
         step: its number, from 1.
-        device: loss, tokens, grad_norm, finite, first_bad, stop, of some optimizers variance; still being computed.
-            Of a stage in which workers do not talk they are [W], and this process' part of them counts.
+        device: loss, tokens, grad_norm, finite, first_bad, stop, of some optimizers variance and worker_skips; still
+            being computed. In local and sync stages all but stop and worker_skips are [W], and this process' part of
+            them counts.
         auxiliary: losses and metrics of the layers' statistics by name (see setup/step.py), like `device`.
         learning_rate: of this step.
         after: the clocks after it.
@@ -259,7 +260,7 @@ class Recorder:
 
 
 def _local(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Figures on the host; of [W] that are spread over processes this process' part, each worker's once."""
+    """Metrics on the host; of [W] that are spread over processes this process' part, each worker's once."""
     spread = lambda x: isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)
     once = lambda x: list({str(shard.index): shard.data for shard in x.addressable_shards}.values())
     workers = next((x.shape[0] for x in metrics.values() if spread(x)), 1)
@@ -268,7 +269,7 @@ def _local(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def _scalar(name: str, value: Any, workers: int) -> Any:
-    """A figure as a Python scalar; of several workers the mean, or the worst.
+    """A metric as a Python scalar; of several workers the mean, finite if any is, the largest first_bad.
 
     Of tokens it is the sum; what the workers of other processes had is not known, and taken to be as much.
     """

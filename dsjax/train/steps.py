@@ -54,9 +54,9 @@ def train_steps(setup: Setup, programs: Programs, state: TrainState, instruments
     end, warmed = schedule.clocks(schedule.num_steps), schedule.warmed(rates)
     trace = TraceWindow(setup.config.observe.profile, instruments.profile)
     stage_at = lambda step: optimizer.stage(step, counters.freeze_step)
-    gradient_of = Gradients(programs, optimizer, schedule, stage_at)
+    gradients_at = Gradients(programs, optimizer, schedule, stage_at)
     recorder.restart_clock()
-    with gradient_of:
+    with gradients_at:
         for step in range(counters.steps, schedule.num_steps):
             trace.step(step + 1, pending=state.step)
             before = time.perf_counter()
@@ -67,12 +67,12 @@ def train_steps(setup: Setup, programs: Programs, state: TrainState, instruments
 
             after, stage = schedule.clocks(step + 1), stage_at(step)
             rate = learning_rate(rates, peak, after=after, end=end, warmed=warmed)
-            compiles = recorder.enter(stage, must_wait=gradient_of.must_wait(step))
-            gradients, metrics, stall = gradient_of.at(step, stage, state, batch)
+            compiles = recorder.enter(stage, must_wait=gradients_at.must_wait(step))
+            gradients, metrics, stall = gradients_at(step, stage, state, batch)
             state, more = programs.updates[stage](state, gradients, metrics["loss"], np.float32(rate))
-            gradient_of.look_ahead(step, step_seconds=recorder.recent_seconds)
+            gradients_at.compile_soon(step, step_seconds=recorder.recent_seconds)
 
-            metrics.pop("worker_loss", None)
+            metrics.pop("worker_loss", None)  # only tests read it
             auxiliary = metrics.pop("auxiliary")
             device = {**metrics, **more}
             if stage not in optimizer.no_collectives:  # whether to stop is a message, too
@@ -92,7 +92,7 @@ def train_steps(setup: Setup, programs: Programs, state: TrainState, instruments
                     stall=stall,
                 )
             )
-            if _look(setup, instruments, state, step + 1):
+            if _evaluate_and_save(setup, instruments, state, step + 1):
                 break
         recorder.flush()
     try:
@@ -102,7 +102,7 @@ def train_steps(setup: Setup, programs: Programs, state: TrainState, instruments
     return state
 
 
-def _look(setup: Setup, instruments: Instruments, state: TrainState, step: int) -> bool:
+def _evaluate_and_save(setup: Setup, instruments: Instruments, state: TrainState, step: int) -> bool:
     """Evaluate and save after so many steps, where that is due; whether the run ends here."""
     config, recorder, saver = setup.config, instruments.recorder, instruments.saver
     last, loss = step == setup.schedule.num_steps, None

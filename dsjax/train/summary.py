@@ -78,7 +78,7 @@ def summarise(
     own = functools.partial(_metrics, setup, corpus, recorder, rows)
     write_json(folder.path / SUMMARY_FILE, _as_json(config.name, parameters | own({}), folder))
     compared = {}
-    with _noted("figures to compare with", recorder):
+    with _noted("metrics to compare with", recorder):
         compared = _compared(config, corpus, rows)
     metrics = parameters | own(compared)
     summary = _as_json(config.name, metrics, folder)
@@ -121,7 +121,7 @@ def _as_json(name: str, metrics: dict[str, tuple[Any, str]], folder: RunFolder) 
 
 
 def _timed_before(folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
-    """Figures of a summary of the same steps that this process, which may only have ended the run, has not measured."""
+    """Metrics of a summary of the same steps that this process, which may only have ended the run, has not measured."""
     if not (folder.path / SUMMARY_FILE).is_file():
         return {}
     try:
@@ -130,7 +130,7 @@ def _timed_before(folder: RunFolder, summary: dict[str, Any]) -> dict[str, Any]:
         return {}
     if before.get("steps") != summary["steps"]:
         return {}
-    return {name: figure for name, figure in before.items() if name not in (*summary, "sample", FAILED)}
+    return {name: metric for name, metric in before.items() if name not in (*summary, "sample", FAILED)}
 
 
 def _plot(rows: list[dict[str, Any]], metrics: dict[str, tuple[Any, str]], folder: RunFolder, *, title: str) -> None:
@@ -265,7 +265,7 @@ _COMPARED = {"language_model": _counted, "classification": _majority}
 
 def _table(metrics: dict[str, tuple[Any, str]], *, title: str) -> Table:
     table = Table(title=title)
-    table.add_column("figure")
+    table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("how it was obtained", overflow="fold")
     for name, (value, how) in metrics.items():

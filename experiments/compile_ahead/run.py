@@ -31,7 +31,7 @@ def child(side: str, folder: Path, overrides: list[str]) -> None:
     from dsjax.setup.dispatch import Gradients
 
     if side == "when-needed":
-        Gradients.look_ahead = lambda *_, **__: None  # type: ignore[method-assign]
+        Gradients.compile_soon = lambda *_, **__: None  # type: ignore[method-assign]
     began = time.perf_counter()
     dsjax.train.run(load_run(HERE / "config.yaml", overrides), run_dir=folder)
     seconds = time.perf_counter() - began

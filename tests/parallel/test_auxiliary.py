@@ -43,7 +43,7 @@ class Toy(nnx.Module):
         self.table = nnx.Param(values["table"], axes=("vocab", "embed"))
         self.kernel = nnx.Param(values["kernel"], axes=("embed", "mlp"))
         self.router = nnx.Param(values["router"], axes=("embed", "labels"))
-        self.stack = ()
+        self.segment_specs = ()
 
     def auxiliary(self, statistics):
         return auxiliary(statistics)
@@ -78,7 +78,7 @@ class ToyObjective(LanguageModel):
     def sums(self, model, batch, *, keys=None, dropping=None, layout):
         context, valid = Context(layout), batch["segments"] > 0
         table = use(model.table, context, jnp.float32)
-        gather = lambda value, param: layout.weight(value, param.get_metadata("axes"))
+        gather = lambda value, param: layout.gather(value, param.get_metadata("axes"))
 
         def body(x, weights):
             kernel, router = gather(weights[0], model.kernel), gather(weights[1], model.router)

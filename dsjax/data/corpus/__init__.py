@@ -1,4 +1,5 @@
 """Token stores: text encoded once, found again by the hash of its content.
 
-Imports data/text, data/tokenizers, rows/labels.py and checkpoint; rows and curriculum may import it.
+May import data/text, data/tokenizers, rows/formats.py, rows/labels.py, checkpoint and observe; rows and curriculum may
+import it, and tokenizers its store.py and progress.py.
 """

@@ -1,4 +1,5 @@
 """Rows of tokens: packing, mixtures, masks, labels, and batches read ahead.
 
-Imports data/corpus and data/tokenizers; curriculum may import it, but pipeline.py, which takes its draw order.
+May import data/text, data/tokenizers and data/corpus; curriculum may import all of it but pipeline.py, which takes its
+draw order.
 """

@@ -1,4 +1,4 @@
 """Documents of files, folders and streams, in an order that depends on the data alone; a kind of source is a file here.
 
-Imports observe; data/config.py and the other folders of data may import it.
+May import observe; data/config.py and the other folders of data may import it.
 """

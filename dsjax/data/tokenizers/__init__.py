@@ -1,4 +1,4 @@
 """Tokenizers of every file format, and chat templates.
 
-Imports corpus/progress.py, checkpoint and observe; corpus, rows and curriculum may import it.
+May import corpus/store.py, corpus/progress.py, checkpoint and observe; corpus, rows and curriculum may import it.
 """

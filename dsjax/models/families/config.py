@@ -38,7 +38,7 @@ class TransformerConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the matrix products; softmax, normalisation, logits and parameters stay float32."""
     remat: Remat = "none"
-    """Values that a block recomputes in the backward pass: none, all but matrix products, or all."""
+    """Values of a block recomputed in the backward pass: none but gathered weights, all but matrix products, or all."""
     task: Task = "language_model"
     """The head on top: logits over the vocabulary, logits of classes, or one unit vector per text."""
     num_labels: int = 2
@@ -46,7 +46,7 @@ class TransformerConfig:
     init_from: str = ""
     """Where the first weights come from: a Hugging Face folder or a GGUF file. '' draws them."""
     segments: tuple[int, ...] = ()
-    """Lengths of the scanned runs of layers, in order; () means (1, L-2, 1). All ones unrolls the stack."""
+    """Lengths of segments of layers, in order; () means (1, L-2, 1), below 4 layers all ones, which are not scanned."""
 
     def __post_init__(self) -> None:
         self._check_types()

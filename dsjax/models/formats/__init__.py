@@ -1,4 +1,4 @@
 """Weights of other programs: Hugging Face folders, GGUF files, PEFT adapters.
 
-Imports the rest of models, and checkpoint.
+May import the rest of models, and what models may.
 """

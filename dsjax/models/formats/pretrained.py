@@ -50,8 +50,8 @@ def load_pretrained(
     Args:
         path: the folder; tensor names may carry or lack the prefix of their family (`transformer.`, `model.`, `bert.`).
         dtype: of the parameters and of the computation; logits are float32 in any case.
-        segments: lengths of the runs of layers whose parameters are stacked. None keeps every layer apart: compiling
-            takes longer, but no step of generating has to slice a layer out of its stack.
+        segments: lengths of segments of layers, whose parameters are those of a stack. None keeps every layer apart:
+            compiling takes longer, but no step of generating has to slice a layer out of its stack.
 
     Returns:
         A model: `model(input_ids, attention_mask=None)` gives logits [B, T, V] float32 (classes or vectors, if it was

@@ -155,7 +155,7 @@ def test_targets_that_match_nothing_name_what_there_is():
         with_adapters(abstract(MODELS["gpt2"]), lora)
     adapted = with_adapters(abstract(MODELS["llama"]), lora)
     tree = nnx.to_pure_dict(nnx.state(adapted, nnx.Param))
-    names = [name for layers, _ in leaf_names(tree, adapted.stack) for name in layers]
+    names = [name for layers, _ in leaf_names(tree, adapted.segment_specs) for name in layers]
     assert {name.split(".", 2)[2] for name in names if is_adapter(name)} == {
         f"attention.{part}.lora_{factor}" for part in "qv" for factor in "ab"
     }

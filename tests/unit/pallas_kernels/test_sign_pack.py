@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 import sign_pack_oracle as oracle
@@ -13,6 +14,14 @@ import pallas_kernels
 EPSILON = 2.0**-24  # a float32 rounding
 
 cases = settings(max_examples=15, deadline=None)
+
+
+@pytest.fixture
+def unchecked():
+    """Without the tests' checks of annotations, which would come before the op's own."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @st.composite
@@ -160,11 +169,13 @@ def good(**changes):
         (good(implementation="mosaic"), "needs a multiple of 512 values in a tensor, not 16: pad with zeros"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_mistakes(arguments, message):
     with pytest.raises(ValueError, match=message):
         pallas_kernels.sign_pack(**arguments)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_mistakes_in_bits_and_scales():
     bits, start = jnp.zeros((2, 3, 4), "uint8"), (jnp.zeros((3, 32)), jnp.zeros(3))
     with pytest.raises(ValueError, match=r"bits has the shape \(3, 4\): must be \[W, S, K // 8\]"):

@@ -28,7 +28,7 @@ def test_the_next_program_is_compiled_while_this_one_trains():
         slow.go.set()
         assert ahead.get(0)[0] == "A" and ahead.is_ready(4) and not ahead.is_ready(5)
         slow.go.clear()
-        ahead.look(0, step_seconds=1e-3)
+        ahead.compile_soon(0, step_seconds=1e-3)
         while len(slow.asked) < 2:
             pass
         assert ahead.get(4) == ("A", 0.0)  # nobody waits for what is not needed yet
@@ -45,13 +45,13 @@ def test_one_after_another_in_the_order_of_use_and_none_too_early():
     with Ahead(lambda step: order[step], slow.lower, num_steps=len(order)) as ahead:
         ahead.get(0)
         for step in range(8):
-            ahead.look(step, step_seconds=10.0)  # a lead of 60 s: the next eight steps
+            ahead.compile_soon(step, step_seconds=10.0)  # a lead of 60 s: the next eight steps
             ahead.get(step)
     assert slow.asked in (["a", "b", "c"], ["a", "b", "c", "d"])  # d only if c was done when it was looked for
     slow.asked.clear()
     with Ahead(lambda step: order[step], slow.lower, num_steps=len(order)) as ahead:
         ahead.get(0)
-        ahead.look(0, step_seconds=100.0)
+        ahead.compile_soon(0, step_seconds=100.0)
         ahead.get(len(order) - 1)  # comes after whatever was begun before
     assert slow.asked == ["a", "d"]
 
