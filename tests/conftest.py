@@ -26,9 +26,8 @@ CACHE = HERE.parent / ".cache" / "jax-tests"
 MAPPINGS = Path("/proc/self/maps")
 MANY_MAPPINGS = 20_000
 OPTIMIZED = [HERE / "golden", HERE / "gpu"]
-# The numeric core, in which no array changes its dtype for the sake of another unless it is asked to. Not yet models:
-# draw_kept compares uint32 with int32, and jax.nn.dot_product_attention promotes bfloat16 itself.
-STRICT_DTYPES = [HERE / "unit" / room for room in ("layers", "optimizers", "collectives", "setup")]
+# The numeric core, in which no array changes its dtype for the sake of another unless it is asked to.
+STRICT_DTYPES = [HERE / "unit" / room for room in ("layers", "models", "optimizers", "collectives", "setup")]
 
 pytest_plugins = ["time_per_folder"]
 collect_ignore = ["golden/record"]  # scripts that need torch

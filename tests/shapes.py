@@ -14,8 +14,6 @@ import jaxtyping
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-NOT_YET = ("dsjax.data", "dsjax.inference")
-"""Whose annotations are not all true yet."""
 
 
 def check_shapes() -> None:
@@ -26,7 +24,7 @@ def check_shapes() -> None:
     files = [path for folder in ("dsjax", "pallas_kernels") for path in sorted((ROOT / folder).rglob("*.py"))]
     annotated = [path.relative_to(ROOT).with_suffix("") for path in files if "jaxtyping" in path.read_text()]
     modules = [".".join(path.parts) for path in annotated]
-    jaxtyping.install_import_hook([name for name in modules if not name.startswith(NOT_YET)], "tests.shapes.checked")
+    jaxtyping.install_import_hook(modules, "tests.shapes.checked")
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -105,7 +105,8 @@ def draw_kept(
     low = jnp.uint32((1 << (num_positions - 1).bit_length()) - 1)
     places = jnp.arange(num_positions, dtype=jnp.uint32)
     draws = jax.vmap(lambda key: jax.random.bits(key, (num_positions,), jnp.uint32))(keys)
-    draws = jnp.where(places < length, draws & ~low, ~low) | places  # what is not real comes last
+    real = jnp.arange(num_positions, dtype=jnp.int32) < length
+    draws = jnp.where(real, draws & ~low, ~low) | places  # what is not real comes last
     drawn = (jnp.sort(draws, axis=1)[:, :num_kept] & low).astype(jnp.int32)
     slots = jnp.arange(num_kept, dtype=jnp.int32)
     return jnp.sort(jnp.where(slots < kept, drawn, num_positions + slots), axis=1)

@@ -90,7 +90,7 @@ class Bag(nnx.Module):
         self.up = linear((dim, hidden), ("embed", "mlp"), key=derive(key, "up"))
         self.classifier = linear((hidden, config.num_labels), ("mlp", "labels"), key=derive(key, "classifier"))
 
-    stack = ()
+    segment_specs = ()
 
     def features(self, tokens, *, layout=ONE_DEVICE, **unused):
         context = Context(layout=layout)

@@ -118,7 +118,7 @@ class LabelledRows:
     """The rows of one store of labelled texts; for the keys of a batch see `LabelledFormat`.
 
     Example:
-        >>> classes = np.array([[1, 1, 0], [0, 0, 0]])
+        >>> classes = np.array([[1, 1, 0], [0, 0, 0]], np.int32)
         >>> store = TokenStore(tokens=np.array([5, 6, 7]), offsets=np.array([0, 2, 3]), hash="x", classes=classes)
         >>> batch = LabelledRows(store, 3, with_pairs=True).read(np.array([0, 1]))
         >>> batch["tokens"].tolist(), batch["token_types"].tolist(), batch["labels"].tolist()

@@ -71,6 +71,7 @@ def test_segments_change_nothing(name, segments):
     np.testing.assert_allclose(build(config)(tokens), build(plain)(tokens), atol=TOLERANCE)
 
 
+@pytest.mark.usefixtures("standard_promotion")  # jax.nn.dot_product_attention promotes bfloat16 itself
 def test_bfloat16_computes_in_bfloat16_and_gives_float32():
     model = build(dataclasses.replace(MODELS["bloom-4"], compute_dtype="bfloat16"))
     tokens = make_tokens((2, T))
