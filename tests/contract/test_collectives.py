@@ -115,7 +115,7 @@ def test_per_worker_gradients_send_only_scalars_over_data(mesh_name):
     assert sum(c.total_bytes for c in collectives if "data" in c.axes) == 2 * FLOAT
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_stack_with_single_layers_sends_no_more(remat):
     """The default segments (1, 2, 1) with attention dropout: the same kinds on the same axes, nothing permuted."""
     config = dataclasses.replace(TINY, num_layers=4, segments=(), attention_dropout=0.1, remat=remat)

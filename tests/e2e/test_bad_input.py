@@ -142,6 +142,7 @@ def test_processes_that_are_not_there(tmp_path, zygote, config, variables, argum
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite(tmp_path, zygote, texts):
     """Skipped, counted, named; stopped after the bound, across a resume too; the bound may be raised."""
     run = tmp_path / "run"

@@ -54,6 +54,7 @@ def test_what_is_recorded(both):
     assert len({(row["length"], row["kept"]) for row in found}) > 6
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(both, tmp_path):
     resumed = interrupted(both / "run", tmp_path / "run", step=8)
     train(both / "config.yaml", "--run-dir", resumed, "--resume", "--force")

@@ -19,7 +19,7 @@ HALF, STEPS = 6, 12
 KEYS = slice(8, 16)  # of GPT-2's queries, keys and values of width 8
 
 
-@pytest.mark.parametrize("name", ["adamw", "onebit_lamb", "lora"])
+@pytest.mark.parametrize("name", ["adamw", pytest.param("onebit_lamb", marks=pytest.mark.slow), "lora"])
 def test_a_run_stopped_by_older_code_ends_where_it_would_have(name, tmp_path, monkeypatch, capsys):
     shutil.copytree(GOLDEN, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")

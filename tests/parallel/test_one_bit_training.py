@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from one_bit_oracle import OURS, OneBitAdam
 
 from dsjax.mesh.config import MeshConfig
@@ -191,6 +192,7 @@ def test_clip_local_is_the_oracles():
     assert all(np.abs(a - b).max() > 0.1 * np.abs(b).max() for a, b in zip(local.m, mean.m, strict=True))
 
 
+@pytest.mark.slow
 def test_lamb_is_the_same_on_other_meshes_and_cut_otherwise():
     """Coefficients by layer, moments and parameters, and the steps that are skipped at and after the freeze."""
     stages = [("freeze", None), ("freeze", 1), *[("compressed", None)] * 3, ("compressed", 0), ("compressed", None)]
