@@ -225,7 +225,7 @@ def python_with(packages: Sequence[str], folder: Path) -> Path:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on; for drivers, whose Python has dsjax."""
+    """The machine of the measurements; for drivers, whose Python has dsjax."""
     from dsjax.observe.host import memory_pages, processor
 
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]

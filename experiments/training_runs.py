@@ -1,4 +1,4 @@
-"""What experiments share that train one run after another: their text, the runs that are missing, the table.
+"""Shared by experiments that train one run after another: their text, the runs that are missing, the table.
 
 Each run leaves one JSON in results/; those that are there are not run again, and one that was interrupted goes on where
 it was. The text is a tar of novels, one file a book, or without one the source of Python's standard library.

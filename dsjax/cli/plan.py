@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan; exit code 1 if the run does not fit the device that was named or this host."""
+    import dataclasses
     import json
     import math
     import os
@@ -27,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from dsjax.config.load import load_run
-    from dsjax.mesh.report import placement_table
+    from dsjax.mesh.report import placement_table, placements
     from dsjax.observe.devices import lookup
     from dsjax.plan.plan import plan, planned_setup
     from dsjax.plan.table import plan_table
@@ -40,12 +41,15 @@ def run(arguments: argparse.Namespace) -> int:
         from dsjax.plan.compile import compile_in_child
 
         compiled = compile_in_child(config, num_devices=math.prod(result.axis_sizes.values()))
+    state = planned_setup(config, num_devices=arguments.devices).shapes if arguments.shardings else None
     if arguments.json:
-        print(json.dumps(result.to_dict() | ({"compiled": compiled} if compiled else {}), indent=2))
+        found = result.to_dict() | ({"compiled": compiled} if compiled else {})
+        if state is not None:
+            found["shardings"] = [dataclasses.asdict(row) for row in placements(state)]
+        print(json.dumps(found, indent=2))
     else:
         console = Console(width=100, highlight=False)
-        if arguments.shardings:
-            state = planned_setup(config, num_devices=arguments.devices).shapes
+        if state is not None:
             console.print(placement_table(state, title="State"))
         console.print(plan_table(result, compiled))
     return 1 if result.fits is False else 0

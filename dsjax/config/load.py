@@ -115,7 +115,7 @@ def _warn_of_old_keys(renamed: Mapping[str, str]) -> None:
     """One warning for all of them."""
     if renamed:
         listed = ", ".join(f"{old} is {new} now" for old, new in renamed.items())
-        warnings.warn(f"keys under their old names, which still work: {listed}", FutureWarning, stacklevel=1)
+        warnings.warn(f"keys under their old names, which still work: {listed}", stacklevel=1)
 
 
 def _origin(node: "Node", keys: list[str]) -> str:

@@ -44,19 +44,23 @@ class Visibility:
 
 
 @dataclasses.dataclass(frozen=True)
-class WholeRows:
-    """The view of whole rows: queries meet the keys of their own row, and nothing is kept.
+class Seen:
+    """The part that all views share.
 
     Attributes:
-        visibility: which of them.
+        visibility: which keys a query sees.
     """
 
     visibility: Visibility
 
     @property
     def rotation(self) -> Rotation | None:
-        """The turn of queries and keys."""
+        """The turn of queries and new keys, or None."""
         return self.visibility.rotation
+
+
+class WholeRows(Seen):
+    """The view of whole rows: queries meet the keys of their own row, and nothing is kept."""
 
     def mix(
         self,

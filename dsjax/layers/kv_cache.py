@@ -15,30 +15,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from dsjax.layers.attention import Visibility, attend
+from dsjax.layers.attention import Seen, Visibility, attend
 from dsjax.layers.context import Context
-from dsjax.layers.positions import Rotation
 from dsjax.mesh.layout import ONE_DEVICE, Layout
 
 KeyValues = tuple[Float[Array, "B G K S"], Float[Array, "B G S K"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Prefill:
+class Prefill(Seen):
     """The view of whole rows that fills a cache with their keys and values.
 
     Attributes:
-        visibility: which keys of its row a query sees.
         num_slots: S, for how many positions the cache has room.
     """
 
-    visibility: Visibility
     num_slots: int
-
-    @property
-    def rotation(self) -> Rotation | None:
-        """The turn of queries and keys."""
-        return self.visibility.rotation
 
     def mix(
         self,
@@ -56,23 +48,16 @@ class Prefill:
 
 
 @dataclasses.dataclass(frozen=True)
-class Slots:
+class Slots(Seen):
     """The view of a cache: new positions go to its slots from `start` on, and see all slots that they may.
 
     Attributes:
-        visibility: which slots a query sees; its mask is required.
         cache: keys and values so far.
         start: first new slot, of all rows [] or of each row [B].
     """
 
-    visibility: Visibility
     cache: KeyValues
     start: Int[Array, "*B"]
-
-    @property
-    def rotation(self) -> Rotation | None:
-        """The turn of queries and new keys."""
-        return self.visibility.rotation
 
     def mix(
         self,

@@ -15,13 +15,13 @@ all-gather; rows over one and columns over the other makes XLA rematerialise the
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dsjax.mesh.config import AXES
 
@@ -192,7 +192,17 @@ class _OneDevice(Layout):
         return value
 
 
-ONE_DEVICE: Layout = _OneDevice(AbstractMesh((1,) * len(AXES), AXES))
+def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
+    """A mesh without devices, of these sizes.
+
+    Example:
+        >>> abstract_mesh({"data": 2, "fsdp": 4, "expert": 1, "tensor": 1}).size
+        8
+    """
+    return AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+ONE_DEVICE: Layout = _OneDevice(abstract_mesh(dict.fromkeys(AXES, 1)))
 """The layout of a program for one device."""
 
 

@@ -11,13 +11,13 @@ OBJECTIVES: dict[str, Objective] = {one.name: one for one in (LanguageModel(), M
 
 
 def objective_of(name: str) -> Objective:
-    """The objective of a run, by data.task.
+    """The objective of a resolved run, by data.task.
 
     Example:
         >>> objective_of("classification").targets
         'labels'
     """
-    return OBJECTIVES["language_model" if name == "from_model" else name]
+    return OBJECTIVES[name]
 
 
 def objectives_for(config: ModelConfig) -> dict[str, Objective]:

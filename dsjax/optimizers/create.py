@@ -1,12 +1,10 @@
 """OptimizerConfig -> optimizer."""
 
-from jax.sharding import AbstractMesh, AxisType, Mesh
+from jax.sharding import AbstractMesh, Mesh
 
-from dsjax.mesh.config import AXES
+from dsjax.mesh.layout import ONE_DEVICE
 from dsjax.optimizers.api import CreateInputs, StagedTransform, Tree
 from dsjax.optimizers.config import OptimizerConfig
-
-ONE_DEVICE = AbstractMesh((1,) * len(AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def create_optimizer(
@@ -14,7 +12,7 @@ def create_optimizer(
     params: Tree,
     leading: Tree,
     *,
-    mesh: Mesh | AbstractMesh = ONE_DEVICE,
+    mesh: Mesh | AbstractMesh = ONE_DEVICE.mesh,
     specs: Tree = None,
     steps: int = 0,
 ) -> StagedTransform:

@@ -9,7 +9,8 @@ from rich.text import Text
 from dsjax.mesh.config import AXES
 from dsjax.observe.devices import SPECS
 from dsjax.observe.memory import format_bytes
-from dsjax.plan.plan import Plan, gpu_share
+from dsjax.plan.plan import gpu_share
+from dsjax.plan.result import Plan
 from dsjax.plan.schedule import schedule_table
 
 _WHAT = {

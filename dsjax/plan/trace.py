@@ -11,11 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from dsjax.data.rows.format import RowFormat
 from dsjax.mesh.config import AXES
-from dsjax.mesh.layout import ZERO_AXES, Layout
+from dsjax.mesh.layout import ZERO_AXES, Layout, abstract_mesh
 from dsjax.models.adapters import with_adapters
 from dsjax.models.families.build import abstract
 from dsjax.models.tree import ModelTree, joined
@@ -33,8 +33,7 @@ _SCALAR = jax.ShapeDtypeStruct((), jnp.float32)
 
 def abstract_layout(sizes: dict[str, int], zero_stage: int) -> Layout:
     """A Layout on a mesh without devices."""
-    mesh = AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return Layout(mesh, zero_stage)
+    return Layout(abstract_mesh(sizes), zero_stage)
 
 
 def batch_shapes(format: RowFormat, batch_size: int, *, workers: int, accumulation: int) -> Shapes:

@@ -1,4 +1,4 @@
-"""The gradients of each step, from the program of its size; schedule.py has the sizes, compile_ahead.py the time.
+"""The gradients of each step, from the program of its size; buckets.py has the sizes, compile_ahead.py the time.
 
 A run of one size calls its jitted program, which compiles in the first step. A run of several has them compiled before
 they are needed, from shapes alone, so that steps but the first seldom wait.
@@ -12,9 +12,10 @@ import numpy as np
 
 from dsjax.objectives.api import Batch
 from dsjax.optimizers.api import StagedTransform, Tree
+from dsjax.setup.buckets import Bucket
 from dsjax.setup.compile_ahead import Ahead
 from dsjax.setup.programs import Programs
-from dsjax.setup.schedule import Bucket, StepSchedule
+from dsjax.setup.schedule import StepSchedule
 from dsjax.setup.state import TrainState
 
 Key = tuple[bool, Bucket]

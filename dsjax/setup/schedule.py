@@ -8,9 +8,7 @@ of which L_n drop tokens, the length d and the kept count k of a step (k = d whe
 
 A curriculum counts its steps from 1, random-LTD from 0, as upstream.
 
-Lengths and kept counts change often, programs are few: a step runs in a bucket, a compiled size that holds it. Buckets
-are the split of all pairs (d, k) of the run, in their order, into at most so many runs that fewest layer tokens are
-computed for nothing. Dense steps never share a bucket with dropping ones.
+A step runs in a bucket, a compiled size that holds it (buckets.py).
 """
 
 import dataclasses
@@ -27,29 +25,8 @@ from dsjax.models.config import RandomLTDConfig
 from dsjax.observe.flops import layer_tokens as count_layer_tokens
 from dsjax.optimizers.kinds.base import ScheduleConfig
 from dsjax.optimizers.schedules import Clocks
+from dsjax.setup.buckets import FILL, Bucket, cut_into_buckets
 from dsjax.setup.config import TrainConfig
-
-_FILL = 8  # widths and slots are filled up to multiples of this, where the row has room
-
-
-@dataclasses.dataclass(frozen=True)
-class Bucket:
-    """A compiled size.
-
-    Attributes:
-        rows: of a step.
-        width: columns.
-        num_kept: slots of the layers that drop tokens; None for the program that drops none.
-    """
-
-    rows: int
-    width: int
-    num_kept: int | None = None
-
-    @property
-    def slots(self) -> int:
-        """Columns that the dropping layers see."""
-        return self.width if self.num_kept is None else self.num_kept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -128,7 +105,7 @@ class StepSchedule:
             return self
         widest = max(whole, key=lambda b: b.width)
         room = most - len(self.buckets)
-        widths = {-(-widest.width * part // (room + 1) // _FILL) * _FILL for part in range(1, room + 1)}
+        widths = {-(-widest.width * part // (room + 1) // FILL) * FILL for part in range(1, room + 1)}
         more = [Bucket(widest.rows, width) for width in sorted(widths) if 0 < width < widest.width]
         buckets = (*self.buckets, *(bucket for bucket in more if bucket not in self.buckets))
         return dataclasses.replace(self, buckets=buckets, longest=functools.lru_cache(1 << 16)(longest))
@@ -179,7 +156,7 @@ def make_schedule(
         count = int(np.searchsorted(tokens, train.tokens))
     rows, length, kept, left_out = (x[:count] for x in (rows, length, kept, left_out))
     share = dropping / num_layers
-    bucket, buckets = _buckets(rows, length, kept, most=train.max_programs, room=sequence_length, share=share)
+    bucket, buckets = cut_into_buckets(rows, length, kept, most=train.max_programs, room=sequence_length, share=share)
     steps_in = np.bincount(bucket, minlength=len(buckets))
     size = num_layers * np.array([b.rows * (b.width * (1 - share) + b.slots * share) for b in buckets])
     waste = 1.0 - float(layer_tokens[count] / (steps_in @ size))
@@ -260,69 +237,3 @@ def _cuts(sequence_length: int, length: np.ndarray, most: int) -> np.ndarray:
         found = found[np.unique(np.abs(found[:, None] - wanted).argmin(axis=0))]
         found = np.union1d(found, found[-1:])
     return found[np.minimum(np.searchsorted(found, cuts), len(found) - 1)]
-
-
-def _buckets(
-    rows: np.ndarray, length: np.ndarray, kept: np.ndarray, *, most: int, room: int, share: float
-) -> tuple[np.ndarray, tuple[Bucket, ...]]:
-    """The bucket of each step, and the buckets in the order of their first use; `share` of the layers drop tokens."""
-    dropping = kept < length
-    sizes, step_size, count = np.unique(
-        np.stack([dropping, rows, length, kept], axis=1), axis=0, return_inverse=True, return_counts=True
-    )
-    step_size = step_size.ravel()
-    group = _split(sizes, count, most=most, share=share)
-    found = []
-    for number in range(group.max() + 1):
-        some = sizes[group == number]
-        width = min(room, -(-int(some[:, 2].max()) // _FILL) * _FILL)
-        slots = min(width, -(-int(some[:, 3].max()) // _FILL) * _FILL) if some[0, 0] else None
-        found.append(Bucket(rows=int(some[0, 1]), width=width, num_kept=slots))
-    used = group[step_size]
-    first = [int(np.argmax(used == number)) for number in range(len(found))]
-    order = np.argsort(first)
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    return place[used], tuple(found[number] for number in order)
-
-
-def _split(sizes: np.ndarray, count: np.ndarray, *, most: int, share: float) -> np.ndarray:
-    """The group of each size (dropping, rows, length, kept), which are sorted: runs of neighbours, least waste.
-
-    waste[g][j] = least layer tokens computed for nothing when the first j sizes make g groups.
-    """
-    num, cost = len(sizes), _group_costs(sizes, count, share)
-    waste = np.full((min(most, num) + 1, num + 1), np.inf)
-    waste[0, 0] = 0
-    begin = np.zeros(waste.shape, np.int64)
-    for groups in range(1, len(waste)):
-        total = waste[groups - 1][:num, None] + cost  # [first of the last group, its last]
-        begin[groups, 1:] = total.argmin(axis=0)
-        waste[groups, 1:] = total.min(axis=0)
-    groups = int(np.argmin(waste[:, num]))
-    if not np.isfinite(waste[groups, num]):
-        kinds = len(np.unique(sizes[:, :2], axis=0))
-        raise ValueError(f"train.max_programs = {most} is too few: this schedule needs {kinds} at least")
-    result, end = np.empty(num, np.int64), num
-    for number in range(groups, 0, -1):
-        start = begin[number, end]
-        result[start:end] = number - 1
-        end = start
-    return result
-
-
-def _group_costs(sizes: np.ndarray, count: np.ndarray, share: float) -> np.ndarray:
-    """[first, last] -> layer tokens computed for nothing if sizes first .. last share a bucket; inf if they cannot."""
-    num = len(sizes)
-    weighed = lambda length, kept: length * (1 - share) + kept * share
-    real = count * sizes[:, 1] * weighed(sizes[:, 2], sizes[:, 3])
-    cost = np.full((num, num), np.inf)
-    for first in range(num):
-        some = sizes[first:]
-        length = np.maximum.accumulate(some[:, 2])
-        kept = np.maximum.accumulate(some[:, 3])
-        steps = np.cumsum(count[first:] * some[:, 1])
-        waste = steps * weighed(length, kept) - np.cumsum(real[first:])
-        same = (some[:, :2] == some[0, :2]).all(axis=1)
-        cost[first, first:] = np.where(np.logical_and.accumulate(same), waste, np.inf)
-    return cost

@@ -31,7 +31,7 @@ RUNS = [f"{method}-{share}-{seed}" for method in TITLES for share in SHARES for 
 
 
 def settings_of(run: str) -> dict[str, Any]:
-    """What differs from config.yaml: schedules are the shares of the nominal steps that GPT-3's recipe has."""
+    """Settings that differ from config.yaml: schedules are the shares of the nominal steps that GPT-3's recipe has."""
     method, share, seed = run.split("-")
     tokens = TOKENS * int(share) // 100
     nominal = tokens // (ROWS * LENGTH)

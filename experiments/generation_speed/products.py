@@ -1,4 +1,4 @@
-"""How fast XLA:CPU multiplies a vector with SmolLM2's matrices, beside the speed at which the machine reads memory.
+"""Speed of XLA:CPU's products of a vector with SmolLM2's matrices, beside that at which the machine reads memory.
 
     .venv/bin/python experiments/generation_speed/products.py            results/products-*.json and README's table
     .venv/bin/python experiments/generation_speed/products.py --quick    few repeats, nothing written

@@ -1,4 +1,4 @@
-"""What only a GPU can tell, in 8 minutes, most important first (README.md); installs nothing and asks no network.
+"""Checks that need a GPU, in 8 minutes, most important first (README.md); installs nothing and asks no network.
 
     make gpu-check                              # on a machine with a GPU
     make gpu-check ARGS=--rehearse              # all of it in tiny sizes on a CPU

@@ -34,7 +34,7 @@ TOKENS, LENGTH, RATE, LARGE = 819_200, 128, 1.5e-3, 64  # RATE is r, as in confi
 
 
 def settings_of(run: str) -> dict[str, Any]:
-    """What differs from config.yaml."""
+    """Settings that differ from config.yaml."""
     kind, seed = run.split("-")
     settings: dict[str, Any] = {"seed": seed, "data.shuffle_seed": seed}
     if kind == "small":
@@ -68,7 +68,7 @@ def measure(run: str, sources: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def spikes(result: Mapping[str, Any]) -> int:
-    """How often the validation loss rises by more than a tenth above its lowest so far; nan counts."""
+    """Count the rises of the validation loss by more than a tenth above its lowest so far; nan counts."""
     lowest, found = math.inf, 0
     for _, _, loss in result["validation"]:
         found += not loss <= 1.1 * lowest

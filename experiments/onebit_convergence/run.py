@@ -54,7 +54,7 @@ def all_runs() -> list[str]:
 
 
 def settings_of(run: str, sources: dict[str, object]) -> dict[str, object]:
-    """What differs from config.yaml."""
+    """Settings that differ from config.yaml."""
     group, kind, seed = run.split("-")
     settings = {"seed": seed, "data.shuffle_seed": seed, **sources}
     if group == "masked":

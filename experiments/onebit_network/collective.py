@@ -50,7 +50,7 @@ def processes(
 
 
 def environments(network: Network, group: int = 0) -> dict[str, dict[str, str]]:
-    """How the processes of each program find one another; groups of the same program have numbers."""
+    """Addresses by which a program's processes find one another; groups of the same program have numbers."""
     first, size = network.plan.address(0), str(network.plan.size)
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"), "1")
     names = {
@@ -82,7 +82,7 @@ def compared(folder: Path, groups: dict[str, list[Worker]], *, values: int, roun
 
 
 def turns(groups: dict[str, list[Worker]], config: dict[str, Any], others: Others) -> dict[str, list[dict[str, Any]]]:
-    """What every side did in each of its turns; the order changes from block to block."""
+    """Turns of every side; the order changes from block to block."""
     sides: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES if side in config["calls"]}
     for number in range(config["blocks"]):
         for side in list(sides) if number % 2 == 0 else list(reversed(sides)):

@@ -20,7 +20,7 @@ from side_by_side import serve_and_leave
 
 
 class Packer:
-    """What the accelerator's builder of a packer would load: numpy's bits, most significant first."""
+    """Stand-in for the packer that the accelerator's builder would load: numpy's bits, most significant first."""
 
     def load(self) -> "Packer":
         return self

@@ -106,7 +106,7 @@ def mean_of_rows(x: jax.Array, feedback: Feedback, *, scheme: Scheme, num_worker
 
 
 def two_messages(bits: jax.Array, *, num_workers: int) -> jax.Array:
-    """What one_bit_mean sends, [W, bytes] to and from every process, without anything computed."""
+    """Bytes of one_bit_mean, [W, bytes] to and from every process, without anything computed."""
     return gathered(exchanged(bits, "data")[:1], "data", num_workers)
 
 
@@ -120,7 +120,7 @@ MESSAGES = {"messages": two_messages, "exchanges": two_exchanges}
 
 
 def idle(seconds: float) -> dict[str, Any]:
-    """What the interface carries when nobody asks for anything: the coordinator's heartbeats."""
+    """Bytes of the idle interface: the coordinator's heartbeats."""
     before = own_counters()
     time.sleep(seconds)
     moved = own_counters() - before

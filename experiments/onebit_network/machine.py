@@ -1,4 +1,4 @@
-"""How busy others keep the machine while our processes work; by process, so that the network's work is not theirs."""
+"""Load by other programs while our processes work; by process, so that the network's work is not theirs."""
 
 import contextlib
 import os

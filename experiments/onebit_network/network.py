@@ -76,7 +76,7 @@ class Plan:
         return f"10.77.0.{rank + 1}"
 
     def commands(self) -> list[list[str]]:
-        """What `ip` is told to do.
+        """Commands for `ip`.
 
         Example:
             >>> [" ".join(words) for words in Plan("n", 2).commands()][2]

@@ -32,7 +32,7 @@ WAYS = {"all-reduce": 2, "all-gather": 1, "all-to-all": 1}
 
 
 class Trainer:
-    """What train/loop.py sets up, with batches that lie ready; stages come as the optimizer's schedule has them."""
+    """The set-up of train/loop.py, with batches that lie ready; stages come as the optimizer's schedule has them."""
 
     def __init__(self, model: dict[str, Any], optimizer: dict[str, Any], *, rows: int, clip: float, steps: int) -> None:
         start_processes()

@@ -1,4 +1,4 @@
-"""What 1-bit Adam, 1-bit LAMB and 0/1 Adam send over a whole run: `plan` on the published schedules, and real runs.
+"""Bytes of 1-bit Adam, 1-bit LAMB and 0/1 Adam over a whole run: `plan` on the published schedules, and real runs.
 
     .venv/bin/python experiments/onebit_volume/run.py           what is missing in results/, then plot.png and README.md
     .venv/bin/python experiments/onebit_volume/run.py --report  table and plot from results/ only

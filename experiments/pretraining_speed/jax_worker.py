@@ -25,7 +25,7 @@ from dsjax.setup.step import BATCH_SPEC, GradientInputs
 
 
 class JaxTrainer:
-    """What train/loop.py sets up, for one device and batches that lie ready."""
+    """The set-up of train/loop.py, for one device and batches that lie ready."""
 
     def __init__(self, job: Job) -> None:
         self.job = job

@@ -1,4 +1,4 @@
-"""What the driver and the workers of this experiment tell each other; see ../side_by_side.py for how.
+"""Messages between the driver and the workers of this experiment; see ../side_by_side.py for how.
 
 load(**Job) makes the model and the optimizer; then there are
 about() -> parameters, versions, choices made
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What to train; the same for both workers."""
+    """The model and its rows; the same for both workers."""
 
     vocab_size: int
     num_layers: int
@@ -32,7 +32,7 @@ class Job:
 
 
 class Trainer(Protocol):
-    """What a worker makes of a Job."""
+    """A Job set up by a worker."""
 
     def about(self) -> dict[str, Any]:
         """Parameters, versions, choices made."""
@@ -52,7 +52,7 @@ class Trainer(Protocol):
 
 
 def commands(trainer: Trainer) -> Mapping[str, Callable[..., dict[str, Any]]]:
-    """What a worker offers to the driver."""
+    """Commands of a worker, for the driver."""
 
     def losses(steps: int) -> dict[str, Any]:
         trainer.reset()

@@ -26,8 +26,8 @@ from dsjax.observe.environment import versions
 from dsjax.observe.host import restart_with_huge_pages
 from dsjax.plan.cost import Cost
 from dsjax.setup.assembly import Setup, assemble, first_state
+from dsjax.setup.buckets import Bucket
 from dsjax.setup.placement import training_placement
-from dsjax.setup.schedule import Bucket
 
 HERE = Path(__file__).parent
 REPEATS, STEPS = 3, 2

@@ -66,7 +66,7 @@ def outcome_of(reader: str, folder: Path) -> tuple[str, str]:
 
 
 def reason(message: str) -> str:
-    """What kind of refusal: the message without names and numbers."""
+    """Kind of a refusal: the message without names and numbers."""
     return re.sub(r"'[^']*'|\S*/\S+|[\d.]+|\S*\.\S+", "#", message)[:60]
 
 
@@ -157,7 +157,7 @@ def table(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def too_much(results: dict[str, dict[str, Any]], limits: dict[str, float]) -> list[str]:
-    """What broke, or went beyond the limits of config.yaml."""
+    """Cases that broke, or went beyond the limits of config.yaml."""
     found = []
     for name, r in results.items():
         found += [f"{name}:{finding['input']}: {finding['error']}" for finding in r["findings"]]

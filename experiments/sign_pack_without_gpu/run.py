@@ -104,7 +104,7 @@ def compiled(python: Path) -> dict[str, str]:
 
 
 def assembled(assembler: Path, text: str) -> dict[str, int]:
-    """What NVIDIA's assembler says of it, and how many of a multiprocessor's 64 warps fit into its registers."""
+    """Report of NVIDIA's assembler, and how many of a multiprocessor's 64 warps fit into its registers."""
     source, target = ENVIRONMENT / "kernel.ptx", ENVIRONMENT / "kernel.cubin"
     source.write_text(text)
     command = [assembler, "-arch=sm_90a", "-v", source, "-o", target]

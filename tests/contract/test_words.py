@@ -17,7 +17,7 @@ def docstrings(path: Path) -> list[str]:
     return found + [node.value for node in strings if isinstance(node, ast.Constant) and isinstance(node.value, str)]
 
 
-@pytest.mark.parametrize("folder", ["dsjax", "pallas_kernels", "launch"])
+@pytest.mark.parametrize("folder", ["dsjax", "pallas_kernels", "launch", "experiments"])
 def test_no_docstring_begins_with_what_or_how(folder):
     files = sorted((ROOT / folder).rglob("*.py"))
     assert files

@@ -75,6 +75,7 @@ def test_gradient_is_that_of_one_device(sizes):
     check(make_training(mesh), *reference(), what=str(sizes))
 
 
+@pytest.mark.slow  # test_families.py has other models, test_steps.py this mesh
 def test_another_model_too():
     check(make_training(MESHES["all"], OTHER), *reference(OTHER), what="all")
 

@@ -100,8 +100,8 @@ class Tokenizer:
         """The library's tokenizer for text of chat templates, in which the names of special tokens are found.
 
         A second object, since the library keeps this choice in the tokenizer: changing it there around a call would
-        change what another thread encodes. It is made when it is first needed, which takes 0.1 s and 37 MB for the
-        49,152 tokens of SmolLM2; the first one stays as its file is, and with it the hash.
+        change what another thread encodes. It takes as much memory again and is made when it is first needed; the first
+        one stays as its file is, and with it the hash.
         """
         assert self._library is not None, "bytes have no special tokens with names"
         splits = self.settings.get("split_special_tokens") is True

@@ -62,10 +62,10 @@ def config_from_hf(hf: Mapping[str, Any]) -> ModelConfig:
             what the model computes and is not implemented.
     """
     kind = hf.get("model_type")
-    known = {kind: folders for kind in sorted(FAMILIES) if (folders := family_of(kind).hugging_face)}
-    if not isinstance(kind, str) or kind not in known:
+    folders = family_of(kind).hugging_face if isinstance(kind, str) and kind in FAMILIES else None
+    if folders is None:
+        known = (name for name in sorted(FAMILIES) if family_of(name).hugging_face)
         raise ValueError(f"config.json: model_type is {kind!r}; known are {', '.join(known)}")
-    folders = known[kind]
     try:
         name = (hf.get("architectures") or [next(iter(folders.classes))])[0]
         if name not in folders.classes:

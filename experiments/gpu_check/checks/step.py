@@ -57,7 +57,7 @@ def cudnn(context: Context) -> Outcome:
 
 
 def two_devices(context: Context) -> Outcome:
-    """What crosses `data` in the gradient's program for two workers, compiled ahead of time: there need not be two.
+    """Bytes across `data` in the gradient's program for two workers, compiled ahead of time: there need not be two.
 
     It is right if each message is sent once, whatever is accumulated in a loop, and all together are the gradient.
     """

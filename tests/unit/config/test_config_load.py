@@ -254,21 +254,21 @@ OLD = r"under their old names, which still work: curriculum.length.how is curric
 
 def test_an_old_key_works_everywhere_with_one_warning(tmp_path):
     path = write(tmp_path, base=LENGTH + ", how: reshape}}\n", run="file: base.yaml\nseed: 3\n")
-    with pytest.warns(FutureWarning, match=OLD) as found:
+    with pytest.warns(UserWarning, match=OLD) as found:
         config = load_run(path)
     assert config.curriculum.length.mode == "reshape" and len(found) == 1
     new = write(tmp_path, new=LENGTH + ", mode: reshape}}\n")
     assert load_run(new, ["seed=3"]) == config
-    with pytest.warns(FutureWarning, match=OLD):
+    with pytest.warns(UserWarning, match=OLD):
         assert load_run(new, ["curriculum.length.how=truncate"]).curriculum.length.mode == "truncate"
     # A file that names another one: its new key goes over the old one.
     over = write(tmp_path, over="file: base.yaml\ncurriculum: {length: {mode: truncate}}\n")
-    with pytest.warns(FutureWarning, match=OLD):
+    with pytest.warns(UserWarning, match=OLD):
         assert load_run(over).curriculum.length.mode == "truncate"
     # A run folder's config.yaml, as it was written before.
     written = load.to_dict(config)
     written["curriculum"]["length"]["how"] = written["curriculum"]["length"].pop("mode")
-    with pytest.warns(FutureWarning, match=OLD):
+    with pytest.warns(UserWarning, match=OLD):
         assert load.decode(RunConfig, written, origin="config.yaml") == config
 
 

@@ -111,16 +111,13 @@ def run(name: str, kind: str, *, num_kept: int | None, length: int = T, kept: in
 
 
 CASES = [
-    ("bloom", "single"),
     ("bloom", "packed"),
-    ("bloom", "padded"),
-    ("gpt2", "single"),
     ("gpt2", "packed"),
-    ("llama", "single"),
     ("llama", "packed"),
-    ("bert", "single"),
-    ("bert", "padded"),
     ("bert", "packed"),
+    ("bert", "padded"),
+    *[pytest.param(name, "single", marks=pytest.mark.slow) for name in ("bloom", "gpt2", "llama", "bert")],
+    pytest.param("bloom", "padded", marks=pytest.mark.slow),
 ]
 
 

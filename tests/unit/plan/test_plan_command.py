@@ -60,6 +60,13 @@ def test_shardings_on_a_mesh_that_does_not_exist():
     assert "tensor" in largest and "fsdp" in largest and "fits on" in done.stdout
 
 
+def test_shardings_as_json():
+    """One entry a tensor of the state; together they are what the plan says of parameters and optimizer."""
+    found = json.loads(dsjax_plan(CONFIGS / "run" / "quickstart.yaml", "--shardings", "--json").stdout)
+    of = lambda name: sum(row["bytes_per_device"] for row in found["shardings"] if row["name"].split("/")[0] == name)
+    assert of("params") == found["memory"]["parameters"] and of("opt_state") == found["memory"]["optimizer"]
+
+
 def test_everything_that_does_not_divide_is_said_at_once():
     done = dsjax_plan(BLOOM, "--set", "mesh.tensor=3", "--set", "mesh.data=7")
     assert done.returncode == 2 and not done.stdout
